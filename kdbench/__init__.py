@@ -1,0 +1,3 @@
+"""kdbench: knowledge distillation experiments from composable configs."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,77 @@
+"""What every distillation loss is: the one base class, and how weighted terms are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.types import LossTerms, Outputs, Target
+
+
+class DistillationLoss(nn.Module):
+    """A loss over a student's and a teacher's outputs.
+
+    A subclass states what it needs, its exact formula, and computes named terms. Everything is computed in float32
+    whatever the precision of the networks; the teacher's outputs carry no gradient.
+
+    `needs` names the feature keys it reads; an empty tuple means that a table of teacher logits may serve it.
+    `weights` are the coefficients of the terms; `weights.task` multiplies the label's cross-entropy and
+    `weights.distill` the teacher's term (papers disagree on what a bare alpha multiplies).
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()  # features read, of student and teacher alike
+    uses_teacher: ClassVar[bool] = True  # False: may train with `teacher=none`
+    paper: ClassVar[str] = ""  # "Hinton et al. 2015, eq. 1", for `kdbench list loss`
+
+    def __init__(self, weights: Mapping[str, float], label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        for name, weight in weights.items():
+            if not isinstance(weight, (int, float)) or weight != weight or abs(weight) == float("inf") or weight < 0:
+                raise ValueError(f"weights.{name} must be a finite number >= 0, got {weight}")
+        self.weights = {name: float(weight) for name, weight in weights.items()}
+        self.label_smoothing = float(label_smoothing)
+
+    @property
+    def formula(self) -> str:
+        """The exact formula with its numbers, for the log and result.json."""
+        raise NotImplementedError
+
+    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
+        """Make adapters from real shapes, once, before the optimizer is built. Most losses have none."""
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        raise NotImplementedError
+
+    def task(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Mean cross-entropy with the labels, in nats. logits [B, C]; label [B] int64 (-1: left out) or [B, C] float."""
+        return task_cross_entropy(logits, label, self.label_smoothing)
+
+    def combine(self, **parts: Tensor) -> LossTerms:
+        """Weighted sum of named terms; a term without a weight counts once. Terms with weight 0 only make curves."""
+        total = sum(self.weights.get(name, 1.0) * part for name, part in parts.items() if self.weights.get(name, 1.0) != 0.0)
+        if not isinstance(total, Tensor):
+            raise ValueError(f"all weights are zero ({', '.join(self.weights)}): nothing to train on")
+        return LossTerms(total, {name: part.detach() for name, part in parts.items()})
+
+
+def task_cross_entropy(logits: Tensor, label: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in float32, averaged over the labelled rows; exactly 0 (with a gradient of 0) if none is labelled."""
+    logits = logits.float()
+    if label.dtype.is_floating_point:
+        return F.cross_entropy(logits, label.float(), label_smoothing=label_smoothing)
+    total = F.cross_entropy(logits, label, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
+    # A count on the device, not an `if`: no host sync. clamp: a batch of unlabelled images gives 0, not NaN.
+    return total / (label >= 0).sum().clamp_min(1)
+
+
+def detached(outputs: Outputs | None, loss: str) -> Tensor:
+    """The teacher's logits in float32 without gradient. Raises ValueError if there is no teacher."""
+    if outputs is None:
+        raise ValueError(f"loss={loss} needs a teacher: choose one with teacher=<network>")
+    return outputs.logits.detach().to(torch.float32)

@@ -1,0 +1,76 @@
+"""The vocabulary: what flows between data, networks, losses, teachers and the training engine (torch only)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Outputs(NamedTuple):
+    """What every network returns."""
+
+    logits: Tensor  # [B, C] raw, no temperature
+    features: dict[str, Tensor]  # "stem", "stage1", ... [B, D, H, W]; "pooled" [B, D], the input of the last linear layer
+
+
+class Target(NamedTuple):
+    """What a loss may know about a batch besides the two networks' outputs."""
+
+    label: Tensor  # [B] int64, or [B, C] float (mixed or soft labels); -1 where a sample has no label
+    index: Tensor  # [B] int64 row in the training set
+    progress: Tensor  # 0-dim float32 in [0, 1]: how much of the training is done
+
+
+class Batch(NamedTuple):
+    """One training batch, on the device."""
+
+    image: Tensor  # [B, C, H, W] augmented and normalised
+    view: Tensor  # [B] int64 which augmentation each row got: what makes an exact teacher table possible
+    target: Target
+
+
+class LossTerms(NamedTuple):
+    """What a loss returns."""
+
+    total: Tensor  # 0-dim float32, the only thing that is back-propagated
+    parts: dict[str, Tensor]  # unweighted 0-dim terms by name, for curves
+
+
+class StepOutput(NamedTuple):
+    """What one forward pass of a student under its loss returns."""
+
+    terms: LossTerms
+    logits: Tensor  # [B, C] the student's
+
+
+class DataInfo(NamedTuple):
+    """What a network must know of the data to be built for it."""
+
+    num_classes: int
+    in_channels: int
+    image_size: int  # pixels a side
+
+
+Teacher = Callable[[Batch], "Outputs | None"]  # none, live, table, ensemble: interchangeable
+
+
+class TrainBatches(Protocol):
+    """A training set as batches; order and views are functions of (seed, epoch), so a resumed run replays them."""
+
+    size: int  # images an epoch draws from
+    steps: int  # batches in one epoch
+    views: int | None  # how many augmented views an image has; None: not enumerable, so no teacher table
+
+    def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
+        """The batches of one epoch (counted from 0); `epochs` is the length of the training, for `progress`."""
+        ...
+
+
+class EvalBatches(Protocol):
+    """A validation or test set as batches of un-augmented images, always in the same order."""
+
+    size: int
+
+    def __iter__(self) -> Iterator[Batch]: ...
