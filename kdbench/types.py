@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -43,6 +43,15 @@ class StepOutput(NamedTuple):
 
     terms: LossTerms
     logits: Tensor  # [B, C] the student's
+
+
+class Calibration(NamedTuple):
+    """What a loss found out about a teacher before training, and chose its own coefficients by."""
+
+    name: str  # "epsilon": the file stem (epsilon.json) and the prefix in TensorBoard
+    record: dict[str, Any]  # what was chosen, and how; plain JSON values
+    table: list[dict[str, Any]]  # one row a candidate, best first
+    figures: dict[str, Any]  # matplotlib figures by name
 
 
 class DataInfo(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.types import LossTerms, Outputs, Target
+from kdbench.types import Calibration, LossTerms, Outputs, Target
 
 
 class DistillationLoss(nn.Module):
@@ -44,6 +44,19 @@ class DistillationLoss(nn.Module):
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make adapters from real shapes, once, before the optimizer is built. Most losses have none."""
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` must be called before training."""
+        return False
+
+    def calibrate(self, teacher_logits: Tensor, label: Tensor) -> Calibration:
+        """Choose the loss's own coefficients from the teacher's logits [N, C] on the validation split and its labels [N].
+
+        Called once, before training, only if `needs_calibration`; what it chose must be kept in buffers, so that a
+        checkpoint carries it. Never sees test data.
+        """
+        raise NotImplementedError
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         raise NotImplementedError
