@@ -1,0 +1,73 @@
+"""What is measured: running sums during training, and the report of a network on a labelled set."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.types import Outputs, StepOutput, Target
+
+
+class Meters:
+    """Sums over one epoch, kept on the device and read once, at its end: no host sync in a step."""
+
+    def __init__(self, device: torch.device, steps: int) -> None:
+        self._totals = torch.zeros(steps, device=device)  # the loss at every step, to find the first that is not finite
+        self._sums: Tensor | None = None
+        self._names: list[str] = []
+        self._images = 0
+        self._step = 0
+
+    def add(self, output: StepOutput, teacher: Outputs | None, target: Target) -> None:
+        """Count one step: the loss and its terms, right answers, and answers equal to the teacher's."""
+        answer = output.logits.argmax(1)
+        label = target.label if target.label.ndim == 1 else target.label.argmax(1)
+        values = {"loss": output.terms.total.detach(), **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
+        values["top1"] = (answer == label).float().mean()
+        if teacher is not None:
+            values["agreement"] = (answer == teacher.logits.argmax(1)).float().mean()
+        row = torch.stack([v.float() for v in values.values()])
+        if self._sums is None:
+            self._sums, self._names = torch.zeros_like(row), list(values)
+        self._sums.add_(row, alpha=len(answer))
+        self._totals[self._step] = values["loss"]
+        self._images += len(answer)
+        self._step += 1
+
+    def read(self) -> tuple[dict[str, float], int | None]:
+        """Means by name, and the first step (from 0) whose loss was not finite, or None. The epoch's only sync."""
+        assert self._sums is not None, "read() before the first step"
+        means = (self._sums / self._images).tolist()
+        bad = (~torch.isfinite(self._totals[: self._step])).nonzero()
+        return dict(zip(self._names, means, strict=True)), int(bad[0]) if len(bad) else None
+
+
+def report(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
+    """Accuracy, calibration and fidelity of `logits` [N, C] against `label` [N] and, if given, `teacher` logits [N, C].
+
+    top1, top5 and agreement are fractions; nll and teacher_kl (KL from teacher to student at temperature 1, the
+    fidelity of Stanton et al. 2021) are in nats; ece is the expected calibration error with 15 equal bins (Guo et al. 2017).
+    """
+    logp = F.log_softmax(logits.float(), 1)
+    ranked = logp.topk(min(5, logp.shape[1]), 1).indices
+    hit = ranked == label[:, None]
+    values = {
+        "top1": hit[:, 0].float().mean(),
+        "top5": hit.any(1).float().mean(),
+        "nll": F.nll_loss(logp, label),
+        "ece": expected_calibration_error(logp.exp(), label),
+    }
+    if teacher is not None:
+        logq = F.log_softmax(teacher.float(), 1)
+        values["agreement"] = (ranked[:, 0] == logq.argmax(1)).float().mean()
+        values["teacher_kl"] = (logq.exp() * (logq - logp)).sum(1).mean()
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+
+
+def expected_calibration_error(probs: Tensor, label: Tensor, bins: int = 15) -> Tensor:
+    """Mean gap between confidence and accuracy over equal-width confidence bins (Guo et al. 2017, eq. 3); probs [N, C]."""
+    confidence, answer = probs.max(1)
+    slot = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = (answer == label).float() - confidence
+    return torch.zeros(bins, device=probs.device).index_add_(0, slot, gap).abs().sum() / len(label)

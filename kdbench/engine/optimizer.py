@@ -1,0 +1,58 @@
+"""Optimizers by name: torch's SGD and AdamW, and all others from timm."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdbench.engine.options import OptimizerOptions
+from kdbench.errors import UserError
+
+_TORCH = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+
+def make_optimizer(options: OptimizerOptions, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
+    """An optimizer over all trainable parameters of `modules`.
+
+    With `decay_1d` false, parameters of fewer than two dimensions (batch-norm, biases) get no weight decay.
+    Raises UserError for an unknown name or arguments that the optimizer does not take.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = _groups(parameters, options)
+    extra: dict[str, Any] = {k: v for k, v in _given(options).items() if v is not None} | dict(options.options)
+    try:
+        if options.name in _TORCH:
+            # One fused kernel a step for all tensors; CPU and CUDA have it, other devices fall back to foreach.
+            fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+            return _TORCH[options.name](groups, lr=options.lr, fused=fused, **extra)
+        return _from_timm(options, groups, extra)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.name = {options.name}: {error}") from error
+
+
+def _given(options: OptimizerOptions) -> dict[str, Any]:
+    betas = tuple(options.betas) if options.betas is not None else None
+    return {"momentum": options.momentum, "nesterov": options.nesterov, "betas": betas, "eps": options.eps}
+
+
+def _groups(parameters: list[nn.Parameter], options: OptimizerOptions) -> list[dict[str, Any]]:
+    if options.decay_1d:
+        return [{"params": parameters, "weight_decay": options.weight_decay}]
+    decayed = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
+    groups = [(decayed, options.weight_decay), (plain, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
+def _from_timm(options: OptimizerOptions, groups: list[dict[str, Any]], extra: dict[str, Any]) -> torch.optim.Optimizer:
+    from timm.optim import create_optimizer_v2, list_optimizers  # imported when asked for: timm takes a second
+
+    known = list_optimizers()
+    if options.name not in known:
+        near = difflib.get_close_matches(options.name, [*_TORCH, *known], n=5) or [*_TORCH, "lamb", "lion", "muon"]
+        raise UserError(f"optimizer.name = {options.name}: no such optimizer. Nearest: {', '.join(near)}")
+    return create_optimizer_v2(groups, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, **extra)
