@@ -1,0 +1,141 @@
+"""The training loop: epochs of steps, then evaluation, log and checkpoint. There is no other loop in kdbench."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from kdbench.engine.evaluate import evaluate
+from kdbench.engine.learner import Learner
+from kdbench.engine.options import TrainerOptions
+from kdbench.engine.progress import ProgressView
+from kdbench.errors import UserError
+from kdbench.logs import RunLog
+from kdbench.types import EvalBatches, Teacher, TrainBatches
+
+CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
+
+
+class Diverged(UserError):
+    """A loss became NaN or infinite."""
+
+
+@dataclass
+class Member:
+    """A learner and the run folder that it fills."""
+
+    learner: Learner
+    folder: Path
+    log: RunLog
+    sets: Mapping[str, EvalBatches]  # "val" (if any) and "test"
+    reference: Mapping[str, Tensor]  # the teacher's logits on each of them; empty without a teacher
+    trainer: TrainerOptions
+    epochs: int  # of the whole schedule
+    about: dict[str, str] = field(default_factory=dict)  # kept in the header of the weight files
+    epochs_done: int = 0
+    seconds: float = 0.0
+    last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] | None = None
+    failure: Exception | None = None
+
+    def end_epoch(self, epoch: int, steps: int, images: int, seconds: float) -> dict[str, float]:
+        """Read the meters, evaluate, log and checkpoint; `epoch` counts from 0. Raises Diverged."""
+        means, bad = self.learner.meters.read()
+        if bad is not None:
+            raise _diverged(self, epoch, bad)
+        lr = self.learner.optimizer.param_groups[0]["lr"]
+        values = {f"train/{k}": v for k, v in means.items()} | {"lr": float(lr), "images_per_second": images / seconds}
+        values["step"] = float(self.learner.steps_done)
+        if (epoch + 1) % self.trainer.evaluate_every == 0 or epoch + 1 == self.epochs:
+            values |= self.evaluate()
+        self.epochs_done, self.seconds = epoch + 1, self.seconds + seconds
+        self.last = {"epoch": float(epoch + 1), **values}
+        self._keep_best()
+        self.log.write(epoch + 1, values)
+        if (epoch + 1) % self.trainer.checkpoint_every == 0 or epoch + 1 == self.epochs:
+            save_checkpoint(self.folder / CHECKPOINT, self.state())
+        return values
+
+    def evaluate(self) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for name, batches in self.sets.items():
+            measured = evaluate(self.learner.network, batches, self.learner.distiller.placement, self.reference.get(name))
+            values |= {f"{name}/{k}": v for k, v in measured.items()}
+        return values
+
+    def _keep_best(self) -> None:
+        """The best epoch by validation accuracy; the test set is never looked at to choose."""
+        score = self.last.get("val/top1")
+        if score is not None and (self.best is None or score > self.best["val/top1"]):
+            self.best = dict(self.last)
+            save_weights(self.folder / BEST, self.learner.network, self.about)
+
+    def state(self) -> dict[str, Any]:
+        kept = {"epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best}
+        return {**kept, "learner": self.learner.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.epochs_done, self.seconds = state["epochs_done"], state["seconds"]
+        self.last, self.best = state["last"], state["best"]
+        self.learner.restore(state["learner"])
+
+
+def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:
+    """The number of whole epochs in a run folder's checkpoint, and the checkpoint."""
+    if not (folder / CHECKPOINT).exists():
+        return 0, None
+    state = load_checkpoint(folder / CHECKPOINT)
+    return state["epochs_done"], state
+
+
+def fit(
+    members: Sequence[Member], batches: TrainBatches, teacher: Teacher, until: int, view: ProgressView
+) -> None:
+    """Train members side by side up to epoch `until`: one batch, one teacher pass, a step of each.
+
+    A member that diverges is left out from then on and carries its `failure`; the others go on.
+    """
+    first = min(member.epochs_done for member in members)
+    epochs = members[0].epochs
+    for epoch in range(first, until):
+        active = [m for m in members if m.failure is None and m.epochs_done == epoch]
+        if active:
+            _train_epoch(active, batches, teacher, epoch, epochs, view)
+
+
+def _train_epoch(
+    members: Sequence[Member], batches: TrainBatches, teacher: Teacher, epoch: int, epochs: int, view: ProgressView
+) -> None:
+    for member in members:
+        member.learner.begin_epoch(epoch)
+    members[0].learner.enter()
+    # Alone, a learner owns the global random state; learners that take turns swap theirs in and out.
+    steps = [m.learner.step if len(members) == 1 else m.learner.step_in_turn for m in members]
+    begin, images = time.perf_counter(), 0
+    for batch in batches.epoch(epoch, epochs):
+        guide = teacher(batch)
+        for step in steps:
+            step(batch, guide)
+        images += len(batch.image)
+        view.advance()
+    values: dict[str, float] = {}
+    for member in members:
+        try:
+            values = member.end_epoch(epoch, len(steps), images, time.perf_counter() - begin)
+        except Diverged as failure:
+            member.failure = failure
+    view.epoch(epoch + 1, epochs, values)
+
+
+def _diverged(member: Member, epoch: int, bad: int) -> Diverged:
+    step = epoch * member.learner.steps_per_epoch + bad
+    return Diverged(
+        f"the loss is not a finite number from step {step + 1} on (epoch {epoch + 1}, step {bad + 1} of the epoch), in "
+        f"{member.folder}. Try a smaller optimizer.lr, a longer schedule.warmup, or trainer.clip=1."
+    )
