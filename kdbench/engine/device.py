@@ -31,6 +31,13 @@ class Placement(NamedTuple):
             return module.to(self.device, memory_format=torch.channels_last)
         return module.to(self.device)
 
+    def wait(self) -> None:
+        """Until the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
     @property
     def precision(self) -> str:
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"

@@ -44,7 +44,7 @@ class Member:
     best: dict[str, float] | None = None
     failure: Exception | None = None
 
-    def end_epoch(self, epoch: int, steps: int, images: int, seconds: float) -> dict[str, float]:
+    def end_epoch(self, epoch: int, images: int, seconds: float) -> dict[str, float]:
         """Read the meters, evaluate, log and checkpoint; `epoch` counts from 0. Raises Diverged."""
         means, bad = self.learner.meters.read()
         if bad is not None:
@@ -124,10 +124,12 @@ def _train_epoch(
             step(batch, guide)
         images += len(batch.image)
         view.advance()
+    members[0].learner.distiller.placement.wait()  # once an epoch, so that images per second are of work done
+    seconds = time.perf_counter() - begin
     values: dict[str, float] = {}
     for member in members:
         try:
-            values = member.end_epoch(epoch, len(steps), images, time.perf_counter() - begin)
+            values = member.end_epoch(epoch, images, seconds)
         except Diverged as failure:
             member.failure = failure
     view.epoch(epoch + 1, epochs, values)

@@ -1,0 +1,145 @@
+"""The only file that turns a configuration into objects: DictConfig -> Recipe of plain factories."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from kdbench.configure import check_node, config_hash, construct, locate
+from kdbench.data.bundle import Bundle
+from kdbench.engine.checkpoint import read_json
+from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
+from kdbench.errors import UserError
+from kdbench.procedures.folder import RESULT
+from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds, TeacherSpec
+from kdbench.report import show
+from kdbench.types import DataInfo
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, out: Path, overrides: list[str], choices: dict[str, str]) -> float | None:
+    """One `kdbench train`: the composed experiment in folder `out`, or, if it is finished, just its result.
+
+    Returns the value that a Hydra sweeper reads (`monitor`). Raises UserError before any work for what cannot run.
+    """
+    recipe = make_recipe(cfg, overrides, choices)
+    procedure = make_procedure(cfg.procedure)
+    done = (out / RESULT).exists() and not recipe.force
+    result = read_json(out / RESULT) if done else procedure(recipe, out)
+    show(result, out, already=done)
+    return monitored(result, cfg.monitor)
+
+
+def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str]) -> Recipe:
+    """Everything is checked here, before data is read or a network built."""
+    tree = plain(cfg)
+    kept = {k: v for k, v in choices.items() if "/" not in k and "@" not in k and v is not None}
+    record = Record(config_hash(cfg), kept, tree, list(overrides), [str(tag) for tag in cfg.tags])
+    catalogue = ConfigCatalogue()
+    loss = make_loss(choices["loss"], tree["loss"])
+    loss.make()  # refuses values out of range now rather than after the teacher is trained
+    return Recipe(
+        data=functools.partial(load_data, json.dumps(tree["dataset"])),
+        student=make_network(choices["student"], tree["student"], "student"),
+        teacher=make_teacher(choices["teacher"], tree["teacher"]),
+        loss=loss,
+        optimizer=check_node(tree["optimizer"], OptimizerOptions, "optimizer"),
+        schedule=check_node(tree["schedule"], ScheduleOptions, "schedule"),
+        trainer=check_node(tree["trainer"], TrainerOptions, "trainer"),
+        seeds=check_node(tree["seeds"], Seeds, "seeds"),
+        record=record,
+        catalogue=catalogue,
+        teachers=Path(tree["paths"]["teachers"]),
+        force=bool(cfg.force),
+    )
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain containers."""
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items() if key != "hydra"}
+
+
+@functools.lru_cache(maxsize=2)
+def load_data(dataset: str) -> Bundle:
+    """The data of a dataset node (as JSON), read once for all runs of this process that use it."""
+    return construct(json.loads(dataset), "dataset")
+
+
+def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSpec:
+    """A network's factory. A `name` key (timm, torchvision) names it better than the choice of the group."""
+    config = dict(node)
+
+    def make(info: DataInfo) -> Any:
+        return construct(config, prefix, **info._asdict())
+
+    return NetworkSpec(str(config.get("name") or choice), config, make)
+
+
+def make_loss(choice: str, node: Mapping[str, Any]) -> LossSpec:
+    config = dict(node)
+    return LossSpec(choice, config, functools.partial(construct, config, "loss"))
+
+
+def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
+    """Split the flat teacher node into the network's keys and the teacher's own."""
+    if node.get("_target_") is None:
+        return None
+    own_names = {f.name for f in fields(TeacherSpec)} - {"network"}
+    own = {key: value for key, value in node.items() if key in own_names}
+    network = make_network(choice, {key: value for key, value in node.items() if key not in own_names}, "teacher")
+    own["optimizer"] = check_node(node["optimizer"], OptimizerOptions, "teacher.optimizer")
+    own["schedule"] = check_node(node["schedule"], ScheduleOptions, "teacher.schedule")
+    spec = TeacherSpec(network=network, **own)
+    epochs = spec.schedule.epochs
+    require(spec.stop_epoch is None or 1 <= spec.stop_epoch <= epochs, "teacher.stop_epoch", spec.stop_epoch, f"in 1..{epochs}")
+    return spec
+
+
+def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], dict[str, Any]]:
+    """The procedure's function with its own options bound."""
+    options = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(options, dict)
+    function = locate(options.pop("_target_"))
+    return functools.partial(function, **{str(k): v for k, v in options.items()})
+
+
+class ConfigCatalogue:
+    """Networks and losses by the names of their YAML files."""
+
+    def network(self, name: str) -> NetworkSpec:
+        return make_network(name, self._node("student", name), "student")
+
+    def network_from(self, name: str, config: Mapping[str, Any]) -> NetworkSpec:
+        return make_network(name, config, "student")
+
+    def loss(self, name: str) -> LossSpec:
+        return make_loss(name, self._node("loss", name))
+
+    def _node(self, group: str, name: str) -> dict[str, Any]:
+        composed = compose("train", overrides=[f"{group}={name}"])
+        node = OmegaConf.to_container(composed[group], resolve=True)
+        assert isinstance(node, dict)
+        return {str(key): value for key, value in node.items()}
+
+
+def monitored(result: Mapping[str, Any], name: str) -> float | None:
+    """The figure that a sweeper optimises: one of result.json's `last`, or of `best` as best/val/top1."""
+    last = result["last"]
+    if name == "auto":
+        return last.get("val/top1", last.get("train/top1"))
+    best = {f"best/{key}": value for key, value in (result.get("best") or {}).items()}
+    figures = {**last, **best}
+    if name not in figures:
+        raise UserError(f"monitor = {name}: must be auto or one of {', '.join(figures)}")
+    return figures[name]

@@ -1,0 +1,259 @@
+"""One stage of an experiment: a student trained under one loss, in one run folder, exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from kdbench.data.batches import make_eval_batches, make_train_batches
+from kdbench.data.bundle import Bundle, Split
+from kdbench.engine.checkpoint import read_json, save_weights, write_json
+from kdbench.engine.device import Placement, place
+from kdbench.engine.distiller import Distiller
+from kdbench.engine.learner import Learner
+from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
+from kdbench.engine.progress import ProgressView
+from kdbench.engine.schedule import lr_factors
+from kdbench.engine.trainer import STUDENT, Member, fit, resume_epoch
+from kdbench.errors import UserError
+from kdbench.logs import RunLog
+from kdbench.losses.base import DistillationLoss
+from kdbench.models.base import count_parameters
+from kdbench.models.weights import weight_hash
+from kdbench.procedures.folder import RESULT, clear, describe_versions, save_config, save_network
+from kdbench.procedures.recipe import LossSpec, NetworkSpec, Record, Seeds
+from kdbench.teachers.given import GivenTeacher, no_teacher
+from kdbench.types import Calibration, EvalBatches, TrainBatches
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """All that one training is made of. Stages that agree in data, schedule length and teacher can run as a cohort."""
+
+    folder: Path
+    data: Bundle
+    split: Split  # what it trains on
+    student: NetworkSpec
+    loss: LossSpec
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    trainer: TrainerOptions
+    seeds: Seeds
+    record: Record
+    stop_epoch: int | None = None
+    force: bool = False
+    adapt: Callable[[nn.Module, GivenTeacher | None], None] | None = None  # once, on the fresh student: shared, frozen, initialised layers
+
+
+def run_stage(stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
+    """Train one student and return its result.json. A finished stage is not run again, an unfinished one continues.
+
+    Raises Diverged if its loss became NaN, and UserError if another process is at work in the folder or it holds another run.
+    """
+    outcome = run_stages([stage], teacher)[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def run_stages(stages: Sequence[Stage], teacher: GivenTeacher | None) -> list[dict[str, Any] | Exception]:
+    """Train several students side by side on one stream of batches and one teacher pass; results in their order."""
+    with contextlib.ExitStack() as stack:
+        for stage in stages:
+            stack.enter_context(_only_here(stage.folder))
+        todo = [stage for stage in stages if not finished(stage)]
+        failures = _train(todo, teacher) if todo else {}
+    return [failures.get(stage.folder) or read_json(stage.folder / RESULT) for stage in stages]
+
+
+def finished(stage: Stage) -> bool:
+    """Whether the folder holds this stage's whole result. Clears the folder if the stage is forced."""
+    if stage.force:
+        clear(stage.folder)
+    if (stage.folder / RESULT).exists():
+        return True
+    started = stage.folder / "run.json"
+    if started.exists() and read_json(started).get("hash") != stage.record.hash:
+        raise UserError(f"{stage.folder}: holds an unfinished run of another configuration. Choose another folder, or force=true.")
+    return False
+
+
+@contextlib.contextmanager
+def _only_here(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is training here. Wait for it, or choose another folder.") from error
+
+
+def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, Exception]:
+    first = stages[0]
+    placement = place(first.trainer)
+    batches = train_batches(first, placement)
+    sets = eval_sets(first.data, first.trainer, placement)
+    members = [_member(stage, teacher, batches, sets, placement) for stage in stages]
+    until = min(first.stop_epoch or first.schedule.epochs, first.schedule.epochs)
+    done = min(m.epochs_done for m in members)
+    title = first.student.name if len(stages) == 1 else f"{len(stages)} students"
+    view = ProgressView(title, until * batches.steps, done * batches.steps, first.schedule.batch_size, first.trainer.progress)
+    try:
+        fit(members, batches, teacher.ask if teacher else no_teacher, until, view)
+        for stage, member in zip(stages, members, strict=True):
+            if member.failure is None:
+                _finish(stage, member, teacher, batches.size)
+            member.log.hparams_end(member.failure is None)
+    finally:
+        view.close()
+        for member in members:
+            member.log.close()
+    return {m.folder: m.failure for m in members if m.failure is not None}
+
+
+def train_batches(stage: Stage, placement: Placement) -> TrainBatches:
+    return make_train_batches(
+        stage.data,
+        stage.split,
+        batch_size=stage.schedule.batch_size,
+        seed=stage.seeds.data,
+        device=placement.device,
+        channels_last=placement.channels_last,
+        drop_last=stage.trainer.drop_last,
+        limit_steps=stage.trainer.limit_steps,
+    )
+
+
+def eval_sets(data: Bundle, trainer: TrainerOptions, placement: Placement) -> dict[str, EvalBatches]:
+    """ "val" (where there is one) and "test", as batches on the device."""
+    splits = {"val": data.val, "test": data.test}
+    kept = {name: split for name, split in splits.items() if split is not None}
+    options = {"batch_size": trainer.eval_batch_size, "device": placement.device, "channels_last": placement.channels_last}
+    return {name: make_eval_batches(data, split, **options) for name, split in kept.items()}
+
+
+def _member(
+    stage: Stage, teacher: GivenTeacher | None, batches: TrainBatches, sets: Mapping[str, EvalBatches], placement: Placement
+) -> Member:
+    epochs_done, state = resume_epoch(stage.folder)
+    if epochs_done:
+        log.info("%s: continues after epoch %d", stage.folder, epochs_done)
+    learner = _learner(stage, teacher, batches, sets, placement)
+    calibration = _calibrate(learner.distiller.loss, stage, teacher, sets) if state is None else None
+    write_json(stage.folder / "run.json", {"hash": stage.record.hash, "started": _now()})
+    save_config(stage.folder, stage.record.tree)
+    run_log = RunLog(stage.folder, epochs_done)
+    if not epochs_done:
+        _announce(run_log, stage, learner.distiller.loss, calibration)
+    reference = teacher.reference if teacher else {}
+    about = {"network": stage.student.name, "dataset": stage.data.name, "hash": stage.record.hash}
+    member = Member(learner, stage.folder, run_log, sets, reference, stage.trainer, stage.schedule.epochs, about)
+    save_network(stage.folder, stage.student, stage.data)
+    if state is not None:
+        member.restore(state)
+    return member
+
+
+def _learner(
+    stage: Stage, teacher: GivenTeacher | None, batches: TrainBatches, sets: Mapping[str, EvalBatches], placement: Placement
+) -> Learner:
+    torch.manual_seed(stage.seeds.init)
+    student = stage.student.make(stage.data.info)
+    if stage.adapt is not None:
+        stage.adapt(student, teacher)
+    student = placement.put(student)
+    loss = stage.loss.make()
+    require(teacher is not None or not loss.uses_teacher, "teacher", "none", f"a network, since loss={stage.loss.name} learns from one")
+    _prepare_loss(loss, student, teacher, stage, sets, batches, placement)
+    distiller = Distiller(student, loss.to(placement.device), placement)
+    factors = lr_factors(stage.schedule, batches.steps)
+    return Learner(distiller, stage.optimizer, stage.trainer, factors, batches.steps, stage.seeds.init)
+
+
+def _prepare_loss(
+    loss: DistillationLoss, student: nn.Module, teacher: GivenTeacher | None, stage: Stage,
+    sets: Mapping[str, EvalBatches], batches: TrainBatches, placement: Placement,
+) -> None:  # fmt: skip
+    """Adapters from real shapes, for losses that have them. Costs one evaluation batch through both networks."""
+    if type(loss).setup is DistillationLoss.setup:
+        return
+    state = torch.get_rng_state()
+    batch = next(iter(sets["test"]))
+    with torch.no_grad(), placement.autocast():
+        outputs = student.eval()(batch.image[:2])
+    small = batch._replace(image=batch.image[:2], view=batch.view[:2])
+    torch.set_rng_state(state)
+    loss.setup(outputs, teacher.ask(small) if teacher else None)
+
+
+def _calibrate(
+    loss: DistillationLoss, stage: Stage, teacher: GivenTeacher | None, sets: Mapping[str, EvalBatches]
+) -> Calibration | None:
+    """Let a loss choose its own coefficients on the validation split, and keep what it found in the run folder."""
+    if not loss.needs_calibration:
+        return None
+    require(teacher is not None, "teacher", "none", f"a network, since loss={stage.loss.name} is fitted to one")
+    require("val" in sets, "dataset.validation", 0, f"above 0: loss={stage.loss.name} is fitted on a validation split")
+    assert teacher is not None and stage.data.val is not None
+    logits = teacher.reference["val"]
+    found = loss.calibrate(logits, stage.data.val.labels.to(logits.device))
+    write_json(stage.folder / f"{found.name}.json", found.record | {"candidates": found.table})
+    return found
+
+
+def _announce(run_log: RunLog, stage: Stage, loss: DistillationLoss, calibration: Calibration | None) -> None:
+    log.info("loss %s: %s", stage.loss.name, loss.formula)
+    rows = "\n".join(f"| {key} | {value} |" for key, value in stage.record.config.items())
+    run_log.text("config", f"| key | value |\n|---|---|\n{rows}")
+    run_log.text("formula", loss.formula)
+    run_log.hparams_start(_hparams(stage.record), trial=stage.folder.name)
+    for name, figure in (calibration.figures if calibration else {}).items():
+        run_log.figure(f"{calibration.name}/{name}", figure)
+
+
+def _hparams(record: Record) -> dict[str, Any]:
+    """The choices, what was typed, and the numbers that sweeps are usually over."""
+    prefixes = ("loss.", "schedule.", "optimizer.", "student.")
+    numbers = {k: v for k, v in record.config.items() if k.startswith(prefixes) and isinstance(v, (bool, int, float))}
+    typed = {k.lstrip("+"): v for k, _, v in (entry.partition("=") for entry in record.overrides)}
+    typed = {k: record.config.get(k, v) for k, v in typed.items() if k not in record.choices}
+    return {**record.choices, **numbers, **typed, "seed": record.config.get("seed")}
+
+
+def _finish(stage: Stage, member: Member, teacher: GivenTeacher | None, train_images: int) -> None:
+    """Export the student and write result.json, the last file of a run."""
+    learner = member.learner
+    save_weights(stage.folder / STUDENT, learner.network, member.about)
+    data, last = stage.data, dict(member.last)
+    images = {"train": train_images, "val": len(data.val.labels) if data.val else 0, "test": len(data.test.labels)}
+    student = {
+        "name": stage.student.name,
+        "parameters": count_parameters(learner.network),
+        "weights": weight_hash(learner.network.state_dict()),
+    }
+    write_json(stage.folder / RESULT, {
+        "kdbench": describe_versions()["kdbench"], "name": stage.folder.name, "finished": _now(),
+        "hash": stage.record.hash, "choices": dict(stage.record.choices), "config": stage.record.config,
+        "overrides": stage.record.overrides, "tags": stage.record.tags, "formula": learner.distiller.loss.formula,
+        "seed": stage.seeds.init, "teacher": teacher.record() if teacher else None, "student": student,
+        "last": last, "best": member.best, "images": images,
+        "device": str(learner.distiller.placement.device), "precision": learner.distiller.placement.precision,
+        "versions": describe_versions(), "seconds": round(member.seconds, 3),
+        "images_per_second": round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),
+    })  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

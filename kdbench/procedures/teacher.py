@@ -1,0 +1,157 @@
+"""From a TeacherSpec to a teacher: read from a file or a run, or trained once and kept for every later run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from kdbench.data.bundle import Bundle
+from kdbench.engine.device import Placement, place
+from kdbench.engine.evaluate import all_logits
+from kdbench.engine.metrics import report
+from kdbench.engine.options import require
+from kdbench.errors import UserError
+from kdbench.models.base import count_parameters
+from kdbench.models.weights import load_into, read_weights, weight_hash
+from kdbench.procedures.folder import network_of_run
+from kdbench.procedures.recipe import LossSpec, Recipe, Record, Seeds, TeacherSpec
+from kdbench.procedures.stage import Stage, eval_sets, run_stage
+from kdbench.losses.ce import CE
+from kdbench.teachers.given import GivenTeacher
+from kdbench.teachers.live import LiveTeacher
+
+log = logging.getLogger(__name__)
+
+STORE_FORMAT = 1  # raise it when a change of code changes what a stored teacher would be
+
+
+def obtain_teacher(recipe: Recipe, data: Bundle) -> GivenTeacher | None:
+    """The recipe's teacher, measured and printed; None for `teacher=none`.
+
+    Raises UserError if its weights do not fit or if it is no better than chance.
+    """
+    if recipe.teacher is None:
+        return None
+    spec = recipe.teacher
+    name, network, folder = _trained_network(spec, recipe, data)
+    return make_given(name, network, folder, recipe, data, spec.allow_chance)
+
+
+def make_given(
+    name: str, network: nn.Module, folder: Path | None, recipe: Recipe, data: Bundle, allow_chance: bool = False
+) -> GivenTeacher:
+    """Freeze, place, measure and print a trained network."""
+    placement = place(recipe.trainer)
+    network = placement.put(network)
+    reference, metrics = measure(network, recipe, data, placement)
+    where = f", from {folder}" if folder else ""
+    log.info("teacher %s: %s%s", name, _accuracies(metrics), where)
+    if not allow_chance:
+        _refuse_chance(name, metrics, data)
+    live = LiveTeacher(network, recipe.schedule.batch_size, placement.autocast)
+    weights = weight_hash(network.state_dict())
+    return GivenTeacher(name, live, network, count_parameters(network), weights, folder, metrics, reference)
+
+
+def measure(network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement) -> tuple[dict, dict[str, float]]:
+    """Logits on the validation and test sets, and the report on each."""
+    reference, metrics = {}, {}
+    for split, batches in eval_sets(data, recipe.trainer, placement).items():
+        reference[split], labels = all_logits(network, batches, placement)
+        metrics |= {f"{split}/{k}": v for k, v in report(reference[split], labels).items()}
+    return reference, metrics
+
+
+def _accuracies(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{100 * metrics[f'{s}/top1']:.2f} % on {s}" for s in ("val", "test") if f"{s}/top1" in metrics)
+
+
+def _refuse_chance(name: str, metrics: Mapping[str, float], data: Bundle) -> None:
+    """A guess is right with probability 1/C; three standard deviations above it are still a guess."""
+    chance = 1 / len(data.classes)
+    limit = chance + 3 * (chance * (1 - chance) / len(data.test.labels)) ** 0.5
+    if metrics["test/top1"] <= limit:
+        raise UserError(
+            f"teacher {name}: {100 * metrics['test/top1']:.2f} % on test is no better than guessing ({100 * chance:.2f} %). "
+            "Check its weights and that its classes are this dataset's, or train it longer (teacher.schedule.epochs). "
+            "teacher.allow_chance=true goes on regardless."
+        )
+
+
+def _trained_network(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> tuple[str, nn.Module, Path | None]:
+    require(not (spec.run and spec.checkpoint), "teacher.checkpoint", spec.checkpoint, "null when teacher.run is given")
+    if spec.run:
+        return _from_run(Path(spec.run), recipe, data)
+    if spec.checkpoint:
+        path = Path(spec.checkpoint)
+        state = read_weights(path)
+        network = spec.network.make(data.info)
+        load_into(network, state, str(path))
+        return spec.network.name, network, path
+    if spec.network.pretrained:
+        return spec.network.name, spec.network.make(data.info), None
+    return _from_store(spec, recipe, data)
+
+
+def _from_run(folder: Path, recipe: Recipe, data: Bundle) -> tuple[str, nn.Module, Path]:
+    spec, network, info = network_of_run(folder, recipe.catalogue)
+    if info.num_classes != data.info.num_classes or info.in_channels != data.info.in_channels:
+        raise UserError(
+            f"teacher.run = {folder}: its network has {info.num_classes} classes and {info.in_channels} channels, "
+            f"dataset {data.name} has {data.info.num_classes} and {data.info.in_channels}"
+        )
+    return spec.name, network, folder
+
+
+def _from_store(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> tuple[str, nn.Module, Path]:
+    """Train on first use. A lock makes parallel runs wait for one training; an interrupted one continues."""
+    stage = teacher_stage(spec, recipe, data)
+    stage.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{stage.folder}.lock"):
+        if not (stage.folder / "result.json").exists():
+            log.info("teacher %s: trained now, once, and kept in %s", spec.network.name, stage.folder)
+        run_stage(stage, None)
+    return spec.network.name, network_of_run(stage.folder, recipe.catalogue)[1], stage.folder
+
+
+def teacher_stage(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:
+    """The teacher's own training: an ordinary run in the store, under cross-entropy."""
+    trainer = replace(recipe.trainer, ema=None)
+    identity = {
+        "format": STORE_FORMAT, "images": data.fingerprint, "rows": _digest(data.train.index), "labels": _digest(data.train.labels),
+        "augment": recipe.record.tree["dataset"].get("augment"), "mean": list(data.mean), "std": list(data.std),
+        "network": dict(spec.network.config), "optimizer": asdict(spec.optimizer), "schedule": asdict(spec.schedule),
+        "seed": spec.seed, "stop_epoch": spec.stop_epoch, "label_smoothing": spec.label_smoothing,
+        "precision": place(trainer).precision, "clip": trainer.clip, "limit_steps": trainer.limit_steps, "drop_last": trainer.drop_last,
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    smoothing = spec.label_smoothing
+    loss = LossSpec("ce", {"label_smoothing": smoothing}, lambda: CE(label_smoothing=smoothing))
+    return Stage(
+        folder=recipe.teachers / data.name / f"{spec.network.name}-{key[:10]}",
+        data=data, split=data.train, student=spec.network, loss=loss, optimizer=spec.optimizer, schedule=spec.schedule,
+        trainer=trainer, seeds=Seeds(spec.seed, spec.seed), stop_epoch=spec.stop_epoch,
+        record=_teacher_record(spec, recipe.record, key),
+    )  # fmt: skip
+
+
+def _teacher_record(spec: TeacherSpec, record: Record, key: str) -> Record:
+    choices = {**record.choices, "teacher": "none", "student": spec.network.name, "loss": "ce", "procedure": "single"}
+    tree: dict[str, Any] = {key: value for key, value in record.tree.items() if key in ("dataset", "trainer")}
+    tree |= {"student": dict(spec.network.config), "loss": {"label_smoothing": spec.label_smoothing}}
+    tree |= {"optimizer": asdict(spec.optimizer), "schedule": asdict(spec.schedule)}
+    tree |= {"seed": spec.seed, "stop_epoch": spec.stop_epoch}
+    return Record(hash=key, choices=choices, tree=tree)
+
+
+def _digest(values: torch.Tensor) -> str:
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()

@@ -1,0 +1,53 @@
+"""The small table that a training ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SPLITS = ("test", "val", "train")
+
+
+def show(result: Mapping[str, Any], folder: Path, already: bool) -> None:
+    """Print teacher accuracy, student accuracy, agreement, where the run is and what to type next."""
+    console = Console(soft_wrap=True)
+    console.print(_table(result))
+    last, best = result["last"], result.get("best")
+    epochs = f"{int(last['epoch'])} epochs, {result['seconds']:.0f} s, {result['images_per_second']:,.0f} images/s on {result['device']}"
+    console.print(f"loss  {result['formula']}", markup=False, highlight=False)
+    console.print(f"run   {folder}  ({epochs})", markup=False, highlight=False)
+    if best and best["epoch"] != last["epoch"]:
+        note = f"best epoch by validation: {int(best['epoch'])}, {_percent(best['val/top1'])} val, {_percent(best['test/top1'])} test"
+        console.print(note, highlight=False)
+    if already:
+        console.print("This run was finished before; force=true runs it again.", highlight=False)
+    console.print(f"next  kdbench compare {_root(folder)}   |   tensorboard --logdir {_root(folder)}", markup=False, highlight=False)
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    teacher, last = result.get("teacher"), result["last"]
+    splits = [split for split in SPLITS if f"{split}/top1" in last]
+    table = Table("", "network", "parameters", *splits, "agreement", box=None, header_style="bold", pad_edge=False)
+    if teacher:
+        figures = [_percent(teacher.get(f"{split}/top1")) for split in splits]
+        table.add_row("teacher", teacher["name"], f"{teacher['parameters']:,}", *figures, "")
+    figures = [_percent(last[f"{split}/top1"]) for split in splits]
+    student = result["student"]
+    table.add_row("student", student["name"], f"{student['parameters']:,}", *figures, _percent(last.get("test/agreement")))
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _root(folder: Path) -> Path:
+    """The outputs folder that a run lies in, so that what is printed can be typed."""
+    for parent in folder.parents:
+        if parent.name == "outputs":
+            return parent
+    return folder
