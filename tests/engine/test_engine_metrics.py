@@ -1,0 +1,50 @@
+import pytest
+import torch
+import torchmetrics.functional.classification as oracle
+from parts import CLASSES
+
+from kdbench.engine.metrics import Meters, report
+from kdbench.types import LossTerms, Outputs, StepOutput, Target
+
+
+def test_report_agrees_with_torchmetrics():
+    torch.manual_seed(0)
+    logits, label = 3 * torch.randn(200, 10), torch.randint(10, (200,))
+    got = report(logits, label)
+    kwargs = {"num_classes": 10, "average": "micro"}
+    assert got["top1"] == pytest.approx(oracle.multiclass_accuracy(logits, label, **kwargs).item())
+    assert got["top5"] == pytest.approx(oracle.multiclass_accuracy(logits, label, top_k=5, **kwargs).item())
+    ece = oracle.multiclass_calibration_error(logits.softmax(1), label, num_classes=10, n_bins=15)
+    assert got["ece"] == pytest.approx(ece.item(), abs=1e-6)
+    assert got["nll"] == pytest.approx(-logits.log_softmax(1)[torch.arange(200), label].mean().item())
+
+
+def test_fidelity_to_a_teacher():
+    torch.manual_seed(0)
+    student, teacher, label = torch.randn(50, 4), torch.randn(50, 4), torch.randint(4, (50,))
+    got = report(student, label, teacher)
+    p, q = teacher.softmax(1), student.softmax(1)
+    assert got["teacher_kl"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5)
+    assert got["agreement"] == pytest.approx((student.argmax(1) == teacher.argmax(1)).float().mean().item())
+    same = report(teacher, label, teacher)
+    assert same["agreement"] == 1.0 and same["teacher_kl"] == pytest.approx(0.0, abs=1e-7)
+
+
+def _output(loss: float, logits: torch.Tensor) -> StepOutput:
+    return StepOutput(LossTerms(torch.tensor(loss), {"task": torch.tensor(loss / 2)}), logits)
+
+
+def test_meters_weigh_batches_by_their_size_and_name_the_first_bad_step():
+    meters = Meters(torch.device("cpu"), 4)
+    right = torch.eye(CLASSES)
+    target = Target(torch.arange(CLASSES), torch.arange(CLASSES), torch.tensor(0.0))
+    meters.add(_output(1.0, right), None, target)
+    meters.add(_output(5.0, -right[:1]), None, Target(target.label[:1], target.index[:1], target.progress))
+    means, bad = meters.read()
+    assert means == pytest.approx({"loss": 2.0, "loss_task": 1.0, "top1": 0.75})
+    assert bad is None
+    broken = Meters(torch.device("cpu"), 4)
+    for loss in (1.0, float("inf"), float("nan")):
+        broken.add(_output(loss, right), Outputs(right, {}), target)
+    means, bad = broken.read()
+    assert bad == 1 and means["agreement"] == 1.0
