@@ -1,0 +1,29 @@
+"""What all tests share: one thread a worker, no network, and no writing outside the test's own folder."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: the tests' networks are tiny, and two OpenMP pools on two cores slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The checkout that the tests run from."""
+    return REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test works in a folder of its own: outputs/ and data/ are relative to where a command is typed."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
