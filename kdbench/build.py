@@ -102,7 +102,12 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
     own["schedule"] = check_node(node["schedule"], ScheduleOptions, "teacher.schedule")
     spec = TeacherSpec(network=network, **own)
     epochs = spec.schedule.epochs
-    require(spec.stop_epoch is None or 1 <= spec.stop_epoch <= epochs, "teacher.stop_epoch", spec.stop_epoch, f"in 1..{epochs}")
+    require(
+        spec.stop_epoch is None or 1 <= spec.stop_epoch <= epochs,
+        "teacher.stop_epoch",
+        spec.stop_epoch,
+        f"in 1..{epochs}",
+    )
     return spec
 
 

@@ -47,7 +47,9 @@ class RunLog:
         """
         from tensorboard.plugins.hparams import summary_v2
 
-        scalars = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in values.items() if v is not None}
+        scalars = {
+            k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in values.items() if v is not None
+        }
         self._add_summary(summary_v2.hparams_pb(scalars, trial_id=trial))
 
     def hparams_end(self, ok: bool) -> None:

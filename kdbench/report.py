@@ -17,15 +17,20 @@ def show(result: Mapping[str, Any], folder: Path, already: bool) -> None:
     console = Console(soft_wrap=True)
     console.print(_table(result))
     last, best = result["last"], result.get("best")
-    epochs = f"{int(last['epoch'])} epochs, {result['seconds']:.0f} s, {result['images_per_second']:,.0f} images/s on {result['device']}"
+    speed = f"{result['images_per_second']:,.0f} images/s on {result['device']}"
+    epochs = f"{int(last['epoch'])} epochs, {result['seconds']:.0f} s, {speed}"
     console.print(f"loss  {result['formula']}", markup=False, highlight=False)
     console.print(f"run   {folder}  ({epochs})", markup=False, highlight=False)
     if best and best["epoch"] != last["epoch"]:
-        note = f"best epoch by validation: {int(best['epoch'])}, {_percent(best['val/top1'])} val, {_percent(best['test/top1'])} test"
-        console.print(note, highlight=False)
+        figures = f"{_percent(best['val/top1'])} on val, {_percent(best['test/top1'])} on test"
+        console.print(f"best  epoch {int(best['epoch'])} by validation: {figures}", highlight=False)
     if already:
         console.print("This run was finished before; force=true runs it again.", highlight=False)
-    console.print(f"next  kdbench compare {_root(folder)}   |   tensorboard --logdir {_root(folder)}", markup=False, highlight=False)
+    console.print(
+        f"next  kdbench compare {_root(folder)}   |   tensorboard --logdir {_root(folder)}",
+        markup=False,
+        highlight=False,
+    )
 
 
 def _table(result: Mapping[str, Any]) -> Table:
@@ -37,7 +42,9 @@ def _table(result: Mapping[str, Any]) -> Table:
         table.add_row("teacher", teacher["name"], f"{teacher['parameters']:,}", *figures, "")
     figures = [_percent(last[f"{split}/top1"]) for split in splits]
     student = result["student"]
-    table.add_row("student", student["name"], f"{student['parameters']:,}", *figures, _percent(last.get("test/agreement")))
+    table.add_row(
+        "student", student["name"], f"{student['parameters']:,}", *figures, _percent(last.get("test/agreement"))
+    )
     return table
 
 

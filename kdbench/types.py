@@ -12,14 +12,17 @@ class Outputs(NamedTuple):
     """What every network returns."""
 
     logits: Tensor  # [B, C] raw, no temperature
-    features: dict[str, Tensor]  # "stem", "stage1", ... [B, D, H, W]; "pooled" [B, D], the input of the last linear layer
+    features: dict[
+        str, Tensor
+    ]  # "stem", "stage1", ... [B, D, H, W]; "pooled" [B, D], the input of the last linear layer
 
 
 class Target(NamedTuple):
     """What a loss may know about a batch besides the two networks' outputs."""
 
     label: Tensor  # [B] int64, or [B, C] float (mixed or soft labels); -1 where a sample has no label
-    index: Tensor  # [B] int64 row in the training set
+    # [B] int64 row in the training set; hides tuple.index, on purpose.
+    index: Tensor  # type: ignore[assignment]
     progress: Tensor  # 0-dim float32 in [0, 1]: how much of the training is done
 
 

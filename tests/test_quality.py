@@ -12,7 +12,9 @@ import pytest
 
 def run(repository: Path, *command: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run([sys.executable, "-m", *command], cwd=repository, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=repository, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -47,5 +49,7 @@ def test_functions_stay_short(repository):
 
 @pytest.mark.parametrize("word", ["index-url", "find-links", "file:///"])
 def test_no_registry_address_is_committed(repository, word):
-    texts = [p for p in (repository / "pyproject.toml", repository / ".ci/run") if word in p.read_text(encoding="utf-8")]
+    texts = [
+        p for p in (repository / "pyproject.toml", repository / ".ci/run") if word in p.read_text(encoding="utf-8")
+    ]
     assert not texts

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdbench.errors import UserError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place.
 
     A process killed at any moment leaves the old file or the new one, never a half.
@@ -33,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, sort_keys=False, allow_nan=True) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
@@ -49,7 +49,9 @@ def read_json(path: Path) -> Any:
 def save_weights(path: Path, network: nn.Module, about: dict[str, str]) -> None:
     """A network's weights as safetensors; `about` is kept in the file's header."""
     # contiguous: safetensors refuses channels_last strides; clone: tied tensors must not share memory.
-    state = {k: v.detach().to("cpu").clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()}
+    state = {
+        k: v.detach().to("cpu").clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
+    }
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata=about))
 
 
@@ -65,5 +67,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint on the CPU. Raises UserError if the file cannot be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its unpickler meets: RuntimeError, EOFError, UnpicklingError, ...
-        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}). Delete it, or use force=true.") from error
+    except (
+        Exception
+    ) as error:  # torch.load raises whatever its unpickler meets: RuntimeError, EOFError, UnpicklingError, ...
+        raise UserError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}). Delete it, or use force=true."
+        ) from error

@@ -27,9 +27,8 @@ class Placement(NamedTuple):
 
     def put(self, module: nn.Module) -> nn.Module:
         """Move a network to the device in its memory layout."""
-        if self.channels_last:
-            return module.to(self.device, memory_format=torch.channels_last)
-        return module.to(self.device)
+        module = module.to(self.device)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
     def wait(self) -> None:
         """Until the device has done all that was asked of it."""

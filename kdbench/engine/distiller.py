@@ -12,7 +12,7 @@ from kdbench.types import Outputs, StepOutput, Target
 class Distiller(nn.Module):
     """One forward pass of a student under its loss.
 
-    A loss's adapters are parameters here, beside the student's: they train with it and stay out of the exported student.
+    A loss's adapters are parameters here, beside the student's: they train with it and stay out of the export.
     """
 
     def __init__(self, student: nn.Module, loss: DistillationLoss, placement: Placement) -> None:

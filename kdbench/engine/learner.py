@@ -11,8 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdbench.engine.distiller import Distiller
 from kdbench.engine.metrics import Meters
-from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.optimizer import make_optimizer
+from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.types import Batch, Outputs
 
 
@@ -40,7 +40,9 @@ class Learner:
         self.seed = seed
         self.steps_done = 0
         self._random_state: list[torch.Tensor] = []
-        self.average = AveragedModel(distiller.student, multi_avg_fn=get_ema_multi_avg_fn(trainer.ema)) if trainer.ema else None
+        self.average = (
+            AveragedModel(distiller.student, multi_avg_fn=get_ema_multi_avg_fn(trainer.ema)) if trainer.ema else None
+        )
         # Decided once, so that the step has no branches: what happens between backward and update, and after it.
         self._before_update: list[Callable[[], Any]] = []
         self._after_update: list[Callable[[], Any]] = []

@@ -47,7 +47,8 @@ def report(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> dict
     """Accuracy, calibration and fidelity of `logits` [N, C] against `label` [N] and, if given, `teacher` logits [N, C].
 
     top1, top5 and agreement are fractions; nll and teacher_kl (KL from teacher to student at temperature 1, the
-    fidelity of Stanton et al. 2021) are in nats; ece is the expected calibration error with 15 equal bins (Guo et al. 2017).
+    fidelity of Stanton et al. 2021) are in nats; ece is the expected calibration error with 15 equal bins (Guo et al.
+    2017).
     """
     logp = F.log_softmax(logits.float(), 1)
     ranked = logp.topk(min(5, logp.shape[1]), 1).indices
@@ -66,7 +67,7 @@ def report(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> dict
 
 
 def expected_calibration_error(probs: Tensor, label: Tensor, bins: int = 15) -> Tensor:
-    """Mean gap between confidence and accuracy over equal-width confidence bins (Guo et al. 2017, eq. 3); probs [N, C]."""
+    """Mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017, eq. 3); probs [N, C]."""
     confidence, answer = probs.max(1)
     slot = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = (answer == label).float() - confidence

@@ -51,7 +51,7 @@ def _groups(parameters: list[nn.Parameter], options: OptimizerOptions) -> list[d
 def _from_timm(options: OptimizerOptions, groups: list[dict[str, Any]], extra: dict[str, Any]) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers  # imported when asked for: timm takes a second
 
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if options.name not in known:
         near = difflib.get_close_matches(options.name, [*_TORCH, *known], n=5) or [*_TORCH, "lamb", "lion", "muon"]
         raise UserError(f"optimizer.name = {options.name}: no such optimizer. Nearest: {', '.join(near)}")

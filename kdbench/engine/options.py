@@ -57,7 +57,9 @@ class ScheduleOptions:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "schedule.epochs", self.epochs, "at least 1")
-        require(self.batch_size >= 2, "schedule.batch_size", self.batch_size, "at least 2 (batch-norm needs two images)")
+        require(
+            self.batch_size >= 2, "schedule.batch_size", self.batch_size, "at least 2 (batch-norm needs two images)"
+        )
         shapes = ("cosine", "step", "constant", "linear")
         require(self.shape in shapes, "schedule.shape", self.shape, f"one of {', '.join(shapes)}")
         require(0 <= self.floor <= 1, "schedule.floor", self.floor, "in [0, 1], a fraction of the peak")

@@ -14,7 +14,14 @@ PLAIN_EVERY = 5.0  # seconds between plain lines: a log file stays readable
 class ProgressView:
     """Throughput, time left and the newest figures of one training."""
 
-    def __init__(self, title: str, total_steps: int, done: int, images_per_step: int, kind: Literal["auto", "bar", "plain", "none"]) -> None:
+    def __init__(
+        self,
+        title: str,
+        total_steps: int,
+        done: int,
+        images_per_step: int,
+        kind: Literal["auto", "bar", "plain", "none"],
+    ) -> None:
         self._console = Console()
         self._title, self._total, self._done, self._per_step = title, total_steps, done, images_per_step
         self._kind = ("bar" if self._console.is_terminal else "plain") if kind == "auto" else kind

@@ -14,7 +14,13 @@ def to_steps(duration: Duration, key: str, steps_per_epoch: int, total: int) -> 
     """
     text = str(duration).strip().lower()
     number, unit = text, "epochs"
-    for suffix, name in (("%", "percent"), ("steps", "steps"), ("step", "steps"), ("epochs", "epochs"), ("epoch", "epochs")):
+    for suffix, name in (
+        ("%", "percent"),
+        ("steps", "steps"),
+        ("step", "steps"),
+        ("epochs", "epochs"),
+        ("epoch", "epochs"),
+    ):
         if text.endswith(suffix):
             number, unit = text.removesuffix(suffix).strip(), name
             break
@@ -35,7 +41,9 @@ def lr_factors(options: ScheduleOptions, steps_per_epoch: int) -> list[float]:
     """
     total = options.epochs * steps_per_epoch
     warmup = to_steps(options.warmup, "schedule.warmup", steps_per_epoch, total)
-    require(warmup <= total, "schedule.warmup", options.warmup, f"no longer than the training ({options.epochs} epochs)")
+    require(
+        warmup <= total, "schedule.warmup", options.warmup, f"no longer than the training ({options.epochs} epochs)"
+    )
     marks = [to_steps(m, "schedule.milestones", steps_per_epoch, total) for m in options.milestones]
     rise = [(step + 1) / warmup for step in range(warmup)]
     return rise + [_shape(options, step, warmup, total, marks) for step in range(warmup, total)]

@@ -65,7 +65,9 @@ class Member:
     def evaluate(self) -> dict[str, float]:
         values: dict[str, float] = {}
         for name, batches in self.sets.items():
-            measured = evaluate(self.learner.network, batches, self.learner.distiller.placement, self.reference.get(name))
+            measured = evaluate(
+                self.learner.network, batches, self.learner.distiller.placement, self.reference.get(name)
+            )
             values |= {f"{name}/{k}": v for k, v in measured.items()}
         return values
 
@@ -94,9 +96,7 @@ def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:
     return state["epochs_done"], state
 
 
-def fit(
-    members: Sequence[Member], batches: TrainBatches, teacher: Teacher, until: int, view: ProgressView
-) -> None:
+def fit(members: Sequence[Member], batches: TrainBatches, teacher: Teacher, until: int, view: ProgressView) -> None:
     """Train members side by side up to epoch `until`: one batch, one teacher pass, a step of each.
 
     A member that diverges is left out from then on and carries its `failure`; the others go on.

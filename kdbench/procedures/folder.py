@@ -38,14 +38,20 @@ def clear(folder: Path) -> None:
 def save_network(folder: Path, spec: NetworkSpec, data: Bundle) -> None:
     """network.json: all that is needed to build the folder's network again, without the command line that made it."""
     config = dict(spec.config)
-    about = {"name": spec.name, "config": config, "info": list(data.info), "classes": list(data.classes), "dataset": data.name}
+    about = {
+        "name": spec.name,
+        "config": config,
+        "info": list(data.info),
+        "classes": list(data.classes),
+        "dataset": data.name,
+    }
     write_json(folder / NETWORK, about)
 
 
 def save_config(folder: Path, tree: Mapping[str, Any]) -> None:
     """config.yaml: the whole resolved configuration."""
     text = yaml.safe_dump(_plain(tree), sort_keys=False)
-    write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+    write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _plain(value: Any) -> Any:
@@ -54,14 +60,18 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def network_of_run(folder: Path, catalogue: Catalogue, weights: str = STUDENT) -> tuple[NetworkSpec, nn.Module, DataInfo]:
+def network_of_run(
+    folder: Path, catalogue: Catalogue, weights: str = STUDENT
+) -> tuple[NetworkSpec, nn.Module, DataInfo]:
     """The finished student of a run folder. Raises UserError if the folder holds none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
     if not (folder / NETWORK).exists():
         raise UserError(f"{folder}: not a run folder of kdbench (it has no {NETWORK})")
     if not (folder / weights).exists():
-        raise UserError(f"{folder}: the run is not finished (it has no {weights}). The command that started it continues it.")
+        raise UserError(
+            f"{folder}: the run is not finished (it has no {weights}). The command that started it continues it."
+        )
     about = read_json(folder / NETWORK)
     config = dict(about["config"])
     if "pretrained" in config:  # its weights come from this folder
@@ -83,7 +93,12 @@ def describe_versions() -> dict[str, str]:
     """What the figures of a run may depend on."""
     names = ("kdbench", "torch", "torchvision", "timm", "numpy", "hydra-core")
     found = {name: metadata.version(name) for name in names if _installed(name)}
-    return {"kdbench": found.get("kdbench", "unknown"), **found, "python": platform.python_version(), "machine": platform.machine()}
+    return {
+        "kdbench": found.get("kdbench", "unknown"),
+        **found,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
 
 
 def _installed(name: str) -> bool:

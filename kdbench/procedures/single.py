@@ -20,6 +20,15 @@ def single(recipe: Recipe, out: Path) -> dict[str, Any]:
 def student_stage(recipe: Recipe, data: Bundle, out: Path) -> Stage:
     """The recipe's own student as a stage."""
     return Stage(
-        folder=out, data=data, split=data.transfer, student=recipe.student, loss=recipe.loss, optimizer=recipe.optimizer,
-        schedule=recipe.schedule, trainer=recipe.trainer, seeds=recipe.seeds, record=recipe.record, force=recipe.force,
-    )  # fmt: skip
+        folder=out,
+        data=data,
+        split=data.transfer,
+        student=recipe.student,
+        loss=recipe.loss,
+        optimizer=recipe.optimizer,
+        schedule=recipe.schedule,
+        trainer=recipe.trainer,
+        seeds=recipe.seeds,
+        record=recipe.record,
+        force=recipe.force,
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -54,13 +53,15 @@ class Stage:
     record: Record
     stop_epoch: int | None = None
     force: bool = False
-    adapt: Callable[[nn.Module, GivenTeacher | None], None] | None = None  # once, on the fresh student: shared, frozen, initialised layers
+    # Called once on the fresh student: shares, freezes or fills layers.
+    adapt: Callable[[nn.Module, GivenTeacher | None], None] | None = None
 
 
 def run_stage(stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
     """Train one student and return its result.json. A finished stage is not run again, an unfinished one continues.
 
-    Raises Diverged if its loss became NaN, and UserError if another process is at work in the folder or it holds another run.
+    Raises Diverged if its loss became NaN, and UserError if another process is at work in the folder or if it holds
+    another run.
     """
     outcome = run_stages([stage], teacher)[0]
     if isinstance(outcome, Exception):
@@ -86,7 +87,9 @@ def finished(stage: Stage) -> bool:
         return True
     started = stage.folder / "run.json"
     if started.exists() and read_json(started).get("hash") != stage.record.hash:
-        raise UserError(f"{stage.folder}: holds an unfinished run of another configuration. Choose another folder, or force=true.")
+        raise UserError(
+            f"{stage.folder}: holds an unfinished run of another configuration. Choose another folder, or force=true."
+        )
     return False
 
 
@@ -97,7 +100,9 @@ def _only_here(folder: Path) -> Iterator[None]:
         with FileLock(folder / ".lock", blocking=False):
             yield
     except Timeout as error:
-        raise UserError(f"{folder}: another process is training here. Wait for it, or choose another folder.") from error
+        raise UserError(
+            f"{folder}: another process is training here. Wait for it, or choose another folder."
+        ) from error
 
 
 def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, Exception]:
@@ -109,7 +114,9 @@ def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, 
     until = min(first.stop_epoch or first.schedule.epochs, first.schedule.epochs)
     done = min(m.epochs_done for m in members)
     title = first.student.name if len(stages) == 1 else f"{len(stages)} students"
-    view = ProgressView(title, until * batches.steps, done * batches.steps, first.schedule.batch_size, first.trainer.progress)
+    view = ProgressView(
+        title, until * batches.steps, done * batches.steps, first.schedule.batch_size, first.trainer.progress
+    )
     try:
         fit(members, batches, teacher.ask if teacher else no_teacher, until, view)
         for stage, member in zip(stages, members, strict=True):
@@ -140,12 +147,20 @@ def eval_sets(data: Bundle, trainer: TrainerOptions, placement: Placement) -> di
     """ "val" (where there is one) and "test", as batches on the device."""
     splits = {"val": data.val, "test": data.test}
     kept = {name: split for name, split in splits.items() if split is not None}
-    options = {"batch_size": trainer.eval_batch_size, "device": placement.device, "channels_last": placement.channels_last}
+    options = {
+        "batch_size": trainer.eval_batch_size,
+        "device": placement.device,
+        "channels_last": placement.channels_last,
+    }
     return {name: make_eval_batches(data, split, **options) for name, split in kept.items()}
 
 
 def _member(
-    stage: Stage, teacher: GivenTeacher | None, batches: TrainBatches, sets: Mapping[str, EvalBatches], placement: Placement
+    stage: Stage,
+    teacher: GivenTeacher | None,
+    batches: TrainBatches,
+    sets: Mapping[str, EvalBatches],
+    placement: Placement,
 ) -> Member:
     epochs_done, state = resume_epoch(stage.folder)
     if epochs_done:
@@ -167,7 +182,11 @@ def _member(
 
 
 def _learner(
-    stage: Stage, teacher: GivenTeacher | None, batches: TrainBatches, sets: Mapping[str, EvalBatches], placement: Placement
+    stage: Stage,
+    teacher: GivenTeacher | None,
+    batches: TrainBatches,
+    sets: Mapping[str, EvalBatches],
+    placement: Placement,
 ) -> Learner:
     torch.manual_seed(stage.seeds.init)
     student = stage.student.make(stage.data.info)
@@ -175,7 +194,12 @@ def _learner(
         stage.adapt(student, teacher)
     student = placement.put(student)
     loss = stage.loss.make()
-    require(teacher is not None or not loss.uses_teacher, "teacher", "none", f"a network, since loss={stage.loss.name} learns from one")
+    require(
+        teacher is not None or not loss.uses_teacher,
+        "teacher",
+        "none",
+        f"a network, since loss={stage.loss.name} learns from one",
+    )
     _prepare_loss(loss, student, teacher, stage, sets, batches, placement)
     distiller = Distiller(student, loss.to(placement.device), placement)
     factors = lr_factors(stage.schedule, batches.steps)
@@ -219,8 +243,9 @@ def _announce(run_log: RunLog, stage: Stage, loss: DistillationLoss, calibration
     run_log.text("config", f"| key | value |\n|---|---|\n{rows}")
     run_log.text("formula", loss.formula)
     run_log.hparams_start(_hparams(stage.record), trial=stage.folder.name)
-    for name, figure in (calibration.figures if calibration else {}).items():
-        run_log.figure(f"{calibration.name}/{name}", figure)
+    if calibration is not None:
+        for name, figure in calibration.figures.items():
+            run_log.figure(f"{calibration.name}/{name}", figure)
 
 
 def _hparams(record: Record) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, place
@@ -20,12 +19,12 @@ from kdbench.engine.evaluate import all_logits
 from kdbench.engine.metrics import report
 from kdbench.engine.options import require
 from kdbench.errors import UserError
+from kdbench.losses.ce import CE
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import load_into, read_weights, weight_hash
 from kdbench.procedures.folder import network_of_run
 from kdbench.procedures.recipe import LossSpec, Recipe, Record, Seeds, TeacherSpec
 from kdbench.procedures.stage import Stage, eval_sets, run_stage
-from kdbench.losses.ce import CE
 from kdbench.teachers.given import GivenTeacher
 from kdbench.teachers.live import LiveTeacher
 
@@ -62,9 +61,12 @@ def make_given(
     return GivenTeacher(name, live, network, count_parameters(network), weights, folder, metrics, reference)
 
 
-def measure(network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement) -> tuple[dict, dict[str, float]]:
+def measure(
+    network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Logits on the validation and test sets, and the report on each."""
-    reference, metrics = {}, {}
+    reference: dict[str, Tensor] = {}
+    metrics: dict[str, float] = {}
     for split, batches in eval_sets(data, recipe.trainer, placement).items():
         reference[split], labels = all_logits(network, batches, placement)
         metrics |= {f"{split}/{k}": v for k, v in report(reference[split], labels).items()}
@@ -81,7 +83,8 @@ def _refuse_chance(name: str, metrics: Mapping[str, float], data: Bundle) -> Non
     limit = chance + 3 * (chance * (1 - chance) / len(data.test.labels)) ** 0.5
     if metrics["test/top1"] <= limit:
         raise UserError(
-            f"teacher {name}: {100 * metrics['test/top1']:.2f} % on test is no better than guessing ({100 * chance:.2f} %). "
+            f"teacher {name}: {100 * metrics['test/top1']:.2f} % on test is no better than guessing "
+            f"({100 * chance:.2f} %). "
             "Check its weights and that its classes are this dataset's, or train it longer (teacher.schedule.epochs). "
             "teacher.allow_chance=true goes on regardless."
         )
@@ -125,23 +128,44 @@ def _from_store(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> tuple[str, n
 
 def teacher_stage(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:
     """The teacher's own training: an ordinary run in the store, under cross-entropy."""
-    trainer = replace(recipe.trainer, ema=None)
-    identity = {
-        "format": STORE_FORMAT, "images": data.fingerprint, "rows": _digest(data.train.index), "labels": _digest(data.train.labels),
-        "augment": recipe.record.tree["dataset"].get("augment"), "mean": list(data.mean), "std": list(data.std),
-        "network": dict(spec.network.config), "optimizer": asdict(spec.optimizer), "schedule": asdict(spec.schedule),
-        "seed": spec.seed, "stop_epoch": spec.stop_epoch, "label_smoothing": spec.label_smoothing,
-        "precision": place(trainer).precision, "clip": trainer.clip, "limit_steps": trainer.limit_steps, "drop_last": trainer.drop_last,
-    }  # fmt: skip
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    key = store_key(spec, recipe, data)
     smoothing = spec.label_smoothing
     loss = LossSpec("ce", {"label_smoothing": smoothing}, lambda: CE(label_smoothing=smoothing))
     return Stage(
-        folder=recipe.teachers / data.name / f"{spec.network.name}-{key[:10]}",
-        data=data, split=data.train, student=spec.network, loss=loss, optimizer=spec.optimizer, schedule=spec.schedule,
-        trainer=trainer, seeds=Seeds(spec.seed, spec.seed), stop_epoch=spec.stop_epoch,
+        folder=recipe.teachers / data.name / f"{_slug(spec.network.name)}-{key[:10]}",
+        data=data,
+        split=data.train,
+        student=spec.network,
+        loss=loss,
+        optimizer=spec.optimizer,
+        schedule=spec.schedule,
+        trainer=replace(recipe.trainer, ema=None),
+        seeds=Seeds(spec.seed, spec.seed),
+        stop_epoch=spec.stop_epoch,
         record=_teacher_record(spec, recipe.record, key),
-    )  # fmt: skip
+    )
+
+
+def store_key(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> str:
+    """sha256 of all that a stored teacher's weights follow from."""
+    trainer = recipe.trainer
+    identity = {
+        "format": STORE_FORMAT,
+        "images": data.fingerprint,
+        "rows": _digest(data.train.index),
+        "labels": _digest(data.train.labels),
+        "augment": recipe.record.tree["dataset"].get("augment"),
+        "normalise": [list(data.mean), list(data.std)],
+        "network": dict(spec.network.config),
+        "optimizer": asdict(spec.optimizer),
+        "schedule": asdict(spec.schedule),
+        "label_smoothing": spec.label_smoothing,
+        "seed": spec.seed,
+        "stop_epoch": spec.stop_epoch,
+        "precision": place(trainer).precision,
+        "trainer": [trainer.clip, trainer.limit_steps, trainer.drop_last],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _teacher_record(spec: TeacherSpec, record: Record, key: str) -> Record:
@@ -153,5 +177,9 @@ def _teacher_record(spec: TeacherSpec, record: Record, key: str) -> Record:
     return Record(hash=key, choices=choices, tree=tree)
 
 
-def _digest(values: torch.Tensor) -> str:
+def _slug(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def _digest(values: Tensor) -> str:
     return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()

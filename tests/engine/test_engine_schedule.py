@@ -9,7 +9,17 @@ from kdbench.errors import UserError
 
 @pytest.mark.parametrize(
     ("duration", "steps"),
-    [(5, 500), (2.5, 250), ("5", 500), ("5 epochs", 500), ("10%", 100), ("10 %", 100), ("500 steps", 500), ("1 step", 1), (0, 0)],
+    [
+        (5, 500),
+        (2.5, 250),
+        ("5", 500),
+        ("5 epochs", 500),
+        ("10%", 100),
+        ("10 %", 100),
+        ("500 steps", 500),
+        ("1 step", 1),
+        (0, 0),
+    ],
 )
 def test_durations_in_every_unit(duration, steps):
     assert to_steps(duration, "key", steps_per_epoch=100, total=1000) == steps

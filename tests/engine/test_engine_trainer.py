@@ -22,7 +22,9 @@ OPTIONS = TrainerOptions(device="cpu", progress="none")
 def member(folder: Path, trainer: TrainerOptions = OPTIONS, **kwargs) -> Member:
     epochs_done, state = resume_epoch(folder)
     learner = make_learner(trainer=trainer, **kwargs)
-    made = Member(learner, folder, RunLog(folder, epochs_done), {"val": Evaluation(), "test": Evaluation()}, {}, trainer, 3)
+    made = Member(
+        learner, folder, RunLog(folder, epochs_done), {"val": Evaluation(), "test": Evaluation()}, {}, trainer, 3
+    )
     if state:
         made.restore(state)
     return made
@@ -64,7 +66,9 @@ def test_a_resumed_training_has_the_same_weights_to_the_last_bit(tmp_path, extra
     if extra:
         for a, b in zip(whole.learner.network.parameters(), cut.learner.network.parameters(), strict=True):
             assert torch.equal(a, b)
-        assert not torch.equal(next(whole.learner.network.parameters()), next(whole.learner.distiller.student.parameters()))
+        assert not torch.equal(
+            next(whole.learner.network.parameters()), next(whole.learner.distiller.student.parameters())
+        )
 
 
 def test_a_cohort_member_has_the_numbers_of_its_solo_run(tmp_path):
