@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.errors import UserError
 from kdbench.types import Calibration, LossTerms, Outputs, Target
 
 
@@ -18,23 +19,21 @@ class DistillationLoss(nn.Module):
     A subclass states what it needs, its exact formula, and computes named terms. Everything is computed in float32
     whatever the precision of the networks; the teacher's outputs carry no gradient.
 
-    `needs` names the feature keys it reads; an empty tuple means that a table of teacher logits may serve it.
-    `weights` are the coefficients of the terms; `weights.task` multiplies the label's cross-entropy and
-    `weights.distill` the teacher's term (papers disagree on what a bare alpha multiplies).
+    `needs` names the feature keys it reads; an empty tuple means that a table of teacher logits may serve it. `weights`
+    are the coefficients of the terms; `weights.task` multiplies the label's cross-entropy and `weights.distill` the
+    teacher's term (papers disagree on what a bare alpha multiplies).
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()  # features read, of student and teacher alike
+    needs: tuple[str, ...] = ()  # features read, of student and teacher alike; an instance may set its own
     uses_teacher: ClassVar[bool] = True  # False: may train with `teacher=none`
+    terms: ClassVar[tuple[str, ...]] = ()  # what `weights` may name; (): anything
     paper: ClassVar[str] = ""  # "Hinton et al. 2015, eq. 1", for `kdbench list loss`
 
     def __init__(self, weights: Mapping[str, float], label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        for name, weight in weights.items():
-            if not isinstance(weight, (int, float)) or weight != weight or abs(weight) == float("inf") or weight < 0:
-                raise ValueError(f"weights.{name} must be a finite number >= 0, got {weight}")
-        self.weights = {name: float(weight) for name, weight in weights.items()}
+        if isinstance(label_smoothing, str) or not 0.0 <= label_smoothing < 1.0:
+            raise UserError(f"loss.label_smoothing must be in [0, 1), got {label_smoothing}")
+        self.weights = _checked_weights(weights, self.terms)
         self.label_smoothing = float(label_smoothing)
 
     @property
@@ -51,7 +50,8 @@ class DistillationLoss(nn.Module):
         return False
 
     def calibrate(self, teacher_logits: Tensor, label: Tensor) -> Calibration:
-        """Choose the loss's own coefficients from the teacher's logits [N, C] on the validation split and its labels [N].
+        """Choose the loss's own coefficients from the teacher's logits [N, C] on the validation split and its labels
+        [N].
 
         Called once, before training, only if `needs_calibration`; what it chose must be kept in buffers, so that a
         checkpoint carries it. Never sees test data.
@@ -62,29 +62,64 @@ class DistillationLoss(nn.Module):
         raise NotImplementedError
 
     def task(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Mean cross-entropy with the labels, in nats. logits [B, C]; label [B] int64 (-1: left out) or [B, C] float."""
+        """Mean cross-entropy with the labels, in nats. logits [B, C]; label [B] int64 (-1: left out) or [B, C]
+        float."""
         return task_cross_entropy(logits, label, self.label_smoothing)
 
     def combine(self, **parts: Tensor) -> LossTerms:
         """Weighted sum of named terms; a term without a weight counts once. Terms with weight 0 only make curves."""
-        total = sum(self.weights.get(name, 1.0) * part for name, part in parts.items() if self.weights.get(name, 1.0) != 0.0)
+        total = sum(
+            self.weights.get(name, 1.0) * part for name, part in parts.items() if self.weights.get(name, 1.0) != 0.0
+        )
         if not isinstance(total, Tensor):
-            raise ValueError(f"all weights are zero ({', '.join(self.weights)}): nothing to train on")
+            raise UserError(f"loss.weights are all zero ({', '.join(self.weights)}): nothing to train on")
         return LossTerms(total, {name: part.detach() for name, part in parts.items()})
+
+    @property
+    def task_text(self) -> str:
+        """The label's term as `formula` writes it."""
+        return f"CE(y smoothed by {number(self.label_smoothing)}, s)" if self.label_smoothing else "CE(y, s)"
+
+    def written(self, **texts: str) -> str:
+        """The weighted sum as text, "0.1 CE(y, s) + 0.9 KL(t || s)"; terms of weight 0 are left out."""
+        weighted = [(self.weights.get(name, 1.0), text) for name, text in texts.items()]
+        return " + ".join(text if w == 1.0 else f"{number(w)} {text}" for w, text in weighted if w != 0.0)
+
+
+def number(value: float) -> str:
+    """A coefficient as text, without digits that it does not have."""
+    return format(value, ".10g")
+
+
+def _checked_weights(weights: Mapping[str, float], terms: tuple[str, ...]) -> dict[str, float]:
+    for name, weight in weights.items():
+        if terms and name not in terms:
+            raise UserError(f"loss.weights.{name}: this loss has the terms {', '.join(terms)}")
+        if not isinstance(weight, (int, float)) or weight != weight or abs(weight) == float("inf") or weight < 0:
+            raise UserError(f"loss.weights.{name} must be a finite number >= 0, got {weight}")
+    if terms and all(weights.get(term, 1.0) == 0.0 for term in terms):
+        raise UserError(f"loss.weights are all zero ({', '.join(weights)}): nothing to train on")
+    return {name: float(weight) for name, weight in weights.items()}
 
 
 def task_cross_entropy(logits: Tensor, label: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy in float32, averaged over the labelled rows; exactly 0 (with a gradient of 0) if none is labelled."""
+    """Cross-entropy in float32, averaged over the labelled rows; exactly 0 (with a gradient of 0) if none is labelled.
+
+    label [B] int64 (-1: no label) or [B, C] float (a row without a positive entry: no label).
+    """
     logits = logits.float()
     if label.dtype.is_floating_point:
-        return F.cross_entropy(logits, label.float(), label_smoothing=label_smoothing)
+        label = label.float().clamp_min(0.0)
+        total = F.cross_entropy(logits, label, label_smoothing=label_smoothing, reduction="none")
+        labelled = label.sum(1) > 0
+        return torch.where(labelled, total, 0.0).sum() / labelled.sum().clamp_min(1)
     total = F.cross_entropy(logits, label, ignore_index=-1, label_smoothing=label_smoothing, reduction="sum")
     # A count on the device, not an `if`: no host sync. clamp: a batch of unlabelled images gives 0, not NaN.
     return total / (label >= 0).sum().clamp_min(1)
 
 
 def detached(outputs: Outputs | None, loss: str) -> Tensor:
-    """The teacher's logits in float32 without gradient. Raises ValueError if there is no teacher."""
+    """The teacher's logits in float32 without gradient. Raises UserError if there is no teacher."""
     if outputs is None:
-        raise ValueError(f"loss={loss} needs a teacher: choose one with teacher=<network>")
+        raise UserError(f"loss={loss} needs a teacher: choose one with teacher=<network>")
     return outputs.logits.detach().to(torch.float32)

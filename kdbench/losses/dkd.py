@@ -1,0 +1,70 @@
+"""Decoupled knowledge distillation: the labelled class and the others, each with its own weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from kdbench.losses.base import DistillationLoss, detached, number
+from kdbench.losses.checks import finite, positive, share
+from kdbench.losses.functional import class_index, mean_over, ramp, real, split_at, without
+from kdbench.types import LossTerms, Outputs, Target
+
+
+def decoupled_rows(student: Tensor, teacher: Tensor, index: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """(TCKD, NCKD) a sample, both [B], nats times tau^2 (Zhao et al. 2022, eq. 5 to 7).
+
+    TCKD: KL of the pair (labelled class, all others together). NCKD: KL within the others, renormalised. KL of the
+    whole is TCKD + (1 - p_y) NCKD. index [B] int64: the labelled class.
+    """
+    t_own, t_rest, t_within = split_at(real(teacher) / tau, index)
+    s_own, s_rest, s_within = split_at(real(student) / tau, index)
+    tckd = t_own.exp() * (t_own - s_own) + t_rest.exp() * (t_rest - s_rest)
+    nckd = (without(t_within.exp(), index) * (t_within - s_within)).sum(-1)
+    return tau**2 * tckd, tau**2 * nckd
+
+
+def warmup_text(warmup: float) -> str:
+    """How `formula` says that the distillation term starts from 0."""
+    return f", r rises from 0 to 1 over the first {number(warmup)} of the training" if warmup else ""
+
+
+class DKD(DistillationLoss):
+    """weights.task CE(y, s) + weights.distill r tau^2 (tckd TCKD + nckd NCKD) (Zhao et al. 2022, eq. 7; alpha and beta
+    there).
+
+    r rises linearly from 0 to 1 over the first `warmup` of the training (the authors: 20 of 240 epochs). They tune
+    `nckd` for each pair of networks: 8, 6 or 2 on CIFAR-100. Needs one class a sample; averaged over labelled samples.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    paper: ClassVar[str] = "Zhao et al. 2022, eq. 7"
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        tau: float = 4.0,
+        tckd: float = 1.0,
+        nckd: float = 8.0,
+        warmup: float = 20 / 240,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(weights, label_smoothing)
+        self.tau = positive("tau", tau)
+        self.tckd, self.nckd = finite("tckd", tckd, 0.0), finite("nckd", nckd, 0.0)
+        self.warmup = share("warmup", warmup)
+
+    @property
+    def formula(self) -> str:
+        both = f"{'r ' if self.warmup else ''}tau^2 ({number(self.tckd)} TCKD + {number(self.nckd)} NCKD)"
+        return f"{self.written(task=self.task_text, distill=both)}, tau = {number(self.tau)}{warmup_text(self.warmup)}"
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        index, labelled = class_index(target.label, "dkd")
+        rows = decoupled_rows(student.logits, detached(teacher, "dkd"), index, self.tau)
+        tckd, nckd = (mean_over(row, labelled) for row in rows)
+        distill = ramp(target.progress, self.warmup) * (self.tckd * tckd + self.nckd * nckd)
+        terms = self.combine(task=self.task(student.logits, target.label), distill=distill)
+        return terms._replace(parts={**terms.parts, "tckd": tckd.detach(), "nckd": nckd.detach()})

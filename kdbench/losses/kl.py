@@ -1,0 +1,89 @@
+"""Hinton's distillation, with both of its limits in the temperature as losses of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss, detached, number
+from kdbench.losses.checks import choice, temperature_or_limit
+from kdbench.losses.functional import kl_rows, log_probs, real, tempered_kl_rows
+from kdbench.types import LossTerms, Outputs, Target
+
+
+def logit_matching_rows(student: Tensor, teacher: Tensor) -> Tensor:
+    """The limit of tau^2 KL(t/tau || s/tau) for tau -> inf, a sample [B] (Hinton et al. 2015, eq. 4; Kim et al. 2021,
+    the limit tau -> inf).
+
+    With d = s - t: |d|^2 / (2C) - (sum d)^2 / (2C^2) = |d - mean d|^2 / (2C), of which the second is computed; its
+    gradient is (d - mean d) / C. Adding a constant to a sample's logits changes nothing, unlike a squared error.
+    """
+    d = real(student) - real(teacher)
+    return (d - d.mean(-1, keepdim=True)).square().mean(-1) / 2
+
+
+def label_matching_rows(student: Tensor, teacher: Tensor) -> Tensor:
+    """The limit of tau^2 KL / tau for tau -> 0, a sample [B] (Kim et al. 2021, the limit tau -> 0): max_k s_k -
+    s_[argmax t].
+
+    tau^2 KL itself vanishes with tau, so the limit is taken of (1/tau) times it: the losses of small tau shrink like
+    tau, this one does not. Its gradient is the indicator of argmax s minus the indicator of argmax t; 0 on agreement.
+    """
+    student = real(student)
+    return student.amax(-1) - student.gather(-1, teacher.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+class KL(DistillationLoss):
+    """weights.task CE(y, s) + weights.distill tau^2 KL(softmax(t/tau) || softmax(s/tau)), summed over classes, mean
+    over the batch (Hinton et al. 2015, section 2; Kim et al. 2021, L_KL).
+
+    `tau` > 0, or a limit: inf matches logits up to a constant, 0 matches the teacher's label (see the functions above;
+    the limit at 0 has another factor of tau in front than the losses near it). `scale`: tau2 multiplies by tau^2, so
+    that the gradient keeps its size as tau changes; none does not, and has no limits. Born-Again Networks are this loss
+    at tau = 1: their CE(t, s) differs from KL(t || s) by a constant.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    paper: ClassVar[str] = "Hinton et al. 2015, section 2; limits at tau = 0 and inf: Kim et al. 2021"
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        tau: float | str = 4.0,
+        scale: Literal["tau2", "none"] = "tau2",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(weights, label_smoothing)
+        self.tau = temperature_or_limit(tau)
+        self.scale = choice("scale", scale, ("tau2", "none"))
+        if self.scale == "none" and self.tau in (0.0, math.inf):
+            raise UserError(
+                f"loss.scale must be tau2 with loss.tau={tau}: without the factor the loss has no limit there"
+            )
+
+    @property
+    def formula(self) -> str:
+        if self.tau == math.inf:
+            return self.written(task=self.task_text, distill="|d - mean d|^2 / (2C)") + ", d = s - t (tau = inf)"
+        if self.tau == 0.0:
+            return self.written(task=self.task_text, distill="(max_k s_k - s_[argmax t])") + " (tau = 0)"
+        factor = "tau^2 " if self.scale == "tau2" else ""
+        return self.written(task=self.task_text, distill=f"{factor}KL(t/tau || s/tau)") + f", tau = {number(self.tau)}"
+
+    def rows(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The teacher's term a sample [B], in nats."""
+        if self.tau == math.inf:
+            return logit_matching_rows(student, teacher)
+        if self.tau == 0.0:
+            return label_matching_rows(student, teacher)
+        if self.scale == "none":
+            return kl_rows(log_probs(teacher, self.tau), log_probs(student, self.tau))
+        return tempered_kl_rows(student, teacher, self.tau)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        distill = self.rows(student.logits, detached(teacher, "kl")).mean()
+        return self.combine(task=self.task(student.logits, target.label), distill=distill)

@@ -1,0 +1,59 @@
+"""PolyLoss: cross-entropy as a series in 1 - p, with its first coefficients changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss, number
+from kdbench.losses.checks import finite
+from kdbench.losses.functional import distribution, log_probs, mean_over
+from kdbench.types import LossTerms, Outputs, Target
+
+
+def polynomial_rows(student: Tensor, label: Tensor, epsilon: list[float]) -> Tensor:
+    """sum_k y_k (-log p_k + sum_j epsilon_j (1 - p_k)^j) a sample [B], p = softmax(s); label [B, C] distribution.
+
+    -log p = sum_j (1 - p)^j / j, so epsilon_j is added to the coefficient 1/j (Leng et al. 2022, eq. 5).
+    """
+    log_p = log_probs(student)
+    miss = -log_p.expm1()  # 1 - p without cancellation
+    rows = -log_p
+    power = miss
+    for j, coefficient in enumerate(epsilon):
+        power = miss if j == 0 else power * miss
+        rows = rows + coefficient * power
+    return (label * rows).sum(-1)
+
+
+class PolyN(DistillationLoss):
+    """weights.task (CE(y, s) + sum_j epsilon_j (1 - p_y)^j), p = softmax(s), on labels alone (Leng et al. 2022, eq. 5).
+
+    `epsilon`: one number (Poly-1, `loss=poly1`, eq. 6) or a list, each >= -1/j so that no coefficient turns negative.
+    """
+
+    uses_teacher: ClassVar[bool] = False
+    terms: ClassVar[tuple[str, ...]] = ("task",)
+    paper: ClassVar[str] = "Leng et al. 2022 (PolyLoss), eq. 5 and 6"
+
+    def __init__(
+        self, weights: Mapping[str, float], epsilon: float | list[float] = 1.0, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__(weights, label_smoothing)
+        values = [epsilon] if isinstance(epsilon, (int, float)) else list(epsilon)
+        if not values or isinstance(epsilon, str):
+            raise UserError(f"loss.epsilon must be a number or a list of numbers, got {epsilon}")
+        name = "epsilon" if len(values) == 1 else "epsilon[{}]"
+        self.epsilon = [finite(name.format(j), value, -1 / (j + 1)) for j, value in enumerate(values)]
+
+    @property
+    def formula(self) -> str:
+        extra = " + ".join(f"{number(e)} (1 - p_y)^{j + 1}" for j, e in enumerate(self.epsilon))
+        return self.written(task=f"({self.task_text} + {extra})") + ", p = softmax(s)"
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        label, labelled = distribution(target.label, student.logits.shape[-1], self.label_smoothing)
+        return self.combine(task=mean_over(polynomial_rows(student.logits, label, self.epsilon), labelled))

@@ -1,0 +1,73 @@
+"""What the loss tests share: every loss of configs/loss by its file name, and batches of made-up outputs."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from kdbench.losses.base import DistillationLoss
+from kdbench.types import Outputs, Target
+
+FOLDER = Path(__file__).parents[2] / "configs/loss"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+B, C = 6, 7  # samples and classes of a test batch
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The plain values of configs/loss/<name>.yaml."""
+    values = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def build(name: str, **changes: Any) -> DistillationLoss:
+    """The loss of configs/loss/<name>.yaml with some values changed."""
+    values = settings(name) | changes
+    module, _, cls = values.pop("_target_").rpartition(".")
+    return getattr(importlib.import_module(module), cls)(**values)
+
+
+def outputs(logits: torch.Tensor, width: int, sizes: tuple[int, int, int], seed: int) -> Outputs:
+    """Logits [B, C] with the feature maps that a small network of three stages would give."""
+    random = torch.Generator().manual_seed(seed)
+    channels = (width, 2 * width, 4 * width)
+    maps = {
+        f"stage{i + 1}": torch.randn(len(logits), d, n, n, generator=random).relu()
+        for i, (d, n) in enumerate(zip(channels, sizes))
+    }
+    maps["stem"] = torch.randn(len(logits), width, sizes[0], sizes[0], generator=random).relu()
+    maps["pooled"] = maps["stage3"].mean((2, 3))
+    return Outputs(logits, maps)
+
+
+def batch(seed: int = 0, scale: float = 3.0, samples: int = B) -> tuple[Outputs, Outputs, Target]:
+    """(student, teacher, target): different widths and map sizes, labels that the teacher often gets right."""
+    random = torch.Generator().manual_seed(seed)
+    teacher = scale * torch.randn(samples, C, generator=random)
+    student = 0.5 * teacher + scale * torch.randn(samples, C, generator=random)
+    label = torch.where(torch.rand(samples, generator=random) < 0.7, teacher.argmax(1), torch.arange(samples) % C)
+    target = Target(label, torch.arange(samples) + 10 * seed, torch.tensor(0.25))
+    return outputs(student, 4, (8, 4, 2), seed), outputs(teacher, 6, (8, 8, 4), seed + 1), target
+
+
+def cast(out: Outputs, dtype: torch.dtype, grad: bool = False) -> Outputs:
+    """A copy in another precision, as leaves that collect gradients if `grad`."""
+    return Outputs(
+        out.logits.detach().to(dtype).requires_grad_(grad),
+        {key: value.detach().to(dtype).requires_grad_(grad) for key, value in out.features.items()},
+    )
+
+
+def ready(name: str, **changes: Any) -> DistillationLoss:
+    """The loss as the training engine has it: adapters made, calibrated if it wants to be."""
+    torch.manual_seed(0)
+    loss = build(name, **changes)
+    student, teacher, _ = batch(99, samples=24)
+    loss.setup(student, teacher)
+    if loss.needs_calibration:
+        loss.calibrate(teacher.logits, torch.where(torch.arange(24) % 4 == 0, torch.arange(24) % C, teacher.logits.argmax(1)))
+    return loss
