@@ -1,0 +1,150 @@
+"""The command line: `kdbench COMMAND ...`. Commands are the modules of kdbench/commands, imported when called."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from kdbench import __version__
+from kdbench.errors import UserError, nearest, traced
+
+_COMMANDS = Path(__file__).parent / "commands"
+
+
+def main() -> int:
+    """Run the command line in sys.argv. Returns the exit code; the only place where errors become messages."""
+    _allow_lazy_help()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own `_target_` modules: a console script has no cwd on its path
+    try:
+        code = _dispatch(sys.argv[1:])
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:
+        return _exit_code(stop)
+    except KeyboardInterrupt:
+        print("\nkdbench: stopped. The same command goes on from the last complete epoch.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `kdbench list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _report(error)
+
+
+def commands() -> dict[str, Path]:
+    """Every command and its module. A new command is a new file: nothing else to edit."""
+    files = sorted(_COMMANDS.glob("*.py"))
+    return {file.stem.replace("_", "-"): file for file in files if not file.stem.startswith("_")}
+
+
+def purpose(module: Path) -> str:
+    """The first line of a module's docstring, read without importing it."""
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def _dispatch(arguments: list[str]) -> int:
+    known = commands()
+    first = arguments[0] if arguments else "--help"
+    if first in ("-sc", "--shell-completion"):
+        return _complete(arguments, known)
+    if first in ("-h", "--help", "help"):
+        print(_usage(known))
+        return 0 if arguments else 2
+    if first in ("-V", "--version", "version"):
+        print(f"kdbench {__version__}")
+        return 0
+    if first not in known:
+        raise UserError(_unknown(arguments, known))
+    return _run(first, arguments[1:], known)
+
+
+def _run(command: str, arguments: list[str], known: dict[str, Path]) -> int:
+    sys.argv = [sys.argv[0], *arguments]
+    module = importlib.import_module(f"kdbench.commands.{known[command].stem}")
+    return int(module.main() or 0)
+
+
+def _usage(known: dict[str, Path]) -> str:
+    width = max(map(len, known))
+    listed = "\n".join(f"  {name:<{width}}  {purpose(module)}" for name, module in known.items())
+    return f"""kdbench {__version__}: knowledge distillation experiments from composable configs
+
+usage: kdbench COMMAND ...     (kdbench COMMAND --help says more)
+
+{listed}
+
+examples:
+  kdbench train                                          # small built-in data, a teacher, a student: about a minute
+  kdbench train loss=dkd student=resnet8 schedule.epochs=60
+  kdbench train -m loss=kl loss.tau=1,2,4 seed=0,1,2     # a sweep: nine runs
+  kdbench list loss                                      # what can be chosen
+  kdbench compare outputs/runs                           # one table of all runs
+
+tab completion: eval "$(kdbench -sc install=bash)"       (or zsh, fish)"""
+
+
+def _unknown(arguments: list[str], known: dict[str, Path]) -> str:
+    first, line = arguments[0], " ".join(arguments)
+    if "=" in first or first in ("-m", "--multirun", "-c", "--cfg", "--info", "-i") or first.startswith("--config"):
+        return f"no command given. Did you mean: kdbench train {line}"
+    hint = nearest(first, known, "Did you mean: kdbench {}? ")
+    return f"there is no command '{first}'. {hint}Commands: {', '.join(known)}"
+
+
+def _complete(arguments: list[str], known: dict[str, Path]) -> int:
+    """Tab completion: commands here, then Hydra's completion of overrides for the commands that take them.
+
+    The shell's hook calls `kdbench -sc query=bash` with the line so far in COMP_LINE.
+    """
+    if not any(argument.startswith("query=") for argument in arguments):
+        return _run("train", arguments, known)  # install, uninstall
+    line = os.environ.get("COMP_LINE", "")
+    typed = line.split()
+    if len(typed) < 2 or (len(typed) == 2 and not line.endswith(" ")):
+        print(" ".join(known))
+        return 0
+    command = typed[1]
+    if command not in known or "configure.launch" not in known[command].read_text(encoding="utf-8"):
+        return 0
+    os.environ["COMP_LINE"] = typed[0] + line[line.index(command) + len(command) :]
+    return _run(command, arguments, known)
+
+
+def _report(error: Exception) -> int:
+    """Print an error; returns the exit code. What is no UserError is a fault of the program."""
+    if traced():
+        traceback.print_exception(error)
+    if isinstance(error, UserError):
+        print(f"kdbench: {error}", file=sys.stderr)
+    else:
+        first = str(error).partition("\n")[0]
+        print(f"kdbench: unexpected {type(error).__name__}: {first}", file=sys.stderr)
+        print("This should not happen. With KDBENCH_TRACEBACK=1 the same command shows where it did.", file=sys.stderr)
+    return 1
+
+
+def _exit_code(stop: SystemExit) -> int:
+    if isinstance(stop.code, str):
+        print(stop.code, file=sys.stderr)
+        return 1
+    return int(stop.code or 0)
+
+
+def _allow_lazy_help() -> None:
+    """Python 3.14's argparse refuses help texts that are no strings; Hydra 1.3 has one, made when it is shown."""
+    check = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check and not hasattr(check, "lenient"):
+
+        def lenient(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
+            if isinstance(action.help, str):
+                check(parser, action)
+
+        lenient.lenient = True  # type: ignore[attr-defined]
+        argparse.ArgumentParser._check_help = lenient  # type: ignore[attr-defined]

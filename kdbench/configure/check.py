@@ -1,0 +1,139 @@
+"""Is a composed configuration one that kdbench can run? Asked first; what Hydra lets through stops here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from kdbench.configure.fit import fit, show
+from kdbench.configure.naming import flat, without_hydra
+from kdbench.configure.nodes import fit_arguments, locate, parameters, unknown_key
+from kdbench.configure.reference import reference
+from kdbench.errors import UserError
+
+# Nodes that are plain options, by the dataclass that reads them (imported when a run starts, not before).
+OPTIONS = {
+    "optimizer": "kdbench.engine.options.OptimizerOptions",
+    "schedule": "kdbench.engine.options.ScheduleOptions",
+    "trainer": "kdbench.engine.options.TrainerOptions",
+    "seeds": "kdbench.procedures.recipe.Seeds",
+    "teacher.optimizer": "kdbench.engine.options.OptimizerOptions",
+    "teacher.schedule": "kdbench.engine.options.ScheduleOptions",
+}
+TEACHER = "kdbench.procedures.recipe.TeacherSpec"
+
+
+@dataclass
+class RunOptions:
+    """The keys of train.yaml that belong to no group."""
+
+    seed: int
+    force: bool
+    name: str | None
+    tags: list[str]
+    monitor: str
+
+
+def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
+    """Raise a UserError for the first thing in a composed configuration that cannot be right.
+
+    Unknown and removed keys, missing values, interpolations that lead nowhere, `_target_`s that cannot be imported, and
+    values that do not fit the annotation of the argument they go to. `root` is a configuration with Hydra's node
+    (default: the running job's); without any, only nodes with a signature are searched for unknown keys.
+    """
+    if root is None and HydraConfig.initialized():
+        root = HydraConfig.instance().cfg  # type: ignore[assignment]
+    tree = resolved(cfg)
+    if root is not None:
+        usual = OmegaConf.to_container(reference(root).config, resolve=False)
+        assert isinstance(usual, dict)
+        _compare(tree, {str(key): value for key, value in usual.items()}, "")
+    for name, annotation in get_type_hints(RunOptions).items():
+        if name in tree:
+            fit(tree[name], annotation, name)
+    for key, node in _targets(tree, ""):
+        if key == "teacher":
+            _check_teacher(node)
+        else:
+            fit_arguments(node, locate(node["_target_"], key), key)
+    for key, target in OPTIONS.items():
+        options = _select(tree, key)
+        if options is not None:
+            fit_arguments(options, locate(target), key)
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The task's configuration as plain containers. UserError for a missing value or an interpolation that fails."""
+    task = without_hydra(cfg)
+    try:
+        tree = OmegaConf.to_container(task, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: needs a value") from error
+    except OmegaConfBaseException as error:
+        raw = flat(task, resolve=False).get(str(error.full_key), "")
+        reason = str(error.msg or error).splitlines()[0]
+        if isinstance(error, InterpolationKeyError):
+            reason = "it refers to a key that the configuration does not have"
+        raise UserError(f"{error.full_key} = {raw}: {reason}") from error
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> None:
+    """Refuse keys that the chosen options do not bring, and keys that they bring but are gone.
+
+    A mapping that an option leaves empty ({}) takes any key; nodes that are read by a signature are checked by it.
+    """
+    signature = "_target_" in node or prefix in OPTIONS
+    if node.get("_target_") != usual.get("_target_"):
+        return  # another class was typed in: its own signature decides
+    for key in node.keys() - usual.keys():
+        if not signature and usual:
+            raise unknown_key(_join(prefix, key), usual, prefix)
+    for key, ordinary in usual.items():
+        full_key = _join(prefix, key)
+        if key not in node:
+            raise UserError(f"{full_key}: was removed, but a run needs it; give it a value instead of ~{full_key}")
+        if isinstance(ordinary, dict):
+            if not isinstance(node[key], dict):
+                keys = ", ".join(ordinary)
+                raise UserError(f"{full_key} = {show(node[key])}: must be a mapping with the keys {keys}")
+            _compare(node[key], ordinary, full_key)
+
+
+def _check_teacher(node: Mapping[str, Any]) -> None:
+    """A teacher's node holds its network's keys and, beside them, the teacher's own."""
+    own = {name: p.annotation for name, p in parameters(locate(TEACHER)).items() if name != "network"}
+    for key, annotation in own.items():
+        if key in node and not isinstance(node[key], dict):
+            fit(node[key], annotation, f"teacher.{key}")
+    network = {key: value for key, value in node.items() if key not in own}
+    fit_arguments(network, locate(node["_target_"], "teacher"), "teacher")
+
+
+def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node with a `_target_`, with its key, outer ones first."""
+    if isinstance(node, dict):
+        if node.get("_target_") is not None:
+            yield key, node
+        for name, value in node.items():
+            yield from _targets(value, _join(key, name))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _targets(value, f"{key}[{i}]")
+
+
+def _select(tree: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    node: Any = tree
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None
+
+
+def _join(prefix: str, key: str) -> str:
+    return f"{prefix}.{key}" if prefix else str(key)

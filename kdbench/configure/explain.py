@@ -1,0 +1,223 @@
+"""Hydra's refusals in one message: what was typed, why it does not work, and what comes nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdbench.configure.check import OPTIONS
+from kdbench.configure.nodes import locate, parameters
+from kdbench.configure.options import folders, has_key, options
+from kdbench.errors import nearest
+from kdbench.paths import CONFIG_DIR
+
+_PLUGINS = {  # options that come with a package of their own
+    "hydra/launcher": {
+        "joblib": "hydra-joblib-launcher",
+        "submitit_local": "hydra-submitit-launcher",
+        "submitit_slurm": "hydra-submitit-launcher",
+        "ray": "hydra-ray-launcher",
+    },
+    "hydra/sweeper": {"optuna": "hydra-optuna-sweeper"},
+    "hydra/job_logging": {"colorlog": "hydra-colorlog"},
+    "hydra/hydra_logging": {"colorlog": "hydra-colorlog"},
+}
+_NOISE = ("full_key:", "object_type=", "reference_type=", "See https", "Config search path", "\t")
+
+
+@dataclass
+class _Line:
+    """A command line taken apart."""
+
+    overrides: list[Override]
+    multirun: bool
+    places: list[Path]
+
+    @property
+    def search(self) -> list[str]:
+        added = [f"file://{place.resolve()}" for place in self.places[:-1]]
+        return [f"hydra.searchpath=[{','.join(added)}]"] if added else []
+
+
+def explain(error: Exception, arguments: Sequence[str], config_name: str = "train") -> str | None:
+    """The message for what Hydra raised on this command line; None if it is no mistake of the user's."""
+    if not isinstance(error, (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)):
+        return None
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
+    known, _ = get_args_parser().parse_known_args(list(arguments))
+    try:
+        overrides = OverridesParser.create().parse_overrides(known.overrides)
+    except OverrideParseException as unreadable:
+        return _unreadable(unreadable)
+    line = _Line(overrides, known.multirun, folders(arguments))
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+            found = _diagnose(line, config_name)
+    except Exception:  # the fault is not on the command line, but in a configuration file
+        found = None
+    return found or _plain(error)
+
+
+def _diagnose(line: _Line, config_name: str) -> str | None:
+    usual = compose(config_name, overrides=line.search, return_hydra_config=True).hydra.runtime.choices
+    groups = []
+    for override in line.overrides:
+        if not _options(override.key_or_group):
+            continue
+        fault = _group_fault(override, usual, line.multirun)
+        if fault:
+            return fault
+        groups.append(_first(override))
+    if not line.multirun:
+        several = next((o for o in line.overrides if o.is_sweep_override()), None)
+        if several is not None:
+            return _several(several)
+    cfg = compose(config_name, overrides=[*line.search, *filter(None, groups)], return_hydra_config=True)
+    faults = (_key_fault(o, cfg, line.places) for o in line.overrides if not _options(o.key_or_group))
+    return next(filter(None, faults), None)
+
+
+def _options(group: str) -> list[str]:
+    return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def _first(override: Override) -> str:
+    """The override of a group with its first choice; "" for one that takes the group away."""
+    if override.is_delete() or (override.is_sweep_override() and not override.is_choice_sweep()):
+        return ""
+    prefix = "+" if override.is_add() else ""
+    return f"{prefix}{override.get_key_element().lstrip('+')}={_choices(override)[0]}"
+
+
+def _choices(override: Override) -> list[Any]:
+    if override.is_choice_sweep():
+        return list(override.sweep_string_iterator())
+    return [] if override.is_sweep_override() else [override.value()]
+
+
+def _group_fault(override: Override, usual: Mapping[str, Any], multirun: bool) -> str | None:
+    group, typed = override.key_or_group, override.input_line
+    key = override.get_key_element().lstrip("+~")
+    names = _options(group)
+    listing = f"Options of {group}: {', '.join(names)}"
+    if override.is_delete():
+        return None if key in usual else f"{typed}: {key} is not in use, so it cannot be removed"
+    if override.is_add() and key in usual:
+        return f"{typed}: write it without the +: {str(typed).lstrip('+')}"
+    if not override.is_add() and key not in usual:
+        return f"{typed}: {key} is no choice of this command. {nearest(key, usual)}".rstrip()
+    if override.is_sweep_override() and not multirun:
+        return _several(override)
+    for value in _choices(override):
+        if isinstance(value, (dict, list)) or value in names or (value is None and group in ("experiment", "debug")):
+            continue
+        if value in (None, ""):
+            none = f" For none: {key}=none." if "none" in names else ""
+            return f"{typed}: {key} needs one of its options.{none} {listing}"
+        package = _PLUGINS.get(group, {}).get(str(value))
+        if package:
+            return f"{typed}: {key}={value} comes with a package that is not installed: pip install {package}"
+        hint = nearest(str(value), names, f"Did you mean {key}={{}}? ")
+        return f"{key}={value}: {group} has no option '{value}'. {hint}{listing}"
+    return None
+
+
+def _several(override: Override) -> str:
+    key = override.get_key_element()
+    values = str(override.input_line).partition("=")[2]
+    return (
+        f"{override.input_line}: several values for one run. To run each of them add -m; "
+        f"for a list write '{key}=[{values}]', for text with commas \"{key}='{values}'\""
+    )
+
+
+def _key_fault(override: Override, cfg: DictConfig, places: Sequence[Path]) -> str | None:
+    key, typed = override.key_or_group, override.input_line
+    parts = key.split(".")
+    depth = next((d for d in range(len(parts)) if not _has(cfg, parts[: d + 1])), len(parts))
+    if override.package is not None:
+        return f"{typed}: there is no group '{key}'. {nearest(key, cfg)}".rstrip()
+    if depth == len(parts):
+        exists = override.is_add() and not isinstance(override.value(), (dict, list))
+        return f"{typed}: {key} exists; write it without the +: {str(typed).lstrip('+')}" if exists else None
+    if override.is_add() or override.is_force_add():
+        return None
+    owner = ".".join(parts[:depth])
+    node = OmegaConf.select(cfg, owner) if owner else cfg
+    if not isinstance(node, DictConfig):
+        return f"{typed}: {owner} is a value and has no keys"
+    return f"{typed}: {_unknown(parts, depth, node, cfg.hydra.runtime.choices, places, override)}"
+
+
+def _has(cfg: DictConfig, parts: Sequence[str]) -> bool:
+    node = OmegaConf.select(cfg, ".".join(parts[:-1])) if len(parts) > 1 else cfg
+    return isinstance(node, DictConfig) and parts[-1] in node
+
+
+def _unknown(
+    parts: Sequence[str],
+    depth: int,
+    node: DictConfig,
+    choices: Mapping[str, Any],
+    places: Sequence[Path],
+    override: Override,
+) -> str:
+    """Why a key does not exist, and where one like it does."""
+    owner, missing = ".".join(parts[:depth]), parts[depth]
+    group, choice = parts[0], choices.get(parts[0])
+    chosen = f"{group}={choice} has no key '{'.'.join(parts[1:])}'."
+    words = [chosen if choice and depth else f"there is no key '{missing}'."]
+    names = options(group, places)
+    if choice and str(override.value()) in names and len(parts) == 2:
+        words.append(f"Did you mean {group}={override.value()}?")
+    holders = [name for name, file in names.items() if name != choice and has_key(file, parts[1:])] if depth else []
+    keys = [str(key) for key in node if key != "_target_" and not (not owner and key == "hydra")]
+    close = nearest(missing, keys, f"Did you mean {owner}.{{}}?" if owner else "Did you mean {}?")
+    if close:
+        words.append(close)
+    if holders:
+        words.append(f"It is a key of {', '.join(f'{group}={name}' for name in holders[:8])}.")
+    elif owner in OPTIONS and missing in parameters(locate(OPTIONS[owner])):
+        words.append(f"It can be added: +{override.input_line}")
+    if keys:
+        words.append(f"Keys{f' of {owner}' if owner else ''}: {', '.join(keys)}")
+    return " ".join(words)
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    typed = error.override
+    if "=" not in typed and not typed.startswith("~"):
+        return f"{typed}: not of the form key=value, e.g. loss=kl or loss.tau=4"
+    return (
+        f"{typed}: cannot be read as key=value. Lists are [1,2], mappings {{a: 1}}; text with spaces or any of "
+        f"[]{{}}()=,: in it needs quotes inside quotes: \"key='some text'\""
+    )
+
+
+def _plain(error: Exception) -> str:
+    """Hydra's own words for a fault in a configuration file, without its internals."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        listing = f"Options of {group}: {', '.join(error.options)}" if error.options else ""
+        first_line = str(error).split("\n")[0]
+        return " ".join(filter(None, [first_line, nearest(name, error.options or ()), listing]))
+    root: BaseException = error
+    while not str(root).strip() and root.__cause__ is not None:
+        root = root.__cause__
+    lines = [line for line in str(root).splitlines() if line.strip() and not line.strip().startswith(_NOISE[:-1])]
+    cause = str(error.__cause__ or "").split("\n")[0]
+    return "\n".join([*lines, *([cause] if cause and cause not in str(root) else [])]) or type(root).__name__

@@ -1,0 +1,126 @@
+"""The identity of a run: its hash, and the folder that is named by all that differs."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kdbench.configure.reference import group_choices, reference
+
+# Keys that change nothing in a run's results, so that they change neither its hash nor its folder:
+UNCOUNTED = (
+    "force",  # whether to run again
+    "name",  # a label
+    "tags",
+    "monitor",  # what a sweeper reads
+    "paths",  # where things are kept; its values inside other keys do not count either
+    "trainer.device",  # a run may be resumed on another device; result.json says which it was
+    "trainer.threads",
+    "trainer.eval_batch_size",
+    "trainer.checkpoint_every",
+    "trainer.progress",
+)
+_NAMED = ("dataset", "teacher", "student", "loss")  # always in the folder's name
+
+
+def flat(cfg: DictConfig | Mapping[str, Any], resolve: bool = True) -> dict[str, Any]:
+    """The configuration as {dotted key: scalar}. Lists of scalars become text ("[30,60]"), empty mappings "{}"."""
+    tree = OmegaConf.to_container(cfg, resolve=resolve) if OmegaConf.is_config(cfg) else cfg
+    found: dict[str, Any] = {}
+    _flatten(tree, "", found)
+    return found
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """sha256 (64 hex digits) of the resolved configuration without the keys that change no result."""
+    counted = without_hydra(cfg)
+    if "paths" in counted:
+        for key in counted.paths:
+            counted.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
+    tree = {key: _plain_number(value) for key, value in flat(counted).items() if not _uncounted(key)}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def run_name(root: DictConfig) -> str:
+    """The resolver kd.run: <dataset>/<teacher>-<student>-<loss>[,key=value...]-<hash8>, from the configuration alone.
+
+    `root` is the whole configuration with its hydra node. Never raises (Hydra asks for the folder before the job is
+    run and could not go on to the next one): a configuration that cannot be resolved is refused by the job itself.
+    """
+    try:
+        digest = config_hash(root)
+        chosen = group_choices(root)
+        changed = _changed(root, chosen)
+    except Exception:  # of any kind: the job's own check says what is wrong
+        return "refused/" + hashlib.sha256(OmegaConf.to_yaml(without_hydra(root)).encode()).hexdigest()[:8]
+    parts = {group: _slug(chosen.get(group) or "none") for group in _NAMED}
+    label = f"{_slug(str(root.name))}-" if root.get("name") else ""
+    differences = _slug(",".join(["", *(f"{key}={value}" for key, value in changed.items())]))[:80]
+    networks = f"{parts['teacher']}-{parts['student']}-{parts['loss']}"
+    return f"{parts['dataset']}/{label}{networks}{differences.rstrip(',.-')}-{digest[:8]}"
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A copy without Hydra's own node, free to change."""
+    task = copy.deepcopy(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    OmegaConf.set_struct(task, False)
+    OmegaConf.set_readonly(task, False)
+    return task
+
+
+def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, Any]:
+    """What differs from the defaults: other choices of groups, then values set by hand or by an experiment."""
+    task = without_hydra(root)
+    plain = reference(root)
+    changed: dict[str, Any] = {}
+    for group, option in chosen.items():
+        usual = chosen.get(group.partition("@")[0]) if "@" in group else plain.defaults.get(group)
+        if group not in _NAMED and not _uncounted(group) and option != usual:
+            changed[group] = option
+    values, usual_values, usual_forms = flat(task), flat(plain.config), flat(plain.config, resolve=False)
+    for key, value in sorted(values.items()):
+        if _uncounted(key) or value == usual_values.get(key, ...) or _follows(task, key, usual_forms.get(key)):
+            continue
+        changed[key] = value
+    return changed
+
+
+def _follows(task: DictConfig, key: str, usual_form: Any) -> bool:
+    """Whether a value is what its usual interpolation (seeds.init: ${seed}) gives anyway: nothing new."""
+    if not isinstance(usual_form, str) or "${" not in usual_form:
+        return False
+    trial = copy.deepcopy(task)
+    OmegaConf.update(trial, key, usual_form)
+    return bool(OmegaConf.select(trial, key) == OmegaConf.select(task, key))
+
+
+def _flatten(node: Any, prefix: str, found: dict[str, Any]) -> None:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            _flatten(value, f"{prefix}.{key}" if prefix else str(key), found)
+    elif isinstance(node, (list, tuple)) and any(isinstance(item, (Mapping, list, tuple)) for item in node):
+        for i, item in enumerate(node):
+            _flatten(item, f"{prefix}.{i}", found)
+    elif isinstance(node, (Mapping, list, tuple)):
+        found[prefix] = json.dumps(node, separators=(",", ":"))
+    else:
+        found[prefix] = node
+
+
+def _uncounted(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in UNCOUNTED)
+
+
+def _plain_number(value: Any) -> Any:
+    """4.0 and 4 are the same value."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.=,+-]", "", text.replace("/", ".").replace("@", "."), flags=re.ASCII)

@@ -1,0 +1,43 @@
+"""The configuration that a run's choices alone would give: what its values are measured against."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from hydra import compose
+from omegaconf import DictConfig
+
+_OVERLAYS = ("experiment", "debug", "local")  # groups that only change what others bring
+
+
+class Reference(NamedTuple):
+    config: DictConfig  # the task's configuration, without Hydra's node
+    defaults: dict[str, str | None]  # the option of every group when nothing is chosen
+
+
+def group_choices(root: DictConfig) -> dict[str, str | None]:
+    """The option chosen in each group, Hydra's own groups and the overlays (experiment, debug, local) left out."""
+    chosen = root.hydra.runtime.choices
+    return {str(group): option for group, option in sorted(chosen.items()) if _counts(str(group))}
+
+
+def reference(root: DictConfig) -> Reference:
+    """Compose `root`'s choices again without its values. Only inside a Hydra run, whose search path it uses."""
+    sources = tuple(o for o in root.hydra.overrides.hydra if o.startswith("hydra.searchpath="))
+    searched = tuple(source.path for source in root.hydra.runtime.config_sources)
+    chosen = tuple(group_choices(root).items())
+    return _reference(str(root.hydra.job.config_name), chosen, sources, searched)
+
+
+@functools.lru_cache(maxsize=64)  # composing takes 0.1 s, and the points of a sweep share their choices
+def _reference(
+    name: str, chosen: tuple[tuple[str, str | None], ...], sources: tuple[str, ...], searched: tuple[str, ...]
+) -> Reference:
+    usual = group_choices(compose(name, overrides=list(sources), return_hydra_config=True))
+    overrides = [f"{'' if group in usual else '+'}{group}={option}" for group, option in chosen if option is not None]
+    return Reference(compose(name, overrides=[*sources, *overrides]), usual)
+
+
+def _counts(group: str) -> bool:
+    return group not in (*_OVERLAYS, "hydra") and not group.startswith("hydra/")

@@ -1,0 +1,47 @@
+"""What Hydra must know before it composes: the teachers derived from the students, and kdbench's resolvers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from kdbench.configure.naming import run_name
+from kdbench.configure.options import folders, groups, options
+
+
+def register(arguments: Sequence[str] = ()) -> None:
+    """Make `teacher=<any student network>` a choice, and ${kd.run:}, ${kd.options:} work. Call it before hydra.main.
+
+    `arguments` are the command line's, for the folders that the user adds with --config-dir. May be called again.
+    """
+    places = folders(arguments)
+    _derive_teachers(places)
+    OmegaConf.register_new_resolver("kd.run", _run, replace=True)
+    OmegaConf.register_new_resolver("kd.options", lambda: overview(places), replace=True)
+
+
+def overview(places: Sequence[Path]) -> str:
+    """The groups and their options as indented text, one group a paragraph."""
+    listed = {group: options(group, places) for group in groups(places)}
+    return "\n".join(f"{group}: {', '.join(names)}" for group, names in listed.items() if names)
+
+
+def _derive_teachers(places: Sequence[Path]) -> None:
+    """Store teacher/<name> for every student/<name>.yaml: what every teacher has, beside the network's own keys.
+
+    A name that has its own file in a teacher folder is left to that file. `@_here_` puts the keys of both straight
+    into the teacher's node, and a plain path (not a group) keeps them from being choices themselves.
+    """
+    store = ConfigStore.instance()
+    store.repo.pop("teacher", None)  # those of an earlier call with other folders
+    for name, file in options("teacher", places).items():
+        if file.parent.name == "student":
+            node = {"defaults": ["shared/base@_here_", f"/student/{name}@_here_", "_self_"]}
+            store.store(group="teacher", name=name, node=node, provider="kdbench")
+
+
+def _run(*_unused: str, _root_: DictConfig) -> str:
+    return run_name(_root_)
