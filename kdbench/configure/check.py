@@ -90,8 +90,10 @@ def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> 
     A mapping that an option leaves empty ({}) takes any key; nodes that are read by a signature are checked by it.
     """
     signature = "_target_" in node or prefix in OPTIONS
-    if node.get("_target_") != usual.get("_target_"):
+    if "_target_" in node and node["_target_"] != usual.get("_target_"):
         return  # another class was typed in: its own signature decides
+    if "_target_" in usual and "_target_" not in node:  # ~teacher leaves the parts that other groups bring
+        raise UserError(f"{prefix}: was removed, but a run needs one (kdbench list {prefix.split('.')[0]})")
     for key in node.keys() - usual.keys():
         if not signature and usual:
             raise unknown_key(_join(prefix, key), usual, prefix)

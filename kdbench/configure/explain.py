@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +44,12 @@ class _Line:
 
     overrides: list[Override]
     multirun: bool
+    config_name: str
     places: list[Path]
 
     @property
     def search(self) -> list[str]:
-        added = [f"file://{place.resolve()}" for place in self.places[:-1]]
+        added = [f"file://{place.resolve()}" for place in self.places[1:]]
         return [f"hydra.searchpath=[{','.join(added)}]"] if added else []
 
 
@@ -62,45 +64,56 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str = "trai
         overrides = OverridesParser.create().parse_overrides(known.overrides)
     except OverrideParseException as unreadable:
         return _unreadable(unreadable)
-    line = _Line(overrides, known.multirun, folders(arguments))
+    line = _Line(overrides, known.multirun, known.config_name or config_name, folders(arguments))
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-            found = _diagnose(line, config_name)
+            found = _diagnose(line)
     except Exception:  # the fault is not on the command line, but in a configuration file
         found = None
+    finally:
+        GlobalHydra.instance().clear()
     return found or _plain(error)
 
 
-def _diagnose(line: _Line, config_name: str) -> str | None:
-    usual = compose(config_name, overrides=line.search, return_hydra_config=True).hydra.runtime.choices
+def _diagnose(line: _Line) -> str | None:
+    usual = compose(line.config_name, overrides=line.search, return_hydra_config=True).hydra.runtime.choices
     groups = []
     for override in line.overrides:
-        if not _options(override.key_or_group):
+        if not _is_group(override, usual, line):
             continue
-        fault = _group_fault(override, usual, line.multirun)
+        fault = _group_fault(override, usual, line)
         if fault:
             return fault
-        groups.append(_first(override))
+        groups.append(_spelled(override))
     if not line.multirun:
         several = next((o for o in line.overrides if o.is_sweep_override()), None)
         if several is not None:
             return _several(several)
-    cfg = compose(config_name, overrides=[*line.search, *filter(None, groups)], return_hydra_config=True)
-    faults = (_key_fault(o, cfg, line.places) for o in line.overrides if not _options(o.key_or_group))
-    return next(filter(None, faults), None)
+    values = [o for o in line.overrides if not _is_group(o, usual, line)]
+    for chosen in itertools.islice(itertools.product(*groups), 50):  # a key may exist in only some runs of a sweep
+        cfg = compose(line.config_name, overrides=[*line.search, *filter(None, chosen)], return_hydra_config=True)
+        fault = next(filter(None, (_key_fault(o, cfg, line.places) for o in values)), None)
+        if fault:
+            return fault
+    return None
 
 
-def _options(group: str) -> list[str]:
-    return list(GlobalHydra.instance().config_loader().get_group_options(group))
+def _is_group(override: Override, usual: Mapping[str, Any], line: _Line) -> bool:
+    return override.key_or_group in usual or bool(_options(override.key_or_group, line))
 
 
-def _first(override: Override) -> str:
-    """The override of a group with its first choice; "" for one that takes the group away."""
+def _options(group: str, line: _Line) -> list[str]:
+    loader = GlobalHydra.instance().config_loader()
+    return list(loader.get_group_options(group, config_name=line.config_name, overrides=line.search))
+
+
+def _spelled(override: Override) -> list[str]:
+    """The override of a group, one for each of its choices; "" for what takes the group away."""
     if override.is_delete() or (override.is_sweep_override() and not override.is_choice_sweep()):
-        return ""
+        return [""]
     prefix = "+" if override.is_add() else ""
-    return f"{prefix}{override.get_key_element().lstrip('+')}={_choices(override)[0]}"
+    return [f"{prefix}{override.get_key_element().lstrip('+')}={choice}" for choice in _choices(override)]
 
 
 def _choices(override: Override) -> list[Any]:
@@ -109,18 +122,18 @@ def _choices(override: Override) -> list[Any]:
     return [] if override.is_sweep_override() else [override.value()]
 
 
-def _group_fault(override: Override, usual: Mapping[str, Any], multirun: bool) -> str | None:
+def _group_fault(override: Override, usual: Mapping[str, Any], line: _Line) -> str | None:
     group, typed = override.key_or_group, override.input_line
     key = override.get_key_element().lstrip("+~")
-    names = _options(group)
-    listing = f"Options of {group}: {', '.join(names)}"
+    names = _options(group, line)
+    listing = f"Options of {group}: {', '.join(names) or 'none yet'}"
     if override.is_delete():
         return None if key in usual else f"{typed}: {key} is not in use, so it cannot be removed"
     if override.is_add() and key in usual:
         return f"{typed}: write it without the +: {str(typed).lstrip('+')}"
     if not override.is_add() and key not in usual:
         return f"{typed}: {key} is no choice of this command. {nearest(key, usual)}".rstrip()
-    if override.is_sweep_override() and not multirun:
+    if override.is_sweep_override() and not line.multirun:
         return _several(override)
     for value in _choices(override):
         if isinstance(value, (dict, list)) or value in names or (value is None and group in ("experiment", "debug")):
@@ -130,7 +143,7 @@ def _group_fault(override: Override, usual: Mapping[str, Any], multirun: bool) -
             return f"{typed}: {key} needs one of its options.{none} {listing}"
         package = _PLUGINS.get(group, {}).get(str(value))
         if package:
-            return f"{typed}: {key}={value} comes with a package that is not installed: pip install {package}"
+            return f"{key}={value}: it comes with a package that is not installed: pip install {package}"
         hint = nearest(str(value), names, f"Did you mean {key}={{}}? ")
         return f"{key}={value}: {group} has no option '{value}'. {hint}{listing}"
     return None
@@ -178,7 +191,7 @@ def _unknown(
 ) -> str:
     """Why a key does not exist, and where one like it does."""
     owner, missing = ".".join(parts[:depth]), parts[depth]
-    group, choice = parts[0], choices.get(parts[0])
+    group, choice = parts[0], choices.get(parts[0]) if parts[0] != "hydra" else None
     chosen = f"{group}={choice} has no key '{'.'.join(parts[1:])}'."
     words = [chosen if choice and depth else f"there is no key '{missing}'."]
     names = options(group, places)
@@ -192,7 +205,7 @@ def _unknown(
     if holders:
         words.append(f"It is a key of {', '.join(f'{group}={name}' for name in holders[:8])}.")
     elif owner in OPTIONS and missing in parameters(locate(OPTIONS[owner])):
-        words.append(f"It can be added: +{override.input_line}")
+        words.append(f"It can be added (+{override.input_line}).")
     if keys:
         words.append(f"Keys{f' of {owner}' if owner else ''}: {', '.join(keys)}")
     return " ".join(words)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kdbench.configure.reference import group_choices, reference
+from kdbench.configure.reference import NAMED, group_choices, reference
 
 # Keys that change nothing in a run's results, so that they change neither its hash nor its folder:
 UNCOUNTED = (
@@ -26,7 +26,6 @@ UNCOUNTED = (
     "trainer.checkpoint_every",
     "trainer.progress",
 )
-_NAMED = ("dataset", "teacher", "student", "loss")  # always in the folder's name
 
 
 def flat(cfg: DictConfig | Mapping[str, Any], resolve: bool = True) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def run_name(root: DictConfig) -> str:
         changed = _changed(root, chosen)
     except Exception:  # of any kind: the job's own check says what is wrong
         return "refused/" + hashlib.sha256(OmegaConf.to_yaml(without_hydra(root)).encode()).hexdigest()[:8]
-    parts = {group: _slug(chosen.get(group) or "none") for group in _NAMED}
+    parts = {group: _slug(chosen.get(group) or "none") for group in NAMED}
     label = f"{_slug(str(root.name))}-" if root.get("name") else ""
     differences = _slug(",".join(["", *(f"{key}={value}" for key, value in changed.items())]))[:80]
     networks = f"{parts['teacher']}-{parts['student']}-{parts['loss']}"
@@ -81,7 +80,7 @@ def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, An
     changed: dict[str, Any] = {}
     for group, option in chosen.items():
         usual = chosen.get(group.partition("@")[0]) if "@" in group else plain.defaults.get(group)
-        if group not in _NAMED and not _uncounted(group) and option != usual:
+        if group not in NAMED and not _uncounted(group) and option != usual:
             changed[group] = option
     values, usual_values, usual_forms = flat(task), flat(plain.config), flat(plain.config, resolve=False)
     for key, value in sorted(values.items()):

@@ -11,12 +11,16 @@ import yaml
 
 from kdbench.paths import CONFIG_DIR
 
+_NO_GROUPS = {"hydra", "shared", ".hydra"}  # Hydra's settings, and parts that options are made of
 _COMMENT = re.compile(r"^#(?!\s*@package)\s*(.+)")
 
 
 def folders(arguments: Sequence[str] = ()) -> list[Path]:
-    """Where options are looked for: the user's folders (`--config-dir`, hydra.searchpath) first, kdbench's own last."""
-    found = []
+    """Where options are looked for: kdbench's own folder, then the user's (`--config-dir`, hydra.searchpath).
+
+    The order is Hydra's: of two files for one option the first counts.
+    """
+    found = [CONFIG_DIR]
     for word, following in zip(arguments, [*arguments[1:], ""]):
         if word in ("--config-dir", "-cd"):
             found.append(following)
@@ -24,13 +28,13 @@ def folders(arguments: Sequence[str] = ()) -> list[Path]:
             found.append(word.partition("=")[2])
         elif word.startswith("hydra.searchpath="):
             found += re.findall(r"file://([^,\]'\"]+)", word)
-    return [*map(Path, found), Path(CONFIG_DIR)]
+    return [Path(place) for place in found]
 
 
 def groups(places: Iterable[Path]) -> list[str]:
-    """The names of all groups, in alphabetical order; Hydra's own settings are none."""
-    found = {path.name for place in places if place.is_dir() for path in place.iterdir() if path.is_dir()}
-    return sorted(name for name in found - {"hydra"} if not name.startswith((".", "_")))
+    """The names of all groups ("loss", "dataset/augment") in alphabetical order, Hydra's own left out."""
+    found = {file.parent.relative_to(place) for place in places for file in place.glob("*/**/*.yaml")}
+    return sorted(group.as_posix() for group in found if not _NO_GROUPS & set(group.parts))
 
 
 def options(group: str, places: Iterable[Path]) -> dict[str, Path]:

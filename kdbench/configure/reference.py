@@ -8,12 +8,13 @@ from typing import NamedTuple
 from hydra import compose
 from omegaconf import DictConfig
 
+NAMED = ("dataset", "teacher", "student", "loss")  # what a run is first of all
 _OVERLAYS = ("experiment", "debug", "local")  # groups that only change what others bring
 
 
 class Reference(NamedTuple):
     config: DictConfig  # the task's configuration, without Hydra's node
-    defaults: dict[str, str | None]  # the option of every group when nothing is chosen
+    defaults: dict[str, str | None]  # the option of every group when only those of NAMED are chosen
 
 
 def group_choices(root: DictConfig) -> dict[str, str | None]:
@@ -34,7 +35,8 @@ def reference(root: DictConfig) -> Reference:
 def _reference(
     name: str, chosen: tuple[tuple[str, str | None], ...], sources: tuple[str, ...], searched: tuple[str, ...]
 ) -> Reference:
-    usual = group_choices(compose(name, overrides=list(sources), return_hydra_config=True))
+    named = [f"{group}={option}" for group, option in chosen if group in NAMED and option is not None]
+    usual = group_choices(compose(name, overrides=[*sources, *named], return_hydra_config=True))
     overrides = [f"{'' if group in usual else '+'}{group}={option}" for group, option in chosen if option is not None]
     return Reference(compose(name, overrides=[*sources, *overrides]), usual)
 

@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.naming import run_name
 from kdbench.configure.options import folders, groups, options
+from kdbench.errors import UserError
+from kdbench.paths import CONFIG_DIR
 
 
 def register(arguments: Sequence[str] = ()) -> None:
@@ -18,6 +20,8 @@ def register(arguments: Sequence[str] = ()) -> None:
     `arguments` are the command line's, for the folders that the user adds with --config-dir. May be called again.
     """
     places = folders(arguments)
+    for place in places[1:]:
+        _refuse_shadowed(place)
     _derive_teachers(places)
     OmegaConf.register_new_resolver("kd.run", _run, replace=True)
     OmegaConf.register_new_resolver("kd.options", lambda: overview(places), replace=True)
@@ -27,6 +31,15 @@ def overview(places: Sequence[Path]) -> str:
     """The groups and their options as indented text, one group a paragraph."""
     listed = {group: options(group, places) for group in groups(places)}
     return "\n".join(f"{group}: {', '.join(names)}" for group, names in listed.items() if names)
+
+
+def _refuse_shadowed(place: Path) -> None:
+    """Hydra would silently take kdbench's own file instead of the user's file of the same name."""
+    if not place.is_dir():
+        raise UserError(f"{place}: there is no such folder (--config-dir, hydra.searchpath)")
+    for file in place.glob("*/**/*.yaml"):
+        if (Path(CONFIG_DIR) / file.relative_to(place)).exists():
+            raise UserError(f"{file}: kdbench has an option of this name itself, which would count; rename yours")
 
 
 def _derive_teachers(places: Sequence[Path]) -> None:
