@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
+from kdbench.losses.functional import real
 from kdbench.types import Calibration, LossTerms, Outputs, Target
 
 
@@ -17,7 +18,7 @@ class DistillationLoss(nn.Module):
     """A loss over a student's and a teacher's outputs.
 
     A subclass states what it needs, its exact formula, and computes named terms. Everything is computed in float32
-    whatever the precision of the networks; the teacher's outputs carry no gradient.
+    whatever the precision of the networks (float64 stays); the teacher's outputs carry no gradient.
 
     `needs` names the feature keys it reads; an empty tuple means that a table of teacher logits may serve it. `weights`
     are the coefficients of the terms; `weights.task` multiplies the label's cross-entropy and `weights.distill` the
@@ -103,13 +104,14 @@ def _checked_weights(weights: Mapping[str, float], terms: tuple[str, ...]) -> di
 
 
 def task_cross_entropy(logits: Tensor, label: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy in float32, averaged over the labelled rows; exactly 0 (with a gradient of 0) if none is labelled.
+    """Cross-entropy in float32 (float64 stays), averaged over the labelled rows; exactly 0 (with a gradient of 0) if
+    none is labelled.
 
     label [B] int64 (-1: no label) or [B, C] float (a row without a positive entry: no label).
     """
-    logits = logits.float()
+    logits = real(logits)
     if label.dtype.is_floating_point:
-        label = label.float().clamp_min(0.0)
+        label = label.to(logits.dtype).clamp_min(0.0)
         total = F.cross_entropy(logits, label, label_smoothing=label_smoothing, reduction="none")
         labelled = label.sum(1) > 0
         return torch.where(labelled, total, 0.0).sum() / labelled.sum().clamp_min(1)
@@ -119,7 +121,7 @@ def task_cross_entropy(logits: Tensor, label: Tensor, label_smoothing: float = 0
 
 
 def detached(outputs: Outputs | None, loss: str) -> Tensor:
-    """The teacher's logits in float32 without gradient. Raises UserError if there is no teacher."""
+    """The teacher's logits in float32 (float64 stays) without gradient. Raises UserError if there is no teacher."""
     if outputs is None:
         raise UserError(f"loss={loss} needs a teacher: choose one with teacher=<network>")
-    return outputs.logits.detach().to(torch.float32)
+    return real(outputs.logits.detach())

@@ -40,7 +40,7 @@ class CWTM(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         logits = student.logits
-        label, labelled = distribution(target.label, logits.shape[-1], self.label_smoothing)
+        label, labelled = distribution(target.label, logits, self.label_smoothing)
         rows = -(label * log_probs(logits)).sum(-1)
         distill = (confidence_weights(detached(teacher, "cwtm"), labelled) * rows).sum()
         return self.combine(task=self.task(logits, target.label), distill=distill)

@@ -40,5 +40,5 @@ class Focal(DistillationLoss):
         return self.written(task=f"(1 - p_y)^{number(self.gamma)} {self.task_text}") + ", p = softmax(s)"
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        label, labelled = distribution(target.label, student.logits.shape[-1], self.label_smoothing)
+        label, labelled = distribution(target.label, student.logits, self.label_smoothing)
         return self.combine(task=mean_over(focal_rows(student.logits, label, self.gamma), labelled))

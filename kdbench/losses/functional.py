@@ -39,12 +39,14 @@ def one_hot(label: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> 
     return (label.unsqueeze(-1) == torch.arange(classes, device=label.device)).to(dtype)
 
 
-def distribution(label: Tensor, classes: int, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+def distribution(label: Tensor, logits: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
     """The labels as distributions [B, C], smoothed, and which rows have one [B] bool.
 
-    label [B] int64 (-1: none) or [B, C] float (no positive entry: none). A row without a label holds arbitrary numbers.
+    label [B] int64 (-1: none) or [B, C] float (no positive entry: none); logits [B, C] give classes and precision. A
+    row without a label holds arbitrary numbers.
     """
-    soft = real(label).clamp_min(0.0) if label.dtype.is_floating_point else one_hot(label, classes)
+    classes, dtype = logits.shape[-1], real(logits).dtype
+    soft = label.to(dtype).clamp_min(0.0) if label.dtype.is_floating_point else one_hot(label, classes, dtype)
     return (1 - smoothing) * soft + smoothing / classes, soft.sum(-1) > 0
 
 

@@ -55,5 +55,5 @@ class PolyN(DistillationLoss):
         return self.written(task=f"({self.task_text} + {extra})") + ", p = softmax(s)"
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        label, labelled = distribution(target.label, student.logits.shape[-1], self.label_smoothing)
+        label, labelled = distribution(target.label, student.logits, self.label_smoothing)
         return self.combine(task=mean_over(polynomial_rows(student.logits, label, self.epsilon), labelled))

@@ -50,6 +50,6 @@ class TfKDVirtual(DistillationLoss):
         return f"{text}, tau = {number(self.tau)}, p = {number(self.correct)} at y, the rest spread evenly"
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        label, labelled = distribution(target.label, student.logits.shape[-1])
+        label, labelled = distribution(target.label, student.logits)
         rows = kl_rows(virtual_log_probs(label, self.correct, self.tau), log_probs(student.logits))
         return self.combine(task=self.task(student.logits, target.label), distill=mean_over(rows, labelled))

@@ -41,7 +41,7 @@ class WSLD(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         t = detached(teacher, "wsld")
-        label, labelled = distribution(target.label, t.shape[-1])
+        label, labelled = distribution(target.label, t)
         soft = -(log_probs(t, self.tau).exp() * log_probs(student.logits, self.tau)).sum(-1)
         distill = self.tau**2 * mean_over(soft_label_weights(student.logits, t, label) * soft, labelled)
         return self.combine(task=self.task(student.logits, target.label), distill=distill)

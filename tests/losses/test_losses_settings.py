@@ -1,0 +1,77 @@
+"""What a user types: the temperature's limits, values out of range, formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from losses_parts import batch, build
+from omegaconf import OmegaConf
+
+from kdbench.errors import UserError
+from kdbench.types import Outputs
+
+
+@pytest.mark.parametrize("text", ["inf", ".inf", '"inf"', ".Inf", '"+inf"'])
+def test_an_infinite_temperature_can_be_typed(text):
+    tau = OmegaConf.create(f"tau: {text}").tau
+    assert build("kl", tau=tau).tau == math.inf and "tau = inf" in build("kl", tau=tau).formula
+
+
+@pytest.mark.parametrize("tau", [0, 0.0, "0"])
+def test_a_temperature_of_zero_is_the_limit(tau):
+    assert build("kl", tau=tau).tau == 0.0 and "argmax t" in build("kl", tau=tau).formula
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "bad"),
+    [
+        ("kl", "tau", -1), ("kl", "tau", "abc"), ("kl", "tau", math.nan), ("kl", "tau", "-inf"), ("kl", "tau", True),
+        ("kl", "tau", None), ("kl", "scale", "tau"), ("kl", "label_smoothing", 1.0), ("kl_reverse", "tau", 0),
+        ("js", "tau", math.inf), ("js", "mix", 0.0), ("js", "mix", 1), ("mse", "reduction", "none"),
+        ("mse", "center", "mean"), ("mse", "kind", "l1"), ("dkpp", "permutation", "random"), ("dkpp", "tau", 0.0),
+        ("dkd", "tau", "4"), ("dkd", "nckd", -1.0), ("dkd", "warmup", 20), ("nkd", "gamma", math.inf), ("dist", "inter", -1),
+        ("logit_std", "base", "mse"), ("ctkd", "start", 0.0), ("ctkd", "ramp", -0.1), ("ttm", "tau", -4),
+        ("tfkd_virtual", "correct", 1.0), ("polyn", "epsilon", []), ("polyn", "epsilon", [0.0, -0.6]), ("polyn", "epsilon", "a"),
+        ("poly1", "epsilon", -1.5), ("focal", "gamma", -1), ("annealing", "tau_max", 0), ("annealing", "tau_max", 2.5),
+        ("annealing", "switch", 1.5), ("annealing", "reduction", "batchmean"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_name_their_key(name, key, bad):
+    with pytest.raises(UserError, match=rf"loss\.{key}"):
+        build(name, **{key: bad})
+
+
+@pytest.mark.parametrize("tau", [0, "inf"])
+def test_limits_need_the_factor(tau):
+    with pytest.raises(UserError, match=r"loss\.scale must be tau2 with loss\.tau"):
+        build("kl", tau=tau, scale="none")
+
+
+def test_unknown_weights_are_refused():
+    with pytest.raises(UserError, match=r"loss\.weights\.soft: this loss has the terms task, distill"):
+        build("kl", weights={"task": 0.1, "soft": 0.9})
+
+
+def test_formulas():
+    assert build("kl").formula == "0.1 CE(y, s) + 0.9 tau^2 KL(t/tau || s/tau), tau = 4"
+    assert build("ban").formula == "tau^2 KL(t/tau || s/tau), tau = 1"
+    assert build("ce", label_smoothing=0.1).formula == "CE(y smoothed by 0.1, s)"
+    assert build("ba_caruana").formula == "0.5 sum_k (s_k - t_k)^2"
+    assert build("kim_mse").formula == "mean_k (s_k - t_k)^2"
+    assert build("poly1").formula == "(CE(y, s) + 2 (1 - p_y)^1), p = softmax(s)"
+    assert "8 NCKD" in build("dkd").formula and "0.0833" in build("dkd").formula
+
+
+def test_labels_of_one_class_of_many_can_be_soft():
+    """Mixed labels [B, C] in the label term: the mixture's cross-entropy, rows without an entry left out."""
+    student, teacher, target = batch(0)
+    label = torch.nn.functional.one_hot(target.label, student.logits.shape[1]).float()
+    mixed = 0.3 * label + 0.7 * label.roll(1, 0)
+    expected = -(mixed * student.logits.log_softmax(1)).sum(1)
+    mixed[2] = -1.0
+    value = build("kl")(student, teacher, target._replace(label=mixed)).parts["task"]
+    torch.testing.assert_close(value, expected[torch.arange(len(label)) != 2].mean())
+    with pytest.raises(UserError, match="loss=dkd needs one class a sample"):
+        build("dkd")(student, Outputs(teacher.logits, {}), target._replace(label=mixed))
