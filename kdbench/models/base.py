@@ -1,0 +1,74 @@
+"""What the rest of kdbench asks of any network: its size, its first and last layer, its cost."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdbench.errors import UserError
+from kdbench.types import DataInfo
+
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers in all parameters, frozen ones too; buffers (batch-norm statistics) do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def first_layer_name(model: nn.Module) -> str:
+    """Path of the convolution or linear layer that sees the image: the first one registered.
+
+    Raises UserError if the network has none.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _WEIGHTED):
+            return name
+    raise UserError(f"{type(model).__name__} has neither a convolution nor a linear layer")
+
+
+def last_layer_name(model: nn.Module) -> str:
+    """Path of the classifier, the linear layer that makes logits of "pooled": `model.last_layer_name`, if the network
+    says so itself, or the last linear layer registered.
+
+    Use it with `model.set_submodule` to share or replace the layer. Raises UserError if there is none.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    name = getattr(model, "last_layer_name", names[-1] if names else "")
+    if not name:
+        raise UserError(f"{type(model).__name__} has no single linear classifier that could be shared or reused")
+    return name
+
+
+def first_layer(model: nn.Module) -> nn.Conv2d | nn.Linear:
+    """The layer that sees the image. Raises UserError if the network has none."""
+    return model.get_submodule(first_layer_name(model))  # type: ignore[return-value]
+
+
+def last_layer(model: nn.Module) -> nn.Linear:
+    """The classifier: `last_layer(net)(outputs.features["pooled"])` are the logits. Raises UserError if there is none."""
+    return model.get_submodule(last_layer_name(model))  # type: ignore[return-value]
+
+
+def flops(model: nn.Module, info: DataInfo) -> int:
+    """Floating-point operations of one image's forward pass: two for each multiply-add of convolutions, linear layers and
+    attention; normalisation, activations and pooling do not count.
+
+    Counted on shapes alone (meta device): costs no arithmetic and leaves the model as it is.
+    """
+    image = torch.empty(1, info.in_channels, info.image_size, info.image_size, device="meta")
+    training = model.training
+    model.eval()  # dropout off, and batch norm accepts one image with 1x1 maps
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            functional_call(model, meta_state(model), (image,))
+    finally:
+        model.train(training)
+    return counter.get_total_flops()
+
+
+def meta_state(model: nn.Module) -> dict[str, Tensor]:
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: torch.empty_like(value, device="meta") for name, value in state.items()}

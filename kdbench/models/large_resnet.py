@@ -1,0 +1,112 @@
+"""ResNet-18, -34 and -50 (He et al. 2016, table 1) with a stem for 32-pixel images, with the field's parameter names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.models.initialise import initialise
+from kdbench.types import Outputs
+
+WIDTHS = (64, 128, 256, 512)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = _shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which carries the stride) and 1x1 convolution to four times the width, around a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x), inplace=True)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    if stride == 1 and inputs == outputs:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class LargeResNet(nn.Module):
+    """A ResNet of four stages whose stem is one 3x3 convolution of stride 1, without max-pooling.
+
+    blocks: how many each stage has (2-2-2-2 is ResNet-18, 3-4-6-3 ResNet-34 and -50); block: "basic" or "bottleneck".
+    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage4", "pooled" [B, 512 or 2048].
+    Raises UserError unless `blocks` are four positive numbers. For ImageNet use torchvision's or timm's.
+    """
+
+    def __init__(
+        self,
+        blocks: list[int],
+        block: Literal["basic", "bottleneck"],
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__()
+        if len(blocks) != len(WIDTHS) or any(count < 1 for count in blocks):
+            raise UserError(f"blocks must be four positive numbers, got {list(blocks)}")
+        if block not in ("basic", "bottleneck"):
+            raise UserError(f"block must be basic or bottleneck, got {block}")
+        kind = BasicBlock if block == "basic" else Bottleneck
+        outputs = [width * kind.expansion for width in WIDTHS]
+        self.image_size = image_size
+        self.conv1 = nn.Conv2d(in_channels, WIDTHS[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.layer1 = _stage(kind, blocks[0], WIDTHS[0], WIDTHS[0], 1)
+        self.layer2 = _stage(kind, blocks[1], outputs[0], WIDTHS[1], 2)
+        self.layer3 = _stage(kind, blocks[2], outputs[1], WIDTHS[2], 2)
+        self.layer4 = _stage(kind, blocks[3], outputs[2], WIDTHS[3], 2)
+        self.linear = nn.Linear(outputs[3], num_classes)
+        initialise(self, linear="default")
+
+    def forward(self, image: Tensor) -> Outputs:
+        stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        stage1 = self.layer1(stem)
+        stage2 = self.layer2(stage1)
+        stage3 = self.layer3(stage2)
+        stage4 = self.layer4(stage3)
+        pooled = stage4.mean((2, 3))
+        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "stage4": stage4}
+        return Outputs(self.linear(pooled), {**features, "pooled": pooled})
+
+
+def _stage(
+    kind: type[BasicBlock] | type[Bottleneck], blocks: int, inputs: int, width: int, stride: int
+) -> nn.Sequential:
+    later = [kind(width * kind.expansion, width, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(kind(inputs, width, stride), *later)

@@ -1,0 +1,54 @@
+"""Fully connected networks, as in the MNIST experiments of Hinton, Vinyals and Dean (2015), section 3."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.types import Outputs
+
+
+class MLP(nn.Module):
+    """Hidden ReLU layers over the flattened image; 2 x 1200 (with dropout) was the teacher, 2 x 800 the student.
+
+    hidden: width of each hidden layer. dropout: on the hidden units, input_dropout: on the pixels (Hinton et al. 2012 use
+    0.5 and 0.2). Input [B, in_channels, image_size, image_size], one size only; features "stage1".."stageN" [B, D] and
+    "pooled", the last of them after dropout. Raises UserError for empty or non-positive `hidden`, or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        hidden: list[int],
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__()
+        if not hidden or any(width < 1 for width in hidden):
+            raise UserError(f"hidden must be one or more positive widths, got {list(hidden)}")
+        for name, value in (("dropout", dropout), ("input_dropout", input_dropout)):
+            if not 0 <= value < 1:
+                raise UserError(f"{name} must be in [0, 1), got {value}")
+        sizes = [in_channels * image_size**2, *hidden]
+        self.image_size = image_size
+        self.input_dropout = _dropout(input_dropout)
+        self.hidden = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in zip(sizes, hidden))
+        self.dropout = _dropout(dropout)
+        self.fc = nn.Linear(hidden[-1], num_classes)
+
+    def forward(self, image: Tensor) -> Outputs:
+        features: dict[str, Tensor] = {}
+        x = self.input_dropout(image.flatten(1))
+        for number, layer in enumerate(self.hidden, start=1):
+            features[f"stage{number}"] = x = F.relu(layer(x))
+            x = self.dropout(x)
+        features["pooled"] = x
+        return Outputs(self.fc(x), features)
+
+
+def _dropout(probability: float) -> nn.Module:
+    return nn.Dropout(probability) if probability else nn.Identity()  # Dropout(0) would still draw a mask

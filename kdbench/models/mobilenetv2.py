@@ -1,0 +1,98 @@
+"""MobileNetV2 (Sandler et al. 2018) for 32-pixel images, with the field's parameter names."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.models.initialise import initialise
+from kdbench.types import Outputs
+
+# Expansion (None: the network's), channels, repeats, stride of the seven groups of blocks.
+GROUPS = (
+    (1, 16, 1, 1),
+    (None, 24, 2, 1),
+    (None, 32, 3, 2),
+    (None, 64, 4, 2),
+    (None, 96, 3, 1),
+    (None, 160, 3, 2),
+    (None, 320, 1, 1),
+)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, 3x3 depth-wise and linear 1x1 convolution; a shortcut where the shape stays."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self.conv = nn.Sequential(
+            nn.Conv2d(inputs, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 as RepDistiller and mdistiller run it on CIFAR: ReLU instead of ReLU6, no dropout, a stem of stride 2.
+
+    width: multiplies all channels but the last 1280 (mobilenetv2_half is 0.5). expansion: of the inverted residuals. Unlike
+    the paper, the first group (expansion 1) keeps its 1x1 convolution, and group 2 has stride 1 (32-pixel images).
+    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage4" (groups 2, 3, 5 and 7, linear outputs),
+    "pooled" [B, 1280]. Raises UserError for a width or expansion that leave no channel.
+    """
+
+    def __init__(
+        self,
+        width: float,
+        expansion: int = 6,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__()
+        if int(16 * width) < 1:
+            raise UserError(f"width must leave at least one channel a layer (>= 1/16), got {width}")
+        if expansion < 1:
+            raise UserError(f"expansion must be at least 1, got {expansion}")
+        self.image_size = image_size
+        channels = int(32 * width)
+        last = max(1280, int(1280 * width))
+        self.conv1 = _conv_bn_relu(nn.Conv2d(in_channels, channels, 3, 2, 1, bias=False))
+        self.blocks = nn.ModuleList()
+        for factor, base, repeats, stride in GROUPS:
+            outputs = int(base * width)
+            self.blocks.append(_group(channels, outputs, repeats, stride, factor or expansion))
+            channels = outputs
+        self.conv2 = _conv_bn_relu(nn.Conv2d(channels, last, 1, bias=False))
+        self.classifier = nn.Sequential(nn.Linear(last, num_classes))
+        initialise(self, linear="small")
+
+    def forward(self, image: Tensor) -> Outputs:
+        stem = self.conv1(image)
+        stage1 = self.blocks[1](self.blocks[0](stem))
+        stage2 = self.blocks[2](stage1)
+        stage3 = self.blocks[4](self.blocks[3](stage2))
+        stage4 = self.blocks[6](self.blocks[5](stage3))
+        pooled = self.conv2(stage4).mean((2, 3))
+        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "stage4": stage4}
+        return Outputs(self.classifier(pooled), {**features, "pooled": pooled})
+
+
+def _conv_bn_relu(conv: nn.Conv2d) -> nn.Sequential:
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
+
+
+def _group(inputs: int, outputs: int, repeats: int, stride: int, expansion: int) -> nn.Sequential:
+    later = [InvertedResidual(outputs, outputs, 1, expansion) for _ in range(repeats - 1)]
+    return nn.Sequential(InvertedResidual(inputs, outputs, stride, expansion), *later)

@@ -1,0 +1,122 @@
+"""ResNets of depth 6n + 2 for 32-pixel images (He et al. 2016, section 4.2), with the field's parameter names."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.models.initialise import initialise
+from kdbench.types import Outputs
+
+Shortcut = Literal["A", "B"]
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al.: every other pixel, missing channels filled with zeros on both sides; no parameters."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        before = (outputs - inputs) // 2
+        self.stride = stride
+        self.pad = (0, 0, 0, 0, before, outputs - inputs - before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.pad)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; [B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x), inplace=True)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    if kind == "A":
+        return PadShortcut(inputs, outputs, stride)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class ResNet(nn.Module):
+    """A ResNet of three stages; the maps halve at the start of stages 2 and 3.
+
+    depth: 6n + 2. widths: channels of the stem and of the three stages; `width` multiplies those of the stages (resnet38x2
+    is width 2; resnet8x4 has a wider stem too: widths 32-64-128-256). shortcut: "B", a 1x1 convolution with batch norm
+    wherever the shape changes (RepDistiller, mdistiller), or "A", zero padding without parameters (He et al. for CIFAR-10:
+    269,722 parameters for resnet20).
+    Input [B, in_channels, S, S] of any size; features "stem", "stage1".."stage3", "pooled".
+    Raises UserError for a depth, widths or shortcut that do not exist.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        widths: list[int],
+        shortcut: Shortcut = "B",
+        width: float = 1,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__()
+        stem, *stages = scaled_widths(widths, width)
+        blocks = blocks_per_stage(depth, 2)
+        if shortcut not in ("A", "B"):
+            raise UserError(f"shortcut must be A or B, got {shortcut}")
+        if shortcut == "A" and [stem, *stages] != sorted([stem, *stages]):
+            raise UserError(f"widths must not fall with shortcut=A (zero padding only adds channels), got {widths}")
+        self.image_size = image_size
+        self.conv1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.layer1 = _stage(blocks, stem, stages[0], 1, shortcut)
+        self.layer2 = _stage(blocks, stages[0], stages[1], 2, shortcut)
+        self.layer3 = _stage(blocks, stages[1], stages[2], 2, shortcut)
+        self.fc = nn.Linear(stages[2], num_classes)
+        initialise(self, linear="default")
+
+    def forward(self, image: Tensor) -> Outputs:
+        stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        stage1 = self.layer1(stem)
+        stage2 = self.layer2(stage1)
+        stage3 = self.layer3(stage2)
+        pooled = stage3.mean((2, 3))
+        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "pooled": pooled}
+        return Outputs(self.fc(pooled), features)
+
+
+def _stage(blocks: int, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+    later = [BasicBlock(outputs, outputs, 1, shortcut) for _ in range(blocks - 1)]
+    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut), *later)
+
+
+def blocks_per_stage(depth: int, extra: int) -> int:
+    """How many two-convolution blocks each of three stages has when depth = 6n + extra. Raises UserError otherwise."""
+    blocks, rest = divmod(depth - extra, 6)
+    if rest or blocks < 1:
+        raise UserError(f"depth must be 6n + {extra} with n >= 1 ({6 + extra}, {12 + extra}, ...), got {depth}")
+    return blocks
+
+
+def scaled_widths(widths: list[int], width: float) -> list[int]:
+    """Channels of stem and three stages, those of the stages times `width`. Raises UserError unless all are at least 1."""
+    if len(widths) != 4 or any(w < 1 for w in widths):
+        raise UserError(f"widths must be four positive numbers (stem and three stages), got {list(widths)}")
+    scaled = [widths[0], *(int(w * width) for w in widths[1:])]
+    if min(scaled) < 1:
+        raise UserError(f"width must leave at least one channel a layer, got {width}")
+    return scaled

@@ -1,0 +1,98 @@
+"""ShuffleNet (Zhang et al. 2018) for 32-pixel images, with the field's parameter names."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.types import Outputs
+
+STEM = 24
+
+
+class ShuffleUnit(nn.Module):
+    """Grouped 1x1, shuffle, depth-wise 3x3, grouped 1x1; stride 2 appends the average-pooled input as channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
+        super().__init__()
+        added = outputs - inputs if stride == 2 else outputs
+        hidden = added // 4
+        first = 1 if inputs == STEM else groups  # the 24 channels of the stem are too few to group (the paper, section 3.2)
+        self.groups = first
+        self.conv1 = nn.Conv2d(inputs, hidden, 1, groups=first, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False)
+        self.bn2 = nn.BatchNorm2d(hidden)
+        self.conv3 = nn.Conv2d(hidden, added, 1, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(added)
+        self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = shuffle(F.relu(self.bn1(self.conv1(x)), inplace=True), self.groups)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        y = y + x if self.pool is None else torch.cat([y, self.pool(x)], 1)
+        return F.relu(y, inplace=True)
+
+
+class ShuffleNetV1(nn.Module):
+    """ShuffleNet with a 1x1 stem of 24 channels and three stages, as RepDistiller and mdistiller run it on CIFAR.
+
+    widths: output channels of the stages; units: how many each has; groups: of the 1x1 convolutions.
+    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage3", "pooled" [B, widths[2]].
+    Raises UserError if the widths cannot be split into quarters and groups.
+    """
+
+    def __init__(
+        self,
+        widths: list[int],
+        units: list[int],
+        groups: int,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__()
+        _check(widths, units, groups)
+        self.image_size = image_size
+        self.conv1 = nn.Conv2d(in_channels, STEM, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(STEM)
+        self.layer1 = _stage(STEM, widths[0], units[0], groups)
+        self.layer2 = _stage(widths[0], widths[1], units[1], groups)
+        self.layer3 = _stage(widths[1], widths[2], units[2], groups)
+        self.linear = nn.Linear(widths[2], num_classes)
+
+    def forward(self, image: Tensor) -> Outputs:
+        stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        stage1 = self.layer1(stem)
+        stage2 = self.layer2(stage1)
+        stage3 = self.layer3(stage2)
+        pooled = stage3.mean((2, 3))
+        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "pooled": pooled}
+        return Outputs(self.linear(pooled), features)
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    """Deal the channels of x [B, D, H, W] out over the groups, so that the next grouped convolution mixes them."""
+    if groups == 1:
+        return x
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _stage(inputs: int, outputs: int, units: int, groups: int) -> nn.Sequential:
+    later = [ShuffleUnit(outputs, outputs, 1, groups) for _ in range(units - 1)]
+    return nn.Sequential(ShuffleUnit(inputs, outputs, 2, groups), *later)
+
+
+def _check(widths: list[int], units: list[int], groups: int) -> None:
+    if len(widths) != 3 or len(units) != 3 or any(count < 1 for count in units):
+        raise UserError(f"widths and units must be three positive numbers each, got {list(widths)} and {list(units)}")
+    inputs = STEM
+    for outputs in widths:
+        added = outputs - inputs
+        if added < 4 * groups or any(count // 4 % groups or count % groups for count in (added, outputs)):
+            raise UserError(f"widths must give quarters that divide into groups={groups}, got {list(widths)}")
+        inputs = outputs

@@ -1,0 +1,102 @@
+"""ShuffleNetV2 (Ma et al. 2018) for 32-pixel images, with the field's parameter names."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.models.shufflenetv1 import STEM, shuffle
+from kdbench.types import Outputs
+
+
+class SplitUnit(nn.Module):
+    """Half of the channels pass untouched, half through 1x1, depth-wise 3x3 and 1x1; then both are shuffled."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.half = half
+        self.conv1 = nn.Conv2d(half, half, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = nn.Conv2d(half, half, 3, 1, 1, groups=half, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(half, half, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x[:, self.half :])), inplace=True)
+        y = self.bn2(self.conv2(y))
+        y = F.relu(self.bn3(self.conv3(y)), inplace=True)
+        return shuffle(torch.cat([x[:, : self.half], y], 1), 2)
+
+
+class DownUnit(nn.Module):
+    """Both branches see the whole input and halve the map; their concatenation has `outputs` channels."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        half = outputs // 2
+        self.conv1 = nn.Conv2d(inputs, inputs, 3, 2, 1, groups=inputs, bias=False)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv2 = nn.Conv2d(inputs, half, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(inputs, half, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(half)
+        self.conv4 = nn.Conv2d(half, half, 3, 2, 1, groups=half, bias=False)
+        self.bn4 = nn.BatchNorm2d(half)
+        self.conv5 = nn.Conv2d(half, half, 1, bias=False)
+        self.bn5 = nn.BatchNorm2d(half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))), inplace=True)
+        right = F.relu(self.bn3(self.conv3(x)), inplace=True)
+        right = F.relu(self.bn5(self.conv5(self.bn4(self.conv4(right)))), inplace=True)
+        return shuffle(torch.cat([left, right], 1), 2)
+
+
+class ShuffleNetV2(nn.Module):
+    """ShuffleNetV2 with a 1x1 stem of 24 channels and three stages, as RepDistiller and mdistiller run it on CIFAR.
+
+    widths: output channels of the three stages and of the last 1x1 convolution (116-232-464-1024 is the paper's 1x).
+    units: how many units follow the down-sampling one of each stage. Input [B, in_channels, S, S], S >= 8; features
+    "stem", "stage1".."stage3", "pooled" [B, widths[3]]. Raises UserError for widths that cannot be halved.
+    """
+
+    def __init__(
+        self,
+        widths: list[int],
+        units: list[int],
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+    ) -> None:
+        super().__init__()
+        if len(widths) != 4 or any(width < 2 or width % 2 for width in widths):
+            raise UserError(f"widths must be four positive even numbers, got {list(widths)}")
+        if len(units) != 3 or any(count < 0 for count in units):
+            raise UserError(f"units must be three numbers >= 0, got {list(units)}")
+        self.image_size = image_size
+        self.conv1 = nn.Conv2d(in_channels, STEM, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(STEM)
+        self.layer1 = _stage(STEM, widths[0], units[0])
+        self.layer2 = _stage(widths[0], widths[1], units[1])
+        self.layer3 = _stage(widths[1], widths[2], units[2])
+        self.conv2 = nn.Conv2d(widths[2], widths[3], 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(widths[3])
+        self.linear = nn.Linear(widths[3], num_classes)
+
+    def forward(self, image: Tensor) -> Outputs:
+        stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        stage1 = self.layer1(stem)
+        stage2 = self.layer2(stage1)
+        stage3 = self.layer3(stage2)
+        pooled = F.relu(self.bn2(self.conv2(stage3)), inplace=True).mean((2, 3))
+        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "pooled": pooled}
+        return Outputs(self.linear(pooled), features)
+
+
+def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
+    return nn.Sequential(DownUnit(inputs, outputs), *(SplitUnit(outputs) for _ in range(units)))

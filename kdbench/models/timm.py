@@ -1,0 +1,137 @@
+"""Any network of timm, with its pretrained weights if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.models.adopt import Adopted, first_line, head_refusal, nearest
+from kdbench.models.stages import choose_stages
+from kdbench.types import Outputs
+
+
+def timm_model(
+    name: str,
+    pretrained: bool = False,
+    new_head: bool = False,
+    options: Mapping[str, Any] | None = None,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int = 224,
+) -> Adopted:
+    """A timm network (`timm.list_models()`) for `num_classes` classes, whose state_dict has timm's own keys.
+
+    pretrained: load the published weights; if their head has another number of classes, this is an error unless
+    `new_head` asks for a freshly initialised head, which must then be trained. options: further arguments of
+    `timm.create_model` (drop_rate, drop_path_rate, pretrained_cfg_overlay={file: ...} for a local file, ...). With other
+    than three input channels timm sums or repeats the weights of the first convolution. Networks that are made for one
+    image size are given `image_size`. Features: "stem" where the network has five map sizes or more, the last
+    four (or fewer) sizes as "stage1".."stage4", each [B, D, H, W]; four evenly spaced blocks where all maps are equally
+    large (ViT); "pooled" [B, D]. Raises UserError for an unknown name, a head that does not fit, weights that do not exist or
+    cannot be fetched, and options that the network refuses.
+    """
+    _check_name(name)
+    if pretrained:
+        _check_head(name, num_classes, new_head, options or {})
+    arguments = {"num_classes": num_classes, "in_chans": in_channels, **(options or {})}
+    net = _create(name, pretrained, image_size, arguments)
+    network = Adopted(net, _observer(net), _classifier_name(net), image_size)
+    _check_forward(network, name, in_channels)
+    return network
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        raise UserError(f"name must be a timm network (timm.list_models()), got {name}{nearest(name, timm.list_models())}")
+
+
+def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[str, Any]) -> None:
+    """Refuse a random head in the place of a pretrained one, before anything is downloaded."""
+    config = timm.models.get_pretrained_cfg(name)
+    overlay = options.get("pretrained_cfg_overlay") or {}
+    if config is None or not (config.has_weights or overlay):
+        raise UserError(f"pretrained must be false: timm has no weights for {name}")
+    classes = overlay.get("num_classes", config.num_classes)
+    if classes != num_classes and not new_head:
+        raise UserError(head_refusal(name, classes, num_classes))
+
+
+def _create(name: str, pretrained: bool, image_size: int, arguments: dict[str, Any]) -> nn.Module:
+    config = timm.models.get_pretrained_cfg(name)
+    attempts = [arguments]
+    if config is not None and tuple(config.input_size)[-1] != image_size and "img_size" not in arguments:
+        attempts.insert(0, {**arguments, "img_size": image_size})  # refused by networks that take any size
+    for attempt in attempts:
+        try:
+            return timm.create_model(name, pretrained=pretrained, **attempt)
+        except OSError as error:  # every way in which a download or a file fails
+            raise UserError(
+                f"pretrained weights of {name} could not be fetched ({type(error).__name__}: {first_line(error)}); without "
+                "a network, set options.pretrained_cfg_overlay.file to a local file, or pretrained=false"
+            ) from error
+        except TypeError as error:
+            if "img_size" in str(error) and attempt is not attempts[-1]:
+                continue
+            raise UserError(f"options do not fit {name}: {first_line(error)}") from error
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(f"{name} cannot be built for {image_size}-pixel images: {first_line(error)}") from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+class Stages:
+    """Reads logits and features off a timm network in one pass. Stateless; `indices` are those of feature_info."""
+
+    def __init__(self, names: list[str], indices: list[int], linear: bool) -> None:
+        self.names = names
+        self.indices = indices
+        self.linear = linear  # whether the classifier is one linear layer on the pooled features
+
+    def __call__(self, net: Any, image: Tensor) -> Outputs:
+        last, maps = net.forward_intermediates(image, indices=self.indices)
+        features = dict(zip(self.names, maps))
+        pooled = net.forward_head(last, pre_logits=True)
+        # Two heads (distilled ViTs) are averaged in forward_head: worth a second, cheap, call.
+        logits = net.get_classifier()(pooled) if self.linear else net.forward_head(last)
+        if isinstance(pooled, Tensor):  # CrossViT has one vector a branch: not a feature that a loss could read
+            features["pooled"] = pooled.flatten(1)
+        return Outputs(logits, features)
+
+
+def _observer(net: Any) -> Stages:
+    sizes = [entry["reduction"] for entry in getattr(net.feature_info, "info", net.feature_info)]
+    names, indices = choose_stages(sizes)
+    return Stages(names, indices, isinstance(net.get_classifier(), nn.Linear))
+
+
+def _check_forward(network: Adopted, name: str, in_channels: int) -> None:
+    """Run one image: the size must be possible, and the parts must give the logits of timm's own forward.
+
+    Costs two forward passes of one image. VOLO, whose forward adds auxiliary heads, is refused here.
+    """
+    size = network.image_size
+    image = torch.linspace(-1, 1, in_channels * size * size).reshape(1, in_channels, size, size)
+    image = image.to(next(network.parameters()))
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits, expected = network(image).logits, network.net(image)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(f"{name} cannot run {size}-pixel images: {first_line(error)}") from error
+    finally:
+        network.train(training)
+    if not logits.is_meta and not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
+        raise UserError(f"name must be a network with one classifier on its features; timm's {name} adds other heads to it")
+
+
+def _classifier_name(net: Any) -> str:
+    classifier = net.get_classifier()
+    if not isinstance(classifier, nn.Linear):
+        return ""
+    return next(name for name, module in net.named_modules() if module is classifier)

@@ -1,0 +1,239 @@
+"""Any classification network of torchvision, with its pretrained weights if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torchvision import models
+
+from kdbench.errors import UserError
+from kdbench.models.adopt import Adopted, first_line, head_refusal, nearest
+from kdbench.models.base import first_layer_name, meta_state
+from kdbench.models.stages import choose_stages
+from kdbench.types import Outputs
+
+_HEADS = ("classifier", "heads", "head", "fc")
+
+
+def torchvision_model(
+    name: str,
+    pretrained: bool = False,
+    new_head: bool = False,
+    options: Mapping[str, Any] | None = None,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int = 224,
+) -> Adopted:
+    """A classification network of torchvision for `num_classes` classes, whose state_dict has torchvision's own keys.
+
+    pretrained: load the default published weights; if they are for another number of classes, this is an error unless
+    `new_head` asks for a freshly initialised classifier, which must then be trained. options: further arguments of
+    torchvision's constructor (dropout, stochastic_depth_prob, ...). With one input channel the pretrained first
+    convolution gets the sum of its weights over the colours: the same as feeding the image three times. Auxiliary
+    heads (GoogLeNet, Inception) are left off. Features: the last four map sizes are "stage1".."stage4", the one before is "stem";
+    four evenly spaced blocks where all maps are equally large (ViT); "pooled" [B, D], absent where no linear layer makes
+    the logits (SqueezeNet). Raises UserError for an unknown name, a head that does not fit, weights that cannot be fetched
+    or used, and options or image sizes that the network refuses.
+    """
+    _check_name(name)
+    arguments = {**_size_arguments(name, image_size), **(options or {})}
+    if pretrained:
+        net = _load(name, num_classes, new_head, image_size, arguments)
+    else:
+        net = _build(name, image_size, {**arguments, "num_classes": num_classes})
+    if in_channels != 3:
+        _replace_first(net, name, in_channels, pretrained)
+    classifier = _classifier_name(net)
+    # 224 pixels: large enough that each map size differs from the next, whatever the images are.
+    taps = _tap(net, in_channels, image_size if name.startswith("maxvit_") else 224, classifier)
+    network = Adopted(net, taps, classifier, image_size)
+    _check_forward(network, name, in_channels)
+    return network
+
+
+class Taps:
+    """Runs a network whose modules were given hooks that leave their tensors in `seen`.
+
+    The hooks know only the dictionary: a copied network gets its own, and a classifier that is lent to another network
+    leaves nothing behind but one tensor in a dictionary that is emptied at the next call.
+    """
+
+    def __init__(self, channels_last: frozenset[str]) -> None:
+        self.seen: dict[str, Tensor] = {}
+        self.channels_last = channels_last  # maps that torchvision keeps as [B, H, W, D] (Swin)
+
+    def __call__(self, net: nn.Module, image: Tensor) -> Outputs:
+        self.seen.clear()
+        logits = net(image)
+        features = {name: self._as_map(name, value) for name, value in self.seen.items()}
+        self.seen.clear()
+        return Outputs(logits, features)
+
+    def _as_map(self, name: str, value: Tensor) -> Tensor:
+        if value.dim() == 3:  # [B, 1 + H * W, D]: tokens after a class token (ViT)
+            side = int((value.shape[1] - 1) ** 0.5)
+            return value[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        return value.permute(0, 3, 1, 2) if name in self.channels_last else value
+
+
+class Keep:
+    """A forward hook that leaves a module's output, or its input, in a dictionary."""
+
+    def __init__(self, seen: dict[str, Tensor], name: str, what: Literal["output", "input"]) -> None:
+        self.seen = seen
+        self.name = name
+        self.what = what
+
+    def __call__(self, _module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self.seen[self.name] = output if self.what == "output" else args[0]
+
+
+def _check_name(name: str) -> None:
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UserError(f"name must be a classification network of torchvision, got {name}{nearest(name, known)}")
+
+
+def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
+    """What the networks that are made for one image size, and those with auxiliary heads, want to be told."""
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    if name.startswith("maxvit_"):
+        return {"input_size": (image_size, image_size)}
+    return {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+
+
+def _build(name: str, image_size: int, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return models.get_model(name, **arguments)
+    except OSError as error:  # every way in which a download fails
+        raise UserError(
+            f"pretrained weights of {name} could not be fetched ({type(error).__name__}: {first_line(error)}); "
+            f"put the file into {torch.hub.get_dir()}/checkpoints, or set pretrained=false"
+        ) from error
+    except TypeError as error:
+        raise UserError(f"options do not fit {name}: {first_line(error)}") from error
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(f"{name} cannot be built for {image_size}-pixel images: {first_line(error)}") from error
+
+
+def _load(name: str, num_classes: int, new_head: bool, image_size: int, arguments: dict[str, Any]) -> nn.Module:
+    """The network with its published weights. Refuses a head that does not fit before anything is downloaded."""
+    weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    classes = len(weights.meta["categories"])
+    if classes != num_classes and not new_head:
+        raise UserError(head_refusal(name, classes, num_classes))
+    if "image_size" in arguments and weights.transforms().crop_size[0] != image_size:
+        raise UserError(
+            f"pretrained weights of {name} are for {weights.transforms().crop_size[0]}-pixel images, got {image_size}: "
+            "use timm, which resizes position embeddings, or pretrained=false"
+        )
+    net = _build(name, image_size, {**arguments, "weights": weights})
+    if classes != num_classes:
+        _replace_head(net, num_classes)
+    return net
+
+
+def _replace_head(net: nn.Module, num_classes: int) -> None:
+    path, old = [(k, m) for k, m in net.named_modules() if k.startswith(_HEADS) and isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    if isinstance(old, nn.Linear):
+        net.set_submodule(path, nn.Linear(old.in_features, num_classes))
+    else:
+        net.set_submodule(path, nn.Conv2d(old.in_channels, num_classes, old.kernel_size))  # type: ignore[arg-type]
+
+
+def _replace_first(net: nn.Module, name: str, in_channels: int, pretrained: bool) -> None:
+    """Give the first convolution another number of input channels."""
+    path = first_layer_name(net)
+    old = net.get_submodule(path)
+    assert isinstance(old, nn.Conv2d)
+    if pretrained and in_channels != 1:
+        raise UserError(f"pretrained must be false for images of {in_channels} channels: {name}'s weights are for 3")
+    new = nn.Conv2d(
+        in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None
+    )  # type: ignore[arg-type]
+    with torch.no_grad():
+        if pretrained:
+            new.weight.copy_(old.weight.sum(1, keepdim=True))
+        else:
+            new.weight.normal_(0, old.weight.std().item())
+        if new.bias is not None and old.bias is not None:
+            new.bias.copy_(old.bias)
+    net.set_submodule(path, new)
+
+
+def _tap(net: nn.Module, in_channels: int, size: int, classifier: str) -> Taps:
+    """Hook the modules that give the stages, and the classifier's input, after one pass on shapes alone."""
+    stages = _stages(net, in_channels, size)
+    taps = Taps(frozenset(name for name, (_, shape) in stages.items() if _is_channels_last(shape)))
+    for name, (path, _) in stages.items():
+        net.get_submodule(path).register_forward_hook(Keep(taps.seen, name, "output"))
+    if classifier:
+        net.get_submodule(classifier).register_forward_hook(Keep(taps.seen, "pooled", "input"))
+    return taps
+
+
+def _stages(net: nn.Module, in_channels: int, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Feature name -> path of the module that gives it, and its shape."""
+    if isinstance(net, models.VisionTransformer):
+        shapes = [(f"encoder.layers.{name}", (1, 1, 1)) for name, _ in net.encoder.layers.named_children()]
+    else:
+        shapes = _shapes(net, in_channels, size)
+    names, indices = choose_stages([_side(shape) for _, shape in shapes])
+    return {name: shapes[index] for name, index in zip(names, indices)}
+
+
+def _shapes(net: nn.Module, in_channels: int, size: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Path and output shape of the top modules that return a map larger than one pixel, in forward order."""
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    handles = []
+    for path, module in net.named_modules():
+        if path and _is_top(net, path) and not isinstance(module, nn.AdaptiveAvgPool2d):
+            record = lambda _m, _a, out, path=path: seen.append((path, tuple(out.shape)))  # noqa: E731
+            handles.append(module.register_forward_hook(record))
+    training = net.training
+    try:
+        with torch.no_grad():
+            image = torch.empty(1, in_channels, size, size, device="meta")
+            functional_call(net.eval(), meta_state(net), (image,))
+    finally:
+        net.train(training)
+        for handle in handles:
+            handle.remove()
+    return [(path, shape) for path, shape in seen if len(shape) == 4 and _side(shape) > 1]
+
+
+def _is_top(net: nn.Module, path: str) -> bool:
+    parent, _, _ = path.rpartition(".")
+    if path.split(".")[0] in _HEADS:
+        return False
+    return not parent or ("." not in parent and isinstance(net.get_submodule(parent), (nn.Sequential, nn.ModuleList)))
+
+
+def _is_channels_last(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[1] == shape[2] != shape[3]
+
+
+def _side(shape: tuple[int, ...]) -> int:
+    return shape[1] if _is_channels_last(shape) else shape[2]
+
+
+def _classifier_name(net: nn.Module) -> str:
+    """Path of the last linear layer, "" if a convolution makes the logits (SqueezeNet)."""
+    names = [path for path, module in net.named_modules() if isinstance(module, nn.Linear) and path.split(".")[0] in _HEADS]
+    return names[-1] if names else ""
+
+
+def _check_forward(network: Adopted, name: str, in_channels: int) -> None:
+    size = network.image_size
+    try:
+        with torch.no_grad():
+            image = torch.empty(2, in_channels, size, size, device="meta")
+            functional_call(network, meta_state(network), (image,))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(f"{name} cannot run {size}-pixel images: {first_line(error)}") from error
