@@ -1,0 +1,143 @@
+"""What a dataset is once it is read: images, labels, and where each image came from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.data.views import Augment, Identity
+from kdbench.types import DataInfo
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files that are decoded when a batch needs them: shorter side to `resize` pixels, then a `size` crop."""
+
+    paths: np.ndarray  # [N] of dtype bytes: no object per path, so forked workers share the memory
+    size: int  # pixels a side of what reaches the network
+    resize: int  # pixels of the shorter side before the centre crop
+    channels: int  # 1: gray, 3: colour
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self.paths), self.channels, self.size, self.size)
+
+    def path(self, row: int) -> str:
+        return os.fsdecode(bytes(self.paths[row]))
+
+    def __getitem__(self, rows: Tensor) -> ImageFiles:
+        return replace(self, paths=self.paths[rows.cpu().numpy()])
+
+
+Images = Tensor | ImageFiles  # uint8 [N, C, H, W], or files
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels.
+
+    images uint8 [N, C, H, W] or ImageFiles; labels int64 [N], -1 where unlabelled; index int64 [N], the row in the
+    dataset's original training set, stable under subsets and validation splits (unlabelled extras continue the count,
+    images that are not of the training set have -1); clean int64 [N], the true labels where label noise was applied.
+    """
+
+    images: Images
+    labels: Tensor
+    index: Tensor
+    clean: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Tensor) -> Split:
+        """The given rows [n], in the given order; the same object if they are all rows in order."""
+        if len(rows) == len(self) and torch.equal(rows, torch.arange(len(self))):
+            return self
+        clean = None if self.clean is None else self.clean[rows]
+        return Split(self.images[rows], self.labels[rows], self.index[rows], clean)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split with its tensors on the device. Batches made of one moved split share its memory."""
+        images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
+        clean = None if self.clean is None else self.clean.to(device)
+        return replace(self, images=images, labels=self.labels.to(device), index=self.index.to(device), clean=clean)
+
+
+class Source(NamedTuple):
+    """What a reader returns: the whole dataset as it is published, in a fixed order, before any split of ours."""
+
+    classes: tuple[str, ...]
+    images: Images  # the training set
+    labels: Tensor  # int64 [N]
+    test_images: Images
+    test_labels: Tensor
+    val: tuple[Images, Tensor] | None = None  # only where the dataset brings a validation set of its own
+    fingerprint: str | None = None  # where the reader knows it already
+    stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std, where the reader knows them
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A dataset ready for training.
+
+    `train` is what a teacher trains on, `transfer` what the student trains on: the same object unless
+    `dataset.transfer` or a noise for only one of the two is set. `fingerprint` names the original training images (not
+    the labels), so tables of teacher logits are keyed by it; `rows` bounds Split.index: such a table has that many.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]  # of pixel / 255, one a channel
+    std: tuple[float, ...]
+    train: Split
+    transfer: Split
+    val: Split | None
+    test: Split
+    fingerprint: str
+    rows: int
+    augment: Augment = field(default_factory=Identity)  # of what the student trains on
+    teacher_augment: Augment = field(default_factory=Identity)  # of the teacher's own training
+    mix: Any = None  # kdbench.data.mix.Mixup, CutMix, or None
+    workers: int = 0  # processes that decode streamed images
+
+    @property
+    def info(self) -> DataInfo:
+        shape = self.train.images.shape
+        return DataInfo(num_classes=len(self.classes), in_channels=shape[1], image_size=shape[-1])
+
+
+def fingerprint(images: Images) -> str:
+    """sha256 of the images' content and shape; 0.1 s for CIFAR-10's 154 MB.
+
+    Files are named by their last two path parts and their sizes in bytes: reading ImageNet to hash it takes longer
+    than an epoch.
+    """
+    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
+    if isinstance(images, Tensor):
+        digest.update(images.contiguous().numpy().data)
+        return digest.hexdigest()
+    digest.update(repr((images.size, images.resize)).encode())
+    for row in range(len(images.paths)):
+        path = images.path(row)
+        digest.update(f"{'/'.join(path.split(os.sep)[-2:])}:{os.path.getsize(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Exact mean and standard deviation a channel of pixel / 255, from histograms. images uint8 [N, C, H, W]."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        share = torch.bincount(images[:, channel].reshape(-1), minlength=256).double()
+        share = share / share.sum()
+        mean = (share * levels).sum()
+        means.append(round(mean.item(), 6))
+        # A constant channel has std 0; 1e-3 keeps the normalised image finite.
+        stds.append(round(max((share * (levels - mean) ** 2).sum().sqrt().item(), 1e-3), 6))
+    return tuple(means), tuple(stds)

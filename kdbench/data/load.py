@@ -1,0 +1,152 @@
+"""From the plain values of a dataset's YAML to a Bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdbench.data import bundle as bundles
+from kdbench.data.arguments import call, construct, locate
+from kdbench.data.bundle import Bundle, ImageFiles, Images, Source, Split
+from kdbench.data.decode import gray_or_colour, sampled_statistics
+from kdbench.data.mix import make_mix
+from kdbench.data.sampling import class_numbers, count_of, order_keys, rows_of, stratified
+from kdbench.data.transfer import make_noise, make_transfer, noisy
+from kdbench.data.views import Augment, Identity
+from kdbench.errors import UserError
+
+
+def load_bundle(
+    name: str,
+    reader: str,
+    root: str | None,
+    cache: str,
+    download: bool = True,
+    validation: float = 0.0,
+    split_seed: int = 0,
+    subset: float | None = None,
+    classes: list[str | int] | None = None,
+    channels: int | None = None,
+    mean: list[float] | float | None = None,
+    std: list[float] | float | None = None,
+    augment: Any = None,
+    pad: int = 4,
+    teacher_augment: Any = None,
+    mix: Mapping[str, Any] | None = None,
+    noise: Mapping[str, Any] | None = None,
+    transfer: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    **options: Any,
+) -> Bundle:
+    """Read a dataset and cut it as its YAML says. configs/dataset/shared/base.yaml explains each key.
+
+    reader: dotted path of a function that returns a Source. It gets those of root, cache, download and channels that it
+    has parameters for, and `options`: all keys that are not kdbench's own. augment and teacher_augment are objects or
+    mappings with `_target_`; pad is there for the YAML of augmentations to refer to. Raises UserError naming the key,
+    or saying which file to put where.
+    """
+    if channels not in (None, 1, 3):
+        raise UserError(f"dataset.channels must be 1 (gray), 3 (colour) or null (as the images are), got {channels}")
+    given = {"root": root, "cache": cache, "download": download, "channels": channels}
+    source = _with_channels(call(locate(reader, "dataset.reader"), "dataset", options, **given), channels)
+    labels, whom = make_noise(source.labels, source.classes, noise or {})
+    train, val = _split(source, validation, split_seed, subset)
+    if classes is not None:
+        train = train.select(rows_of(train.labels, class_numbers(classes, source.classes, "dataset.classes")))
+    if len(train) < 2:
+        raise UserError(f"dataset.subset and dataset.classes must leave at least 2 training images, got {len(train)}")
+    teacher = noisy(train, labels) if whom != "student" else train
+    student = noisy(train, labels) if whom == "student" else teacher if whom == "both" else train
+    rows = len(source.labels)
+    student, added = make_transfer(student, source.classes, rows, cache, transfer or {})
+    return Bundle(
+        name, source.classes, *_normalisation(source, mean, std, cache),
+        train=teacher, transfer=student, val=val, test=_outside(source.test_images, source.test_labels),
+        fingerprint=_fingerprint(source, added), rows=rows + (0 if added is None else added.shape[0]),
+        augment=make_augment(augment, "augment"),
+        teacher_augment=make_augment(augment if teacher_augment is None else teacher_augment, "teacher_augment"),
+        mix=make_mix(mix or {}), workers=_workers(workers),
+    )  # fmt: skip
+
+
+def make_augment(value: Any, key: str) -> Augment:
+    """An augmentation from a mapping with `_target_`, or as it is; null is none. Raises UserError."""
+    made = Identity() if value is None else construct(value, f"dataset.{key}")
+    if not callable(made) or not hasattr(made, "views"):
+        raise UserError(f"dataset.{key} must be null or hold the _target_ of an augmentation, got {value!r}")
+    return made  # type: ignore[no-any-return]
+
+
+def _with_channels(source: Source, channels: int | None) -> Source:
+    """The source with all its images gray or all in colour; what the reader knew of other channels is forgotten."""
+    if isinstance(source.images, ImageFiles) or channels in (None, source.images.shape[1]):
+        return source
+
+    def changed(images: Images) -> Images:
+        return gray_or_colour(images, channels) if isinstance(images, Tensor) else images
+
+    val = None if source.val is None else (changed(source.val[0]), source.val[1])
+    test = changed(source.test_images)
+    return source._replace(images=changed(source.images), test_images=test, val=val, fingerprint=None, stats=None)
+
+
+def _split(source: Source, validation: float, seed: int, subset: float | None) -> tuple[Split, Split | None]:
+    """Validation takes the rows with the largest keys of a class, a subset those with the smallest: they never meet."""
+    whole = Split(source.images, source.labels, torch.arange(len(source.labels)))
+    keys = order_keys(len(whole), seed, "split")
+    val = None if source.val is None else _outside(*source.val)
+    count = count_of(validation, len(whole), "dataset.validation", whole=False)
+    rest = torch.arange(len(whole))
+    if count:
+        chosen = stratified(whole.labels, count, -keys)
+        val = whole.select(chosen)
+        keep = torch.ones(len(whole), dtype=torch.bool)
+        keep[chosen] = False
+        rest = rest[keep]
+    if subset is not None:
+        count = count_of(subset, len(rest), "dataset.subset", whole=True)
+        rest = rest[stratified(whole.labels[rest], count, keys[rest])]
+    return whole.select(rest), val
+
+
+def _outside(images: Images, labels: Tensor) -> Split:
+    """Images that are not of the training set: index -1, which no table of training images holds."""
+    return Split(images, labels, torch.full_like(labels, -1))
+
+
+def _normalisation(source: Source, mean: Any, std: Any, cache: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std, one a channel; what is null is measured on the whole original training set."""
+    measured: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    if mean is None or std is None:
+        images = source.images
+        measured = source.stats or (
+            bundles.statistics(images) if isinstance(images, Tensor) else sampled_statistics(images, cache)
+        )
+    channels, result = source.images.shape[1], []
+    for key, value, own in (("mean", mean, measured[0]), ("std", std, measured[1])):
+        listed = value if isinstance(value, (list, tuple)) else [value]
+        numbers = own if value is None else tuple(float(number) for number in listed)
+        numbers = numbers * channels if len(numbers) == 1 else numbers
+        if len(numbers) != channels or (key == "std" and min(numbers) <= 0):
+            many = f"{channels} number(s){', above 0' if key == 'std' else ''}"
+            raise UserError(f"dataset.{key} must be {many}, or null to measure; got {value}")
+        result.append(numbers)
+    return result[0], result[1]
+
+
+def _fingerprint(source: Source, added: Images | None) -> str:
+    """The training images' own; with unlabelled extras a table has rows for them too, so they are part of its name."""
+    own = source.fingerprint or bundles.fingerprint(source.images)
+    return own if added is None else f"{own[:32]}{bundles.fingerprint(added)[:32]}"
+
+
+def _workers(workers: int | None) -> int:
+    if workers is None:
+        return min(os.cpu_count() or 1, 16)
+    if workers < 0:
+        raise UserError(f"dataset.workers must be 0 or more, got {workers}")
+    return workers

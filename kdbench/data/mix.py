@@ -1,0 +1,82 @@
+"""Mixing pairs of images of one batch, and their labels; a teacher sees the same mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.data.arguments import call
+from kdbench.errors import UserError
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Mixup (Zhang et al. 2018): share * image + (1 - share) * partner, share ~ Beta(alpha, alpha), one a batch.
+
+    Beyer et al. 2022 ("patient and consistent teaching") mix with a uniform share: alpha 1.
+    """
+
+    alpha: float = 1.0
+
+    def shares(self, steps: int, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """For each step the share of the first image [steps], and what the mixing needs: the share again [steps]."""
+        share = torch.from_numpy(rng.beta(self.alpha, self.alpha, steps)).float()
+        return share, share
+
+    def __call__(self, images: Tensor, partner: Tensor, recipe: Tensor) -> Tensor:
+        """images, partner float [B, C, H, W]; recipe 0-dim."""
+        return torch.lerp(partner, images, recipe.to(images.dtype))
+
+
+@dataclass(frozen=True)
+class CutMix:
+    """CutMix (Yun et al. 2019): a rectangle of (1 - share) of the area comes from the partner.
+
+    share ~ Beta(alpha, alpha), one a batch. The rectangle's centre is uniform; it is cut at the border, and labels
+    follow the area that is left.
+    """
+
+    alpha: float = 1.0
+
+    def shares(self, steps: int, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """For each step the share of the first image [steps]; the rectangle: top, bottom, left, right [steps, 4]."""
+        side = np.sqrt(1 - rng.beta(self.alpha, self.alpha, steps))[:, None]
+        size = np.array(shape)
+        half, centre = side * size / 2, rng.random((steps, 2)) * size
+        first = np.clip(np.rint(centre - half), 0, size).astype(np.int64)
+        last = np.clip(np.rint(centre + half), 0, size).astype(np.int64)
+        share = 1 - (last - first).prod(1) / size.prod()
+        box = np.stack([first[:, 0], last[:, 0], first[:, 1], last[:, 1]], 1)
+        return torch.from_numpy(share).float(), torch.from_numpy(box)
+
+    def __call__(self, images: Tensor, partner: Tensor, recipe: Tensor) -> Tensor:
+        """images, partner float [B, C, H, W]; recipe [4]."""
+        row = torch.arange(images.shape[-2], device=images.device)[:, None]
+        column = torch.arange(images.shape[-1], device=images.device)
+        inside = (row >= recipe[0]) & (row < recipe[1]) & (column >= recipe[2]) & (column < recipe[3])
+        return torch.where(inside, partner, images)
+
+
+def make_mix(options: Mapping[str, Any]) -> Mixup | CutMix | None:
+    """What `dataset.mix` names: {kind: none | mixup | cutmix, alpha}. Raises UserError."""
+    return call(_make_mix, "dataset.mix", options)  # type: ignore[no-any-return]
+
+
+def _make_mix(kind: Literal["none", "mixup", "cutmix"] = "none", alpha: float = 1.0) -> Mixup | CutMix | None:
+    if not 0 < alpha < float("inf"):
+        raise UserError(f"dataset.mix.alpha must be above 0, got {alpha}")
+    return {"none": None, "mixup": Mixup(alpha), "cutmix": CutMix(alpha)}[kind]
+
+
+def mixed_labels(label: Tensor, partner: Tensor, share: Tensor, num_classes: int) -> Tensor:
+    """share * one-hot + (1 - share) * one-hot of the partner: float32 [B, C]; an unlabelled row adds nothing."""
+    return share * _one_hot(label, num_classes) + (1 - share) * _one_hot(partner, num_classes)
+
+
+def _one_hot(label: Tensor, num_classes: int) -> Tensor:
+    return (label[:, None] == torch.arange(num_classes, device=label.device)).float()

@@ -1,0 +1,47 @@
+"""Which images an epoch shows, in which order, in which batches: a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdbench.data.seeds import torch_generator
+from kdbench.data.views import Augment
+from kdbench.errors import UserError
+
+
+class Order:
+    """The batches of n images.
+
+    The last, smaller batch is kept unless drop_last is set, or it holds a single image (batch-norm needs two).
+    Raises UserError if nothing is left.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, drop_last: bool = False, limit_steps: int | None = None
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"schedule.batch_size must be 1 or more, got {batch_size}")
+        if limit_steps is not None and limit_steps < 1:
+            raise UserError(f"trainer.limit_steps must be 1 or more, or null, got {limit_steps}")
+        tail = n % batch_size
+        whole = n // batch_size
+        steps = whole + (tail > 1 and not drop_last)
+        if steps == 0:
+            raise UserError(f"schedule.batch_size must be at most {n}, the number of training images, got {batch_size}")
+        self.seed, self.batch_size = seed, batch_size
+        self.images = n
+        self.steps = min(steps, limit_steps or steps)
+        self.used = min(n, self.steps * batch_size)  # images that an epoch shows
+        self.bounds = [(first, min(first + batch_size, self.used)) for first in range(0, self.used, batch_size)]
+
+    def epoch(self, epoch: int, augment: Augment) -> tuple[Tensor, Tensor]:
+        """Positions and views [used] int64, on the CPU: its random streams are the same on every machine."""
+        position = torch.randperm(self.images, generator=torch_generator(self.seed, epoch, "order"))[: self.used]
+        view = augment.draw(self.images, torch_generator(self.seed, epoch, "view"))[: self.used]
+        return position, view
+
+    def progress(self, epoch: int, epochs: int, device: torch.device) -> Tensor:
+        """[steps] float32: how much of the training is done at the start of each step."""
+        step = epoch * self.steps + torch.arange(self.steps, dtype=torch.float64)
+        return (step / (epochs * self.steps)).to(torch.float32).to(device)

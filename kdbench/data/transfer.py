@@ -1,0 +1,221 @@
+"""What the labels and the student's training set are changed to: label noise, subsets, unlabelled extras."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.data.arguments import call
+from kdbench.data.bundle import ImageFiles, Images, Split
+from kdbench.data.decode import cached_images, find_images
+from kdbench.data.sampling import class_numbers, order_keys, rows_of, smallest
+from kdbench.data.seeds import mixed, numpy_generator, torch_generator
+from kdbench.data.strong import ResizedCrop
+from kdbench.data.views import SEED
+from kdbench.errors import UserError
+
+# Patrini et al. 2017: mistakes that people make between CIFAR-10's classes. All others keep their labels.
+CIFAR10_MISTAKES = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
+
+
+def make_noise(labels: Tensor, classes: Sequence[str], options: Mapping[str, Any]) -> tuple[Tensor, str]:
+    """The noisy labels of the whole original training set, and whom they are for: both | teacher | student.
+
+    `options` is what `dataset.noise` holds: kind, rate, seed, any_class, for. Raises UserError.
+    """
+    options = dict(options)
+    whom = options.pop("for", "both")  # a word of Python's own, so no parameter can be called so
+    if whom not in ("both", "teacher", "student"):
+        raise UserError(f"dataset.noise.for must be both | teacher | student, got {whom!r}")
+    return call(_make_noise, "dataset.noise", options, labels=labels, names=classes), whom
+
+
+def _make_noise(
+    labels: Tensor,
+    names: Sequence[str],
+    kind: Literal["none", "symmetric", "asymmetric", "pairflip"] = "none",
+    rate: float = 0.0,
+    seed: int = 0,
+    any_class: bool = False,
+) -> Tensor:
+    if not 0 <= rate <= 1:
+        raise UserError(f"dataset.noise.rate must be in [0, 1], got {rate}")
+    if kind == "none" or rate == 0:
+        return labels
+    return flipped(labels, names, kind, rate, seed, any_class)
+
+
+def flipped(labels: Tensor, names: Sequence[str], kind: str, rate: float, seed: int, any_class: bool = False) -> Tensor:
+    """Labels [N] with label noise: a function of (row, rate, seed), exact for each class.
+
+    In a class of n images, floor(rate * n + 1/2) get a new label: symmetric, a uniformly random other class (with
+    any_class a uniformly random class, so that rate / C of them stay right by chance); pairflip, the next class;
+    asymmetric, CIFAR-10's usual mistakes, or the next class where a dataset has other classes. A larger rate changes
+    all that a smaller rate changes. Sources: Patrini et al. 2017; Han et al. 2018 (pairflip).
+    """
+    rng = numpy_generator(seed, "noise")
+    keys = torch.from_numpy(rng.random(len(labels)))
+    # Drawn for every row, changed or not: what a row is changed to depends on nothing but the seed and the row.
+    if kind == "symmetric" and any_class:
+        new = torch.from_numpy(rng.integers(len(names), size=len(labels)))
+    elif kind == "symmetric":
+        new = (labels + torch.from_numpy(rng.integers(1, len(names), size=len(labels)))) % len(names)
+    else:
+        new = _mistakes(names, kind)[labels]
+    count = [int(rate * int((labels == label).sum()) + 0.5) for label in range(len(names))]
+    rows = smallest(labels, range(len(names)), count, keys)
+    noisy = labels.clone()
+    noisy[rows] = new[rows]
+    return noisy
+
+
+def _mistakes(names: Sequence[str], kind: str) -> Tensor:
+    """What each class is taken for [C]."""
+    if kind == "asymmetric" and set(CIFAR10_MISTAKES) | set(CIFAR10_MISTAKES.values()) <= set(names):
+        return torch.tensor([names.index(CIFAR10_MISTAKES.get(name, name)) for name in names])
+    return (torch.arange(len(names)) + 1) % len(names)
+
+
+def noisy(split: Split, labels: Tensor) -> Split:
+    """The split with its labels taken from `labels` (of the whole original training set); the true ones in `clean`."""
+    changed = labels[split.index]
+    return split if torch.equal(changed, split.labels) else replace(split, labels=changed, clean=split.labels)
+
+
+def make_transfer(
+    split: Split, classes: tuple[str, ...], rows: int, cache: str, options: Mapping[str, Any]
+) -> tuple[Split, Images | None]:
+    """What the student trains on, from what the teacher trains on, and the unlabelled images that were added.
+
+    `options` is what `dataset.transfer` holds; `rows` is the first index of an extra image. Raises UserError.
+    """
+    given = {"split": split, "names": classes, "rows": rows, "cache": cache}
+    return call(_transfer, "dataset.transfer", options, **given)  # type: ignore[no-any-return]
+
+
+def _transfer(
+    split: Split,
+    names: tuple[str, ...],
+    rows: int,
+    cache: str,
+    fraction: float | None = None,
+    per_class: float | None = None,
+    classes: float | list[str | int] | None = None,
+    omit: list[str | int] | None = None,
+    only: list[str | int] | None = None,
+    extra: str | None = None,
+    crops: int = 0,
+    noise_images: int = 0,
+    seed: int = 0,
+) -> tuple[Split, Images | None]:
+    kept = _classes(names, classes, omit, only, seed)
+    part = split if len(kept) == len(names) else split.select(rows_of(_true(split), kept))
+    part = _share(part, fraction, per_class, seed)
+    if len(part) < 2:
+        raise UserError(f"dataset.transfer must leave at least 2 images to train on, got {len(part)}")
+    added = _extras(part, cache, extra, crops, noise_images, seed)
+    if added is None:
+        return part, None
+    unlabelled = torch.full((added.shape[0],), -1)
+    clean = None if part.clean is None else torch.cat([part.clean, unlabelled])
+    index = torch.cat([part.index, torch.arange(rows, rows + added.shape[0])])
+    return Split(_joined([part.images, added]), torch.cat([part.labels, unlabelled]), index, clean), added
+
+
+def _true(split: Split) -> Tensor:
+    return split.labels if split.clean is None else split.clean
+
+
+def _classes(
+    names: tuple[str, ...],
+    classes: float | list[str | int] | None,
+    omit: list[str | int] | None,
+    only: list[str | int] | None,
+    seed: int,
+) -> list[int]:
+    """The classes that the student sees."""
+    kept = set(range(len(names)))
+    if isinstance(classes, (int, float)):
+        if not 0 < classes <= 1:
+            raise UserError(f"dataset.transfer.classes must be a share in (0, 1] or a list of classes, got {classes}")
+        number = max(1, int(classes * len(names) + 0.5))
+        kept = set(torch.argsort(order_keys(len(names), seed, "transfer classes"))[:number].tolist())
+    elif classes is not None:
+        kept &= set(class_numbers(classes, names, "dataset.transfer.classes"))
+    if only is not None:
+        kept &= set(class_numbers(only, names, "dataset.transfer.only"))
+    if omit is not None:
+        kept -= set(class_numbers(omit, names, "dataset.transfer.omit"))
+    if not kept:
+        raise UserError("dataset.transfer must leave at least one class: classes, only and omit together leave none")
+    return sorted(kept)
+
+
+def _share(split: Split, fraction: float | None, per_class: float | None, seed: int) -> Split:
+    """`fraction` of all images, whatever their class; then `per_class`, a share or a number of each class's images."""
+    keys = order_keys(int(split.index.max()) + 1, seed, "transfer")[split.index]  # of the original row: nested subsets
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise UserError(f"dataset.transfer.fraction must be a share in (0, 1], got {fraction}")
+        rows = torch.argsort(keys)[: int(fraction * len(split) + 0.5)].sort().values
+        split, keys = split.select(rows), keys[rows]
+    if per_class is None:
+        return split
+    if per_class <= 0 or (per_class > 1 and per_class != int(per_class)):
+        raise UserError(f"dataset.transfer.per_class must be a share in (0, 1] or a number of images, got {per_class}")
+    labels, sizes = torch.unique(_true(split), return_counts=True)
+    wanted = [max(1, int(per_class if per_class > 1 else per_class * n + 0.5)) for n in sizes.tolist()]
+    if any(number > size for number, size in zip(wanted, sizes.tolist())):
+        smallest_class = int(sizes.min())
+        raise UserError(f"dataset.transfer.per_class must be at most {smallest_class}, a whole class, got {per_class}")
+    return split.select(smallest(_true(split), labels.tolist(), wanted, keys))
+
+
+def _extras(split: Split, cache: str, folder: str | None, crops: int, noise_images: int, seed: int) -> Images | None:
+    """Unlabelled images: those of a folder, crops of the split's own images, and random noise."""
+    images = split.images
+    for name, count in (("crops", crops), ("noise_images", noise_images)):
+        if count < 0 or (count and isinstance(images, ImageFiles)):
+            limit = "0 for a dataset that is streamed from files" if count > 0 else "0 or more"
+            raise UserError(f"dataset.transfer.{name} must be {limit}, got {count}")
+    added: list[Images] = []
+    if folder is not None:
+        paths = find_images(folder, "dataset.transfer.extra")
+        if isinstance(images, ImageFiles):
+            return replace(images, paths=paths)
+        size, channels = images.shape[-1], images.shape[1]
+        added.append(cached_images(ImageFiles(paths, size, size, channels), folder, cache).images)
+    if isinstance(images, Tensor):
+        added += [_random_crops(images, crops, seed)] if crops else []
+        added += [_noise_images(images, noise_images, seed)] if noise_images else []
+    return _joined(added) if added else None
+
+
+def _joined(parts: Sequence[Images]) -> Images:
+    files = [part for part in parts if isinstance(part, ImageFiles)]
+    if files:
+        return replace(files[0], paths=np.concatenate([part.paths for part in files]))
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+def _random_crops(images: Tensor, count: int, seed: int) -> Tensor:
+    """Parts of 10 % to 100 % of a random image's area, resized to the full size, mirrored half of the time."""
+    generator = torch_generator(seed, "transfer crops")
+    rows = torch.randint(len(images), (count,), generator=generator)
+    crop, chunk = ResizedCrop(smallest=0.1), 4096
+    view = torch.randint(SEED, (count,), generator=generator)
+    pieces = zip(rows.split(chunk), mixed(view, 1).bitwise_and(SEED).split(chunk))
+    return torch.cat([crop(images[part], seeds) for part, seeds in pieces])
+
+
+def _noise_images(images: Tensor, count: int, seed: int) -> Tensor:
+    """Pixels drawn independently from all pixels of a channel (of up to 1,000 images)."""
+    generator = torch_generator(seed, "transfer noise images")
+    palette = images[:1000].transpose(0, 1).flatten(1)  # [C, pixels]
+    place = torch.randint(palette.shape[1], (palette.shape[0], count, *images.shape[2:]), generator=generator)
+    return torch.stack([palette[c][place[c]] for c in range(len(palette))], 1)
