@@ -1,0 +1,1 @@
+"""Many runs in one table, from their result.json files alone: no torch."""

@@ -12,20 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.reference import NAMED, group_choices, reference
-
-# Keys that change nothing in a run's results, so that they change neither its hash nor its folder:
-UNCOUNTED = (
-    "force",  # whether to run again
-    "name",  # a label
-    "tags",
-    "monitor",  # what a sweeper reads
-    "paths",  # where things are kept; its values inside other keys do not count either
-    "trainer.device",  # a run may be resumed on another device; result.json says which it was
-    "trainer.threads",
-    "trainer.eval_batch_size",
-    "trainer.checkpoint_every",
-    "trainer.progress",
-)
+from kdbench.identity import counted
 
 
 def flat(cfg: DictConfig | Mapping[str, Any], resolve: bool = True) -> dict[str, Any]:
@@ -38,11 +25,11 @@ def flat(cfg: DictConfig | Mapping[str, Any], resolve: bool = True) -> dict[str,
 
 def config_hash(cfg: DictConfig) -> str:
     """sha256 (64 hex digits) of the resolved configuration without the keys that change no result."""
-    counted = without_hydra(cfg)
-    if "paths" in counted:
-        for key in counted.paths:
-            counted.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
-    tree = {key: _plain_number(value) for key, value in flat(counted).items() if not _uncounted(key)}
+    task = without_hydra(cfg)
+    if "paths" in task:
+        for key in task.paths:
+            task.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
+    tree = {key: _plain_number(value) for key, value in flat(task).items() if counted(key)}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -80,11 +67,11 @@ def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, An
     changed: dict[str, Any] = {}
     for group, option in chosen.items():
         usual = chosen.get(group.partition("@")[0]) if "@" in group else plain.defaults.get(group)
-        if group not in NAMED and not _uncounted(group) and option != usual:
+        if group not in NAMED and counted(group) and option != usual:
             changed[group] = option
     values, usual_values, usual_forms = flat(task), flat(plain.config), flat(plain.config, resolve=False)
     for key, value in sorted(values.items()):
-        if _uncounted(key) or value == usual_values.get(key, ...) or _follows(task, key, usual_forms.get(key)):
+        if not counted(key) or value == usual_values.get(key, ...) or _follows(task, key, usual_forms.get(key)):
             continue
         changed[key] = value
     return changed
@@ -110,10 +97,6 @@ def _flatten(node: Any, prefix: str, found: dict[str, Any]) -> None:
         found[prefix] = json.dumps(node, separators=(",", ":"))
     else:
         found[prefix] = node
-
-
-def _uncounted(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in UNCOUNTED)
 
 
 def _plain_number(value: Any) -> Any:

@@ -1,0 +1,77 @@
+"""Finding runs under folders and reading their results."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdbench.errors import UserError
+
+_MARKS = ("result.json", "run.json", "config.yaml", ".hydra")  # any of these makes a folder a run's
+_PARTS = ("choices", "config", "last", "student")
+
+
+class Run(NamedTuple):
+    folder: Path
+    result: Mapping[str, Any]  # result.json
+
+
+class Found(NamedTuple):
+    runs: list[Run]
+    problems: list[tuple[Path, str]]  # folders without a usable result, and why
+
+
+def read_runs(paths: Iterable[Path]) -> Found:
+    """Every run at or under the paths, each once. Unfinished and broken ones are named, not fatal.
+
+    Trained teachers in a run's own store (a folder named `teachers`) are left out unless a path points into it.
+    Raises UserError for a path that does not exist, or if there is no run at all.
+    """
+    runs: dict[Path, Run] = {}
+    problems: dict[Path, str] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: there is no such folder")
+        for folder in _run_folders(path if path.is_dir() else path.parent):
+            result = _read(folder)
+            if isinstance(result, str):
+                problems[folder.resolve()] = result
+            else:
+                runs[folder.resolve()] = Run(folder, result)
+    if not runs and not problems:
+        raise UserError(f"{', '.join(map(str, paths))}: there are no runs here (no result.json in any folder)")
+    return Found([runs[key] for key in sorted(runs)], sorted(problems.items()))
+
+
+def _run_folders(top: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(top):
+        if any(mark in files or mark in folders for mark in _MARKS):
+            folders.clear()  # what lies inside is part of this run (the stages of a procedure)
+            yield Path(place)
+        else:
+            folders[:] = sorted(name for name in folders if name != "teachers")
+
+
+def _read(folder: Path) -> Mapping[str, Any] | str:
+    """A run's result, or why there is none."""
+    file = folder / "result.json"
+    if not file.exists():
+        return f"not finished{_progress(folder)}"
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"result.json cannot be read ({error})"
+    lacking = [part for part in _PARTS if not isinstance(result, dict) or not isinstance(result.get(part), dict)]
+    return f"result.json is no result of kdbench (it lacks {', '.join(lacking)})" if lacking else result
+
+
+def _progress(folder: Path) -> str:
+    """How far an unfinished run came, from the last line of its metrics.jsonl."""
+    try:
+        last = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        return f": epoch {int(json.loads(last)['epoch'])} was its last"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""

@@ -1,0 +1,34 @@
+"""Which keys of a configuration make a run what it is: the one list that names, hashes and comparisons go by."""
+
+from __future__ import annotations
+
+# Keys that change nothing in a run's results, so that they change neither its hash nor its folder:
+UNCOUNTED = (
+    "force",  # whether to run again
+    "name",  # a label
+    "tags",
+    "monitor",  # what a sweeper reads
+    "paths",  # where things are kept; its values inside other keys do not count either
+    "trainer.device",  # a run may be resumed on another device; result.json says which it was
+    "trainer.threads",
+    "trainer.eval_batch_size",
+    "trainer.checkpoint_every",
+    "trainer.progress",
+)
+
+# Keys by which the repetitions of one setting differ:
+SEEDS = ("seed", "seeds", "teacher.seed")
+
+
+def counted(key: str) -> bool:
+    """Whether a dotted key belongs to a run's identity."""
+    return not _under(key, UNCOUNTED)
+
+
+def is_seed(key: str) -> bool:
+    """Whether a dotted key only numbers the repetitions of a setting."""
+    return _under(key, SEEDS)
+
+
+def _under(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
