@@ -1,0 +1,81 @@
+"""Several teachers as one: how their answers are averaged, and how much of their common gain a student has kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.types import Outputs
+
+Mean = Literal["arithmetic", "geometric"]
+
+
+def ensemble_logits(logits: Sequence[Tensor], weights: Sequence[float] | None = None, mean: Mean = "arithmetic", tau: float = 1.0) -> Tensor:
+    """One answer [B, C] float32 of K members' logits, each [B, C].
+
+    arithmetic: tau log sum_k w_k softmax(z_k / tau). Its softmax at temperature tau is exactly the weighted mean of the
+    members' distributions at tau, and at no other temperature; in the limit tau = inf it is the geometric mean.
+    geometric: sum_k w_k z_k, whose softmax at any temperature is the members' weighted geometric mean, normalised
+    (both means: Hinton et al. 2015, section 2). `weights` are normalised to sum to 1; None: equal.
+    """
+    stacked = torch.stack([z.to(torch.float32) for z in logits])
+    share = normalised_weights(weights, len(logits), stacked.device)[:, None, None]
+    if mean == "geometric" or math.isinf(tau):
+        return (share * stacked).sum(0)
+    return tau * torch.logsumexp(F.log_softmax(stacked / tau, -1) + share.log(), 0)
+
+
+def normalised_weights(weights: Sequence[float] | None, members: int, device: torch.device | str = "cpu") -> Tensor:
+    """[K] float32, positive, summing to 1. Raises UserError unless there is one positive number for each member."""
+    if weights is None:
+        return torch.full((members,), 1 / members, device=device)
+    if len(weights) != members or any(not 0 < w < math.inf for w in weights):
+        raise UserError(f"teacher.weights must be {members} numbers above 0, one a member, got {list(weights)}")
+    return torch.tensor([w / sum(weights) for w in weights], device=device)
+
+
+class Ensemble(nn.Module):
+    """Frozen members that answer as one network: logits by `ensemble_logits`, and no features, which have no mean.
+
+    One forward costs the forwards of all members. What the mean is made with lies in buffers, so that the weight hash
+    tells ensembles of the same members apart.
+    """
+
+    def __init__(
+        self, members: Sequence[nn.Module], weights: Sequence[float] | None = None, mean: Mean = "arithmetic", tau: float = 1.0
+    ) -> None:
+        super().__init__()
+        if mean not in ("arithmetic", "geometric"):
+            raise UserError(f"teacher.mean must be arithmetic or geometric, got {mean}")
+        if not tau > 0:
+            raise UserError(f"teacher.tau must be above 0 (inf: the geometric mean), got {tau}")
+        self.members = nn.ModuleList(members)
+        self.mean, self.tau = mean, float(tau)
+        share = normalised_weights(weights, len(members))
+        self.weights = share.tolist()
+        # Where the temperature has no effect it does not count: the same teacher keeps the same hash.
+        made_with = [math.inf if mean == "geometric" else self.tau, *self.weights]
+        self.register_buffer("made_with", torch.tensor(made_with, dtype=torch.float64))
+
+    def forward(self, image: Tensor) -> Outputs:
+        """image [B, C, H, W] -> logits [B, C] float32."""
+        answers = [member(image).logits for member in self.members]
+        return Outputs(ensemble_logits(answers, self.weights, self.mean, self.tau), {})
+
+
+def share_recovered(student: float, members: float, ensemble: float) -> float | None:
+    """(student - members' mean) / (ensemble - members' mean): 1 if the student is as good as the ensemble, 0 if it is no
+    better than a member (Hinton et al. 2015, section 4: "more than 80 %"). None where the ensemble gains nothing."""
+    return (student - members) / (ensemble - members) if ensemble > members else None
+
+
+def mean_metrics(members: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over members of every figure that all of them have."""
+    common = [key for key in members[0] if all(key in member for member in members)]
+    return {key: sum(member[key] for member in members) / len(members) for key in common}
