@@ -1,0 +1,155 @@
+"""Choosing epsilon for a given teacher on labelled validation images, and reporting it without flattering it.
+
+The images are split in two (seeded). On the first half the candidates are compared (with `gradient`, two thirds of
+it fit them and one third compares). The second half has no say: its criterion of the chosen set is free of
+selection bias, and it is recorded beside the first half's, which is not. epsilon = 0 is always a candidate.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kdbench.errors import UserError
+from kdbench.losses.ptloss.candidates import Candidate, SearchOptions, draw
+from kdbench.losses.ptloss.criteria import IMPROPER
+from kdbench.losses.ptloss.fitting import fit_path
+from kdbench.losses.ptloss.scoring import score_all, score_exactly
+from kdbench.types import Calibration
+
+FEWEST = 20
+
+
+@dataclass(frozen=True)
+class Images:
+    """The labelled validation images: the teacher's view of them at tau, their labels, and what each is used
+    for."""
+
+    teacher: Tensor  # [N, C] float64 probabilities
+    label: Tensor  # [N] int64
+    fit: Tensor  # rows to fit on; the first half too where nothing is fitted
+    choose: Tensor  # rows that the candidates are compared on
+    held_out: Tensor  # rows that only judge the result
+
+    def sizes(self, method: str) -> dict[str, int]:
+        fitted = {"fit": len(self.fit)} if method == "gradient" else {}
+        return {"all": len(self.label), **fitted, "choose": len(self.choose), "held_out": len(self.held_out)}
+
+
+def calibrate(
+    logits: Tensor, label: Tensor, method: Literal["search", "gradient"], options: SearchOptions, order: int, tau: float
+) -> tuple[Tensor, Calibration]:
+    """The chosen epsilon ([M] or [C, M] float64, on the CPU) and how it was found.
+
+    logits [N, C] the teacher's on the validation split, label [N] int64 (-1: left out). Raises UserError with fewer
+    than 20 labelled images or wrong shapes; warns if the result does not help on the held-out half.
+    """
+    began = time.perf_counter()
+    _warn_of(options, logits, label)
+    images = split(logits, label, method, options, tau)
+    classes = images.teacher.shape[1]
+    if method == "search":
+        candidates = draw(options, order, classes)
+    else:
+        candidates = fit_path(images.teacher[images.fit], images.label[images.fit], options, order, tau)
+    scores = score_all(images.teacher, images.label, candidates, options, tau)
+    choose, held_out = scores[:, images.choose].mean(dim=1).cpu(), scores[:, images.held_out].mean(dim=1).cpu()
+    ranking = torch.sort(choose, stable=True).indices.tolist()  # stable: a draw goes to epsilon = 0, the first
+    best = candidates[ranking[0]]
+    record = {"epsilon": best.epsilon.tolist(), "method": method, "origin": best.origin, "order": order, "tau": tau}
+    record |= {"per_class": options.per_class, "criterion": options.criterion, "score_at": options.score_at}
+    record |= _exact(best, candidates[0], images, options, tau)
+    record |= {"count": len(candidates), "seed": options.seed, "classes": classes, "images": images.sizes(method)}
+    record["seconds"] = round(time.perf_counter() - began, 3)
+    table = [_row(rank, candidates[k], choose[k], held_out[k]) for rank, k in enumerate(ranking, 1)]
+    return best.epsilon, Calibration("epsilon", record, table, _figures(best, record, table))
+
+
+def split(logits: Tensor, label: Tensor, method: str, options: SearchOptions, tau: float) -> Images:
+    """Shuffle the labelled images by `search.seed`, keep at most `search.samples`, and deal them out."""
+    if logits.dim() != 2 or label.shape != logits.shape[:1] or label.dtype.is_floating_point:
+        raise UserError(
+            f"epsilon is chosen from logits [N, C] and labels [N], got {list(logits.shape)}, {list(label.shape)}"
+        )
+    labelled = (label >= 0).nonzero().flatten().cpu()
+    if len(labelled) < FEWEST:
+        raise UserError(
+            f"loss.epsilon is chosen on at least {FEWEST} labelled validation images, there are {len(labelled)}"
+        )
+    generator = torch.Generator().manual_seed(options.seed)
+    kept = labelled[torch.randperm(len(labelled), generator=generator)][: options.samples].to(logits.device)
+    place = logits.device if logits.device.type != "mps" else torch.device("cpu")  # no float64 there
+    teacher = (logits.detach()[kept].to(place).double() / tau).softmax(dim=-1)
+    if not bool(torch.isfinite(teacher).all()):
+        raise UserError("the teacher's logits on the validation split are not finite")
+    rows = torch.arange(len(kept), device=place)
+    judged = min(max(round(options.holdout * len(kept)), 5), len(kept) - 10)
+    held_out, first = rows[:judged], rows[judged:]
+    third = max(1, len(first) // 3) if method == "gradient" else 0
+    fit, choose = (first[third:], first[:third]) if third else (first, first)
+    return Images(teacher, label[kept].to(place), fit, choose, held_out)
+
+
+def _exact(best: Candidate, teacher: Candidate, images: Images, options: SearchOptions, tau: float) -> dict[str, Any]:
+    """Criterion of the teacher and of the chosen set on both halves in float64; the solver's residual; whether it
+    helps."""
+    found: dict[str, Any] = {}
+    scores = {}
+    for name, candidate in (("teacher", teacher), ("best", best)):
+        epsilon = candidate.epsilon.to(images.teacher)
+        scores[name], found["residual"] = score_exactly(images.teacher, images.label, epsilon, options, tau)
+    halves = {"choose": images.choose, "held_out": images.held_out}
+    found["scores"] = {
+        half: {name: float(score[rows].mean()) for name, score in scores.items()} for half, rows in halves.items()
+    }
+    gain = (scores["teacher"] - scores["best"])[images.held_out]
+    found["held_out_gain"], found["held_out_stderr"] = float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
+    if found["held_out_gain"] < 0:
+        warnings.warn(
+            f"the chosen epsilon ({best.origin}) does worse than the plain teacher on held-out images: "
+            f"{options.criterion} is {-found['held_out_gain']:.3g} higher (standard error "
+            f"{found['held_out_stderr']:.2g})",
+            stacklevel=4,
+        )
+    return found
+
+
+def _row(rank: int, candidate: Candidate, choose: Tensor, held_out: Tensor) -> dict[str, Any]:
+    """A line of the table; of a set per class, the coefficients' means over the classes and their widest range."""
+    epsilon = candidate.epsilon
+    per_class = epsilon.dim() == 2
+    means = epsilon.mean(dim=0) if per_class else epsilon
+    row = {"rank": rank, "origin": candidate.origin, "choose": float(choose), "held_out": float(held_out)}
+    row |= {f"eps_{m}": round(float(value), 6) for m, value in enumerate(means, 1)}
+    if per_class:
+        row["range"] = round(float((epsilon.amax(dim=0) - epsilon.amin(dim=0)).max()), 6)
+    return row
+
+
+def _figures(best: Candidate, record: dict[str, Any], table: list[dict[str, Any]]) -> dict[str, Any]:
+    from kdbench.losses.ptloss.figures import candidate_figure, curve_figure  # matplotlib takes half a second to load
+
+    return {
+        "curves": curve_figure(best.epsilon, best.origin),
+        "candidates": candidate_figure(table, record["criterion"]),
+    }
+
+
+def _warn_of(options: SearchOptions, logits: Tensor, label: Tensor) -> None:
+    if options.criterion in IMPROPER:
+        warnings.warn(
+            f"loss.search.criterion={options.criterion} is not a proper score: against labels it prefers too sharp "
+            "a proxy even to a perfectly calibrated teacher; brier and nll are proper",
+            stacklevel=4,
+        )
+    if options.per_class and len(logits) < 10 * logits.shape[1]:
+        warnings.warn(
+            f"a set of coefficients per class from {len(logits)} images of {logits.shape[1]} classes: "
+            "under 10 images a class, the choice is mostly noise",
+            stacklevel=4,
+        )

@@ -1,0 +1,147 @@
+"""PTLoss as a loss of kdbench: the weighted sum, where its coefficients come from, and how it says so."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss, detached, number
+from kdbench.losses.checks import choice, count, positive
+from kdbench.losses.ptloss.calibration import calibrate
+from kdbench.losses.ptloss.candidates import SearchOptions
+from kdbench.losses.ptloss.coefficients import source_of
+from kdbench.losses.ptloss.functional import Series, perturbed_kl
+from kdbench.losses.ptloss.validity import check
+from kdbench.types import Calibration, LossTerms, Outputs, Target
+
+SHOWN = 60  # coefficients that `formula` writes out
+
+
+class PTLoss(DistillationLoss):
+    """weights.task CE(y, s) + weights.distill tau^2 PT(t, s), t and s at temperature tau, PT(t, s) = KL(t || s) +
+    sum_c t_c sum_{m=1..order} eps_{c,m} (1 - s_c)^m (Zhang et al., KDD 2024, eqs. 4-7, rebuilt from descriptions).
+
+    `epsilon`: a number (eps_1), M numbers for all classes, C rows of them, "r/m" (eps_m = r/m; r < 0 teaches a
+    smoother, r > 0 a sharper proxy of the teacher), a file (.json, .pt, .npy, .csv), null (zeros: plain KL), or
+    `search` / `gradient`: chosen on the validation split before training (`search`, see SearchOptions). The loss
+    may be negative where epsilon is. `series`: exact keeps the logarithm; truncated cuts its series at `order` too,
+    and warns. Temperature, tau^2 and the label's term are this project's, as in loss=kl; the paper's setting has
+    neither (tau=1, weights.task=0).
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    paper: ClassVar[str] = "Zhang et al. 2024 (PTLoss, KDD), eqs. 4-7 as rebuilt here"
+    epsilon: Tensor
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        order: int = 5,
+        epsilon: float | list[float] | list[list[float]] | str | None = "0.5/m",
+        tau: float = 4.0,
+        scale: Literal["tau2", "none"] = "tau2",
+        series: Series = "exact",
+        search: Mapping[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(weights, label_smoothing)
+        self.order = count("order", order)
+        self.tau = positive("tau", tau)
+        self.scale = choice("scale", scale, ("tau2", "none"))
+        self.series: Series = choice("series", series, ("exact", "truncated"))  # type: ignore[assignment]
+        self.search = SearchOptions.of(search, self.order)
+        source = source_of(epsilon, self.order)
+        self.method = source.method
+        self.known = source.values is not None
+        unknown = torch.full((self.order,), torch.nan)
+        self.register_buffer("epsilon", unknown if source.values is None else source.values.float())
+        self._warn(source.tau)
+
+    @property
+    def formula(self) -> str:
+        factor = "tau^2 " if self.scale == "tau2" else ""
+        log = "KL(t || s)" if self.series == "exact" else f"[-H(t) + sum_c t_c sum_(m<={self.order}) (1 - s_c)^m / m]"
+        distill = f"{factor}({log} + sum_c t_c sum_(m<={self.order}) eps_m (1 - s_c)^m)"
+        text = self.written(task=self.task_text, distill=distill)
+        return f"{text}, t and s at tau = {number(self.tau)}, eps = {self._numbers()}"
+
+    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
+        """Check the class count of coefficients per class; make room for those that are still to be chosen."""
+        classes = student.logits.shape[-1]
+        if not self.known and self.search.per_class:
+            self.epsilon = self.epsilon.new_full((classes, self.order), torch.nan)
+        if self.epsilon.dim() == 2 and self.epsilon.shape[0] != classes:
+            raise UserError(f"loss.epsilon has {self.epsilon.shape[0]} rows, the networks have {classes} classes")
+
+    @property
+    def needs_calibration(self) -> bool:
+        return not self.known
+
+    def calibrate(self, teacher_logits: Tensor, label: Tensor) -> Calibration:
+        """Choose epsilon on the validation split; see calibration.py for the method and SearchOptions for the
+        settings."""
+        if self.method == "given":
+            raise UserError("loss.epsilon must be search or gradient to be calibrated")
+        method: Literal["search", "gradient"] = "search" if self.method == "search" else "gradient"
+        chosen, found = calibrate(teacher_logits, label, method, self.search, self.order, self.tau)
+        self.epsilon = chosen.to(self.epsilon)
+        self.known = True
+        return found
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        if not self.known:
+            raise UserError(f"loss.epsilon={self.method} has not been chosen yet: call calibrate first")
+        rows = perturbed_kl(student.logits, detached(teacher, "ptloss"), self.epsilon, self.tau, self.series)
+        factor = self.tau**2 if self.scale == "tau2" else 1.0
+        return self.combine(task=self.task(student.logits, target.label), distill=factor * rows.mean())
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.known = bool(torch.isfinite(self.epsilon).all())  # a checkpoint carries what was chosen
+
+    def _numbers(self) -> str:
+        if not self.known:
+            return f"{self.method} (not chosen yet)"
+        rows = self.epsilon.detach().double().cpu()
+        chosen = "" if self.method == "given" else f" ({self.method})"
+        if rows.numel() <= SHOWN:
+            return str(_rounded(rows.tolist())).replace("'", "") + chosen
+        digest = hashlib.sha256(self.epsilon.detach().cpu().numpy().tobytes()).hexdigest()[:12]
+        low, high = _rounded(rows.amin(dim=0).tolist()), _rounded(rows.amax(dim=0).tolist())
+        return (
+            f"[{rows.shape[0]} classes x {rows.shape[1]}, sha256 {digest}, min {low}, max {high}]".replace("'", "")
+            + chosen
+        )
+
+    def _warn(self, fitted_tau: float | None) -> None:
+        if self.series == "truncated":
+            warnings.warn(
+                f"loss.series=truncated drops -log s beyond order {self.order}: its best student is not the teacher "
+                "even with epsilon = 0, and classes may vanish; series=exact is PTLoss",
+                stacklevel=3,
+            )
+            if not self.known:
+                raise UserError(
+                    f"loss.series must be exact with loss.epsilon={self.method}: a cut series has no proxy teacher"
+                )
+        if fitted_tau is not None and fitted_tau != self.tau:
+            warnings.warn(
+                f"loss.epsilon was fitted at tau = {fitted_tau:g} and does not carry over to loss.tau={self.tau:g}",
+                stacklevel=3,
+            )
+        if self.known:
+            validity = check(self.epsilon)
+            if not validity.safe:
+                warnings.warn(
+                    f"loss.epsilon: {validity.complaint}; the student may settle in a wrong place", stacklevel=3
+                )
+
+
+def _rounded(value: Any) -> Any:
+    return [_rounded(item) for item in value] if isinstance(value, list) else format(value, ".6g")
