@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from kdbench.types import Outputs
 
+FLOOR = 1e-10  # the least probability that counts: below it, q cannot be told from 0 in float64
+
 
 def fuse(general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, active: Tensor, steps: int = 60) -> Tensor:
     """The q [B, C] that minimises KL(general || q) + sum over active m of KL(specialist m || q as m sees it).
@@ -22,23 +24,26 @@ def fuse(general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, acti
     instead of one a class: with a = general + sum of special, q = a / (L - sum of r_m over the m that do not cover the
     class), L = 1 + number of active specialists, and r maximises the concave sum_i a_i log(a_i / q_i) + sum_m
     dustbin_m log r_m. Newton with backtracking; one active specialist starts at its closed form, r = L dustbin /
-    (sum of a outside + dustbin), which is the solution. No active specialist: q is `general` itself.
+    (sum of a outside + dustbin), which is the solution. No active specialist: q is `general` itself. Where some are, the
+    generalist's probabilities count as FLOOR at least, and a smaller dustbin as empty: a specialist may be sure of what
+    the generalist rules out.
     """
     on = active.to(general.dtype)
-    dust = dustbin * on
-    a = general + (special * on[..., None]).sum(1)  # [B, C]
-    level = 1 + on.sum(1, keepdim=True)  # [B, 1]
+    dust = torch.where(dustbin > FLOOR, dustbin, 0.0) * on
+    a = general.clamp_min(FLOOR)
+    a = a / a.sum(1, keepdim=True) + (special * on[..., None]).sum(1)  # [B, C]
+    level = a.sum(1, keepdim=True) + dust.sum(1, keepdim=True)  # [B, 1]: 1 + the number of active ones
     outside = (~covers).to(general.dtype)  # [M, C]
-    r = _start(a, dust, level, outside, on)
-    alone = level <= 2
+    r = _start(a, dust, level, outside)
+    alone = on.sum(1, keepdim=True) <= 1
     for _ in range(steps):
         direction, gain = _newton(a, dust, level, outside, r)
         step = torch.where(alone, 0.0, _damped(a, dust, level, outside, r, direction, gain))
         r = r + step * direction
-        if float((step * direction).abs().amax()) < 1e-14:
+        if not bool((gain * ~alone > 1e-18).any()):
             break
     q = a / (level - r @ outside)
-    return q / q.sum(1, keepdim=True)
+    return torch.where(on.any(1, keepdim=True), q / q.sum(1, keepdim=True), general)
 
 
 def fuse_one(general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor) -> Tensor:
@@ -52,10 +57,10 @@ def fuse_one(general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor) 
     return torch.where(covers, inside, shared)
 
 
-def _start(a: Tensor, dust: Tensor, level: Tensor, outside: Tensor, on: Tensor) -> Tensor:
+def _start(a: Tensor, dust: Tensor, level: Tensor, outside: Tensor) -> Tensor:
     """r [B, M]: the closed form where one specialist is active, else its share, which leaves room for the others."""
     closed = level * dust / (a @ outside.T + dust).clamp_min(torch.finfo(a.dtype).tiny)
-    return torch.where(level <= 2, closed, dust) * on
+    return torch.where((dust > 0).sum(1, keepdim=True) <= 1, closed, dust)
 
 
 def _newton(a: Tensor, dust: Tensor, level: Tensor, outside: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:

