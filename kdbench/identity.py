@@ -9,6 +9,9 @@ UNCOUNTED = (
     "tags",
     "monitor",  # what a sweeper reads
     "paths",  # where things are kept; its values inside other keys do not count either
+    "experiment",  # overlays: what they set counts, not their names
+    "debug",
+    "local",
     "trainer.device",  # a run may be resumed on another device; result.json says which it was
     "trainer.threads",
     "trainer.eval_batch_size",
@@ -21,7 +24,7 @@ SEEDS = ("seed", "seeds", "teacher.seed")
 
 
 def counted(key: str) -> bool:
-    """Whether a dotted key belongs to a run's identity."""
+    """Whether a dotted key, or a group, belongs to a run's identity."""
     return not _under(key, UNCOUNTED)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kdbench.configure.options import folders, groups, headline, options
+from kdbench.configure.options import folders, groups, headline, options, summary
 from kdbench.errors import UserError, nearest
 
 # Where choices come from that are no files of kdbench.
@@ -41,8 +41,7 @@ def main() -> int:
 
 
 def _print_groups(places: list[Path]) -> None:
-    rows = [(group, ", ".join(options(group, places))) for group in groups(places)]
-    _print_rows([row for row in rows if row[1]])
+    _print_rows([(group, summary(group, places)) for group in groups(places)])
     print("\nkdbench list GROUP says what each option is; kdbench train GROUP=OPTION chooses it.")
 
 

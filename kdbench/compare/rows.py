@@ -53,7 +53,7 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last",)) -> Comparis
     name of result.json's `last` ("test/nll"), or of `best` as "best/val/top1".
     """
     configs = [settings(run) for run in runs]
-    choices = [dict(run.result["choices"]) for run in runs]
+    choices = [{k: v for k, v in run.result["choices"].items() if counted(k)} for run in runs]
     names = sorted({name for chosen in choices for name in chosen}, key=_rank)
     varied = [name for name in names if _distinct(choices, name) > 1]
     columns = varied + _differing_keys(configs, choices, varied)
@@ -62,7 +62,7 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last",)) -> Comparis
         identity = (sorted(choices[i].items()), sorted((k, v) for k, v in config.items() if not is_seed(k)))
         grouped.setdefault(repr(identity), []).append(i)
     rows = [_row([runs[i] for i in members], columns, metrics) for members in grouped.values()]
-    same = {name: choices[0].get(name) for name in names if name not in varied} if runs else {}
+    same = {name: choices[0].get(name) for name in names if name in _ORDER and name not in varied} if runs else {}
     return Comparison(columns, same, rows, warnings(rows))
 
 

@@ -4,6 +4,18 @@ from kdbench.configure.check import check
 from kdbench.configure.launch import launch
 from kdbench.configure.naming import config_hash, flat
 from kdbench.configure.nodes import check_node, construct, locate
+from kdbench.configure.reference import NAMED, group_choices
 from kdbench.configure.register import register
 
-__all__ = ["check", "check_node", "config_hash", "construct", "flat", "launch", "locate", "register"]
+__all__ = [
+    "NAMED",
+    "check",
+    "check_node",
+    "config_hash",
+    "construct",
+    "flat",
+    "group_choices",
+    "launch",
+    "locate",
+    "register",
+]

@@ -50,9 +50,12 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
         root = HydraConfig.instance().cfg  # type: ignore[assignment]
     tree = resolved(cfg)
     if root is not None:
-        usual = OmegaConf.to_container(reference(root).config, resolve=False)
-        assert isinstance(usual, dict)
-        _compare(tree, {str(key): value for key, value in usual.items()}, "")
+        usual = reference(root)
+        for key in tree.keys() - usual.roots:
+            raise unknown_key(key, usual.roots, "")
+        ordinary = OmegaConf.to_container(usual.config, resolve=False)
+        assert isinstance(ordinary, dict)
+        _compare(tree, {str(key): value for key, value in ordinary.items()}, "")
     for name, annotation in get_type_hints(RunOptions).items():
         if name in tree:
             fit(tree[name], annotation, name)

@@ -126,7 +126,7 @@ def _group_fault(override: Override, usual: Mapping[str, Any], line: _Line) -> s
     group, typed = override.key_or_group, override.input_line
     key = override.get_key_element().lstrip("+~")
     names = _options(group, line)
-    listing = f"Options of {group}: {', '.join(names) or 'none yet'}"
+    listing = _listing(group, names)
     if override.is_delete():
         return None if key in usual else f"{typed}: {key} is not in use, so it cannot be removed"
     if override.is_add() and key in usual:
@@ -145,8 +145,15 @@ def _group_fault(override: Override, usual: Mapping[str, Any], line: _Line) -> s
         if package:
             return f"{key}={value}: it comes with a package that is not installed: pip install {package}"
         hint = nearest(str(value), names, f"Did you mean {key}={{}}? ")
+        listing = _listing(group, names, brief=bool(hint))
         return f"{key}={value}: {group} has no option '{value}'. {hint}{listing}"
     return None
+
+
+def _listing(group: str, names: Sequence[str], brief: bool = False) -> str:
+    if brief and len(names) > 12 and "hydra" not in group:
+        return f"All {len(names)} options: kdbench list {group}"
+    return f"Options of {group}: {', '.join(names) or 'none yet'}"
 
 
 def _several(override: Override) -> str:
@@ -203,7 +210,8 @@ def _unknown(
     if close:
         words.append(close)
     if holders:
-        words.append(f"It is a key of {', '.join(f'{group}={name}' for name in holders[:8])}.")
+        shown = ", ".join(f"{group}={name}" for name in holders[:5])
+        words.append(f"It is a key of {shown}{' and others' if len(holders) > 5 else ''}.")
     elif owner in OPTIONS and missing in parameters(locate(OPTIONS[owner])):
         words.append(f"It can be added (+{override.input_line}).")
     if keys:
@@ -225,7 +233,7 @@ def _plain(error: Exception) -> str:
     """Hydra's own words for a fault in a configuration file, without its internals."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        listing = f"Options of {group}: {', '.join(error.options)}" if error.options else ""
+        listing = _listing(group, error.options, brief=True) if error.options else ""
         first_line = str(error).split("\n")[0]
         return " ".join(filter(None, [first_line, nearest(name, error.options or ()), listing]))
     root: BaseException = error

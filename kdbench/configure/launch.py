@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from kdbench.configure.check import check
 from kdbench.configure.explain import explain
+from kdbench.configure.naming import without_hydra
 from kdbench.configure.register import register
 from kdbench.errors import UserError, traced
 from kdbench.paths import CONFIG_DIR
@@ -32,17 +33,18 @@ failure_log = logging.getLogger("kdbench.failure")  # the run's log file only (c
 Task = Callable[[DictConfig], Any]
 
 
-def launch(task: Task, config_name: str = "train", overrides: Sequence[str] = ()) -> int:
+def launch(task: Task, refuse: Task | None = None, config_name: str = "train", overrides: Sequence[str] = ()) -> int:
     """Compose the command line (sys.argv) and run `task(cfg)` in its run folder; with -m, once for every point.
 
-    `overrides` are a command's own, before the user's. Returns the exit code: 1 if a run of a sweep failed. Raises
-    UserError for a command line that cannot run, before any work; in a single run whatever the task raises.
+    `refuse(cfg)` may raise a UserError for what the task could not run: asked for every point of a sweep before the
+    first one runs. `overrides` are a command's own, before the user's. Returns the exit code: 1 if a run of a sweep
+    failed. Raises UserError for a command line that cannot run; in a single run whatever the task raises.
     """
     arguments = sys.argv[1:]
     sys.argv = [sys.argv[0], *overrides, *arguments]
     register(arguments)
     failures: list[Exception] = []
-    sweep = Sweep()
+    sweep = Sweep(refuse)
     try:
         with _hydra_raises(), sweep.watching():
             hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(_job(task, failures))()
@@ -68,14 +70,16 @@ def _job(task: Task, failures: list[Exception]) -> Task:
             check(cfg)
             return task(cfg)
         except Exception as error:
+            sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+            if sweeping:
+                log.error("failed: %s", error)
+            if sweeping and traced():
+                traceback.print_exc()
             if isinstance(error, UserError):
                 _tidy(out)
             else:
                 failure_log.error("%s", "".join(traceback.format_exception(error)))
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                log.error("failed: %s", error)
-                if traced():
-                    traceback.print_exc()
+            if sweeping:
                 raise
             failures.append(error)
             return None
@@ -86,7 +90,8 @@ def _job(task: Task, failures: list[Exception]) -> Task:
 class Sweep:
     """Sees every run of a sweep, whichever launcher and sweeper run it."""
 
-    def __init__(self) -> None:
+    def __init__(self, refuse: Task | None) -> None:
+        self.refuse = refuse
         self.runs = 0
         self.failed: list[tuple[str, BaseException]] = []
 
@@ -140,6 +145,8 @@ class _Watched:
             HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in a run's own values
             try:
                 check(cfg, cfg)
+                if self.sweep.refuse is not None:
+                    self.sweep.refuse(without_hydra(cfg))
             except UserError as error:
                 faults.append((" ".join(filter_overrides(overrides)), str(error)))
             finally:
@@ -165,10 +172,10 @@ def _hydra_raises() -> Iterator[None]:
 
 
 def _tidy(out: Path) -> None:
-    """Remove the folder of a run that was refused, if it holds nothing but what Hydra put there."""
+    """Remove the folder of a run that was refused, if nothing was done in it yet."""
     if not out.is_dir() or out == Path.cwd():
         return
-    if any(path.name != ".hydra" and path.suffix != ".log" for path in out.iterdir()):
+    if any(path.name not in (".hydra", ".lock") and path.suffix != ".log" for path in out.iterdir()):
         return
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == out:

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from kdbench.configure.reference import NAMED, group_choices, reference
 from kdbench.identity import counted
 
+_FIRST = ("loss", "student", "schedule", "optimizer", "procedure", "seed", "seeds", "teacher", "dataset")
+
 
 def flat(cfg: DictConfig | Mapping[str, Any], resolve: bool = True) -> dict[str, Any]:
     """The configuration as {dotted key: scalar}. Lists of scalars become text ("[30,60]"), empty mappings "{}"."""
@@ -41,15 +43,29 @@ def run_name(root: DictConfig) -> str:
     """
     try:
         digest = config_hash(root)
-        chosen = group_choices(root)
+        chosen = group_choices(root.hydra)
         changed = _changed(root, chosen)
     except Exception:  # of any kind: the job's own check says what is wrong
         return "refused/" + hashlib.sha256(OmegaConf.to_yaml(without_hydra(root)).encode()).hexdigest()[:8]
     parts = {group: _slug(chosen.get(group) or "none") for group in NAMED}
     label = f"{_slug(str(root.name))}-" if root.get("name") else ""
-    differences = _slug(",".join(["", *(f"{key}={value}" for key, value in changed.items())]))[:80]
     networks = f"{parts['teacher']}-{parts['student']}-{parts['loss']}"
-    return f"{parts['dataset']}/{label}{networks}{differences.rstrip(',.-')}-{digest[:8]}"
+    return f"{parts['dataset']}/{label}{networks}{_differences(changed)}-{digest[:8]}"
+
+
+def _differences(changed: Mapping[str, Any]) -> str:
+    """What differs, as ",key=value..." of at most 80 characters; the hash speaks for what does not fit."""
+    found = ""
+    for key in sorted(changed, key=_rank):
+        entry = _slug(f",{key}={changed[key]}")
+        found += entry if len(found + entry) <= 80 else ""
+    return found
+
+
+def _rank(key: str) -> tuple[int, str]:
+    """What sweeps are usually over comes first."""
+    group = key.split(".")[0]
+    return (_FIRST.index(group) if group in _FIRST else len(_FIRST), key)
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -67,13 +83,13 @@ def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, An
     changed: dict[str, Any] = {}
     for group, option in chosen.items():
         usual = chosen.get(group.partition("@")[0]) if "@" in group else plain.defaults.get(group)
-        if group not in NAMED and counted(group) and option != usual:
+        if group not in NAMED and option != usual:
             changed[group] = option
     values, usual_values, usual_forms = flat(task), flat(plain.config), flat(plain.config, resolve=False)
     for key, value in sorted(values.items()):
         if not counted(key) or value == usual_values.get(key, ...) or _follows(task, key, usual_forms.get(key)):
             continue
-        changed[key] = value
+        changed[key] = _plain_number(value)
     return changed
 
 

@@ -45,7 +45,16 @@ def options(group: str, places: Iterable[Path]) -> dict[str, Path]:
         for place in places:
             for file in sorted((place / source).glob("*.yaml")):
                 found.setdefault(file.stem, file)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
+def summary(group: str, places: Sequence[Path]) -> str:
+    """The options of a group in one line."""
+    found = options(group, places)
+    if group == "teacher":
+        own = [name for name, file in found.items() if file.parent.name == "teacher"]
+        return ", ".join([*own, "and every network of student"])
+    return ", ".join(found)
 
 
 def headline(file: Path) -> str:
@@ -57,6 +66,11 @@ def headline(file: Path) -> str:
         if line.strip() and not line.startswith("#"):
             break
     return ""
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """resnet8 before resnet20."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def has_key(file: Path, path: Sequence[str]) -> bool:

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra import compose
 from omegaconf import DictConfig
 
+from kdbench.identity import counted
+
 NAMED = ("dataset", "teacher", "student", "loss")  # what a run is first of all
-_OVERLAYS = ("experiment", "debug", "local")  # groups that only change what others bring
 
 
 class Reference(NamedTuple):
     config: DictConfig  # the task's configuration, without Hydra's node
     defaults: dict[str, str | None]  # the option of every group when only those of NAMED are chosen
+    roots: frozenset[str]  # the keys at the top then
 
 
-def group_choices(root: DictConfig) -> dict[str, str | None]:
-    """The option chosen in each group, Hydra's own groups and the overlays (experiment, debug, local) left out."""
-    chosen = root.hydra.runtime.choices
-    return {str(group): option for group, option in sorted(chosen.items()) if _counts(str(group))}
+def group_choices(hydra: Any) -> dict[str, str | None]:
+    """The option chosen in each group that belongs to the run's identity. `hydra`: Hydra's node."""
+    return {str(group): option for group, option in sorted(hydra.runtime.choices.items()) if _counts(str(group))}
 
 
 def reference(root: DictConfig) -> Reference:
     """Compose `root`'s choices again without its values. Only inside a Hydra run, whose search path it uses."""
     sources = tuple(o for o in root.hydra.overrides.hydra if o.startswith("hydra.searchpath="))
     searched = tuple(source.path for source in root.hydra.runtime.config_sources)
-    chosen = tuple(group_choices(root).items())
+    chosen = tuple(group_choices(root.hydra).items())
     return _reference(str(root.hydra.job.config_name), chosen, sources, searched)
 
 
@@ -36,10 +37,12 @@ def _reference(
     name: str, chosen: tuple[tuple[str, str | None], ...], sources: tuple[str, ...], searched: tuple[str, ...]
 ) -> Reference:
     named = [f"{group}={option}" for group, option in chosen if group in NAMED and option is not None]
-    usual = group_choices(compose(name, overrides=[*sources, *named], return_hydra_config=True))
+    plain = compose(name, overrides=[*sources, *named], return_hydra_config=True)
+    usual = group_choices(plain.hydra)
     overrides = [f"{'' if group in usual else '+'}{group}={option}" for group, option in chosen if option is not None]
-    return Reference(compose(name, overrides=[*sources, *overrides]), usual)
+    roots = frozenset(str(key) for key in plain) - {"hydra"}
+    return Reference(compose(name, overrides=[*sources, *overrides]), usual, roots)
 
 
 def _counts(group: str) -> bool:
-    return group not in (*_OVERLAYS, "hydra") and not group.startswith("hydra/")
+    return counted(group) and group != "hydra" and not group.startswith("hydra/")

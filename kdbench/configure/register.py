@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.naming import run_name
-from kdbench.configure.options import folders, groups, options
+from kdbench.configure.options import folders, groups, options, summary
 from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR
 
@@ -29,8 +29,7 @@ def register(arguments: Sequence[str] = ()) -> None:
 
 def overview(places: Sequence[Path]) -> str:
     """The groups and their options as indented text, one group a paragraph."""
-    listed = {group: options(group, places) for group in groups(places)}
-    return "\n".join(f"{group}: {', '.join(names)}" for group, names in listed.items() if names)
+    return "\n".join(f"{group}: {summary(group, places)}" for group in groups(places))
 
 
 def _refuse_shadowed(place: Path) -> None:
