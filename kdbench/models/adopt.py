@@ -14,9 +14,9 @@ from kdbench.types import Outputs
 class Adopted(nn.Module):
     """Runs `net` through `observe(net, image) -> Outputs`, and owns its parts under their own names.
 
-    The dictionaries of parameters, buffers and children are net's own, shared, so `state_dict` has no prefix: published
-    weights load strictly and exported ones load in the other library. `net` is not a child itself. A deep copy copies the
-    dictionaries once, so it stays one network.
+    The dictionaries of parameters, buffers and children are net's own, shared, so `state_dict` has no prefix:
+    published weights load strictly and exported ones load in the other library. `net` is not a child itself. A deep
+    copy copies the dictionaries once, so it stays one network.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def head_refusal(name: str, classes: int, num_classes: int) -> str:
     """Why a pretrained network is refused whose classifier does not fit the data."""
     return (
-        f"pretrained weights of {name} are for {classes} classes, the dataset has {num_classes}: set new_head=true to replace "
-        "the classifier by a random one (it must then be trained), or pretrained=false"
+        f"pretrained weights of {name} are for {classes} classes, the dataset has {num_classes}: set new_head=true to "
+        "replace the classifier by a random one (it must then be trained), or pretrained=false"
     )
 
 

@@ -48,15 +48,14 @@ def first_layer(model: nn.Module) -> nn.Conv2d | nn.Linear:
 
 
 def last_layer(model: nn.Module) -> nn.Linear:
-    """The classifier: `last_layer(net)(outputs.features["pooled"])` are the logits. Raises UserError if there is none."""
+    """The classifier, which makes the logits of "pooled". Raises UserError if there is none."""
     return model.get_submodule(last_layer_name(model))  # type: ignore[return-value]
 
 
 def flops(model: nn.Module, info: DataInfo) -> int:
-    """Floating-point operations of one image's forward pass: two for each multiply-add of convolutions, linear layers and
-    attention; normalisation, activations and pooling do not count.
+    """Floating-point operations of one image's forward pass: two for each multiply-add.
 
-    Counted on shapes alone (meta device): costs no arithmetic and leaves the model as it is.
+    Convolutions, linear layers and attention count; normalisation, activations and pooling do not. Counted on shapes alone (meta device): costs no arithmetic and leaves the model as it is.
     """
     image = torch.empty(1, info.in_channels, info.image_size, info.image_size, device="meta")
     training = model.training

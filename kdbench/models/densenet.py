@@ -14,7 +14,7 @@ from kdbench.types import Outputs
 
 
 class DenseLayer(nn.Module):
-    """1x1 convolution to four times the growth, 3x3 to the growth, both after batch norm and ReLU; appended to the input."""
+    """1x1 convolution to four times the growth, 3x3 to the growth, both after batch norm and ReLU, appended."""
 
     def __init__(self, inputs: int, growth: int, dropout: float) -> None:
         super().__init__()

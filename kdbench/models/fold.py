@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +21,18 @@ _PLAIN_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # exactly these: subclasses ma
 def fold_batchnorm(model: nn.Module, image_size: int | None = None) -> nn.Module:
     """An eval-mode copy of `model` with every batch norm that directly follows a convolution folded into it.
 
-    Same outputs up to float rounding (the arithmetic is done in float64). Left alone: a batch norm whose input is used
-    elsewhere too or is itself a feature (pre-activation networks), or does not come from a convolution. What follows what is
-    observed in one forward pass of one blank image of `image_size` pixels (default: the model's own, or 32); a model that
-    cannot run it is returned as an unfolded copy.
+    Same outputs up to float rounding (the arithmetic is done in float64). Left alone: a batch norm whose input is
+    used elsewhere too or is itself a feature (pre-activation networks), or does not come from a convolution. What
+    follows what is observed in one forward pass of one blank image of `image_size` pixels (default: the model's
+    own, or 32); a model that cannot run it is returned as an unfolded copy.
     """
     folded = copy.deepcopy(model).eval()
     if any(isinstance(module, _BatchNorm) for module in folded.modules()):
-        size = image_size or getattr(model, "image_size", 32)
-        for conv, norm in _foldable(folded, size):
-            _absorb(folded.get_submodule(conv), folded.get_submodule(norm))
-            folded.set_submodule(norm, _remainder(folded.get_submodule(norm)))
+        own: Any = getattr(model, "image_size", 32)
+        for conv, norm in _foldable(folded, image_size or own):
+            old: Any = folded.get_submodule(norm)
+            _absorb(folded.get_submodule(conv), old)
+            folded.set_submodule(norm, _remainder(old))
     return folded
 
 
@@ -42,7 +44,7 @@ class _Uses(TorchDispatchMode):
         self.count: Counter[int] = Counter()
         self.alive: list[object] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         leaves = tree_leaves((args, kwargs))
         self.count.update(id(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         out = func(*args, **(kwargs or {}))
@@ -106,12 +108,12 @@ def _foldable(model: nn.Module, size: int) -> list[tuple[str, str]]:
     return [(conv, norm) for conv, norm in pairs if _fits(model.get_submodule(conv), model.get_submodule(norm))]
 
 
-def _fits(conv: nn.Module, norm: nn.Module) -> bool:
+def _fits(conv: Any, norm: Any) -> bool:
     known = type(norm) in _PLAIN_NORMS or type(norm).__name__ == "BatchNormAct2d"
     return known and norm.running_var is not None and norm.num_features == conv.out_channels
 
 
-def _absorb(conv: nn.Module, norm: nn.Module) -> None:
+def _absorb(conv: Any, norm: Any) -> None:
     """w' = w * gamma / std, b' = (b - mean) * gamma / std + beta, in float64."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -127,7 +129,7 @@ def _absorb(conv: nn.Module, norm: nn.Module) -> None:
     conv.bias = nn.Parameter(shift.to(weight), requires_grad=conv.weight.requires_grad)
 
 
-def _remainder(norm: nn.Module) -> nn.Module:
+def _remainder(norm: Any) -> nn.Module:
     """What is left of a folded batch norm: nothing, or the activation that timm keeps in the same module."""
     if type(norm) in _PLAIN_NORMS:
         return nn.Identity()

@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50 (He et al. 2016, table 1) with a stem for 32-pixel images, with the field's parameter names."""
+"""ResNet-18, -34 and -50 (He et al. 2016, table 1) with a stem for 32-pixel images and the field's parameter names."""
 
 from __future__ import annotations
 

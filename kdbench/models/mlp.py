@@ -12,9 +12,10 @@ from kdbench.types import Outputs
 class MLP(nn.Module):
     """Hidden ReLU layers over the flattened image; 2 x 1200 (with dropout) was the teacher, 2 x 800 the student.
 
-    hidden: width of each hidden layer. dropout: on the hidden units, input_dropout: on the pixels (Hinton et al. 2012 use
-    0.5 and 0.2). Input [B, in_channels, image_size, image_size], one size only; features "stage1".."stageN" [B, D] and
-    "pooled", the last of them after dropout. Raises UserError for empty or non-positive `hidden`, or a dropout outside [0, 1).
+    hidden: width of each hidden layer. dropout: on the hidden units, input_dropout: on the pixels (Hinton et al.
+    2012 use 0.5 and 0.2). Input [B, in_channels, image_size, image_size], one size only; features
+    "stage1".."stageN" [B, D] and "pooled", the last of them after dropout. Raises UserError for empty or
+    non-positive `hidden`, or a dropout outside [0, 1).
     """
 
     def __init__(

@@ -43,12 +43,12 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 as RepDistiller and mdistiller run it on CIFAR: ReLU instead of ReLU6, no dropout, a stem of stride 2.
+    """MobileNetV2 as RepDistiller and mdistiller run it on CIFAR: ReLU, not ReLU6, no dropout, a stem of stride 2.
 
-    width: multiplies all channels but the last 1280 (mobilenetv2_half is 0.5). expansion: of the inverted residuals. Unlike
-    the paper, the first group (expansion 1) keeps its 1x1 convolution, and group 2 has stride 1 (32-pixel images).
-    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage4" (groups 2, 3, 5 and 7, linear outputs),
-    "pooled" [B, 1280]. Raises UserError for a width or expansion that leave no channel.
+    width: multiplies all channels but the last 1280 (mobilenetv2_half is 0.5). expansion: of the inverted
+    residuals. Unlike the paper, the first group (expansion 1) keeps its 1x1 convolution, and group 2 has stride 1
+    (32-pixel images). Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage4" (groups 2, 3, 5 and
+    7, linear outputs), "pooled" [B, 1280]. Raises UserError for a width or expansion that leave no channel.
     """
 
     def __init__(

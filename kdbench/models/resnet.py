@@ -54,12 +54,11 @@ def _shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Modu
 class ResNet(nn.Module):
     """A ResNet of three stages; the maps halve at the start of stages 2 and 3.
 
-    depth: 6n + 2. widths: channels of the stem and of the three stages; `width` multiplies those of the stages (resnet38x2
-    is width 2; resnet8x4 has a wider stem too: widths 32-64-128-256). shortcut: "B", a 1x1 convolution with batch norm
-    wherever the shape changes (RepDistiller, mdistiller), or "A", zero padding without parameters (He et al. for CIFAR-10:
-    269,722 parameters for resnet20).
-    Input [B, in_channels, S, S] of any size; features "stem", "stage1".."stage3", "pooled".
-    Raises UserError for a depth, widths or shortcut that do not exist.
+    depth: 6n + 2. widths: channels of the stem and of the three stages; `width` multiplies those of the stages
+    (resnet38x2 is width 2; resnet8x4 has a wider stem too: widths 32-64-128-256). shortcut: "B", a 1x1 convolution
+    with batch norm wherever the shape changes (RepDistiller, mdistiller), or "A", zero padding without parameters
+    (He et al. for CIFAR-10: 269,722 parameters for resnet20). Input [B, in_channels, S, S] of any size; features
+    "stem", "stage1".."stage3", "pooled". Raises UserError for a depth, widths or shortcut that do not exist.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ def blocks_per_stage(depth: int, extra: int) -> int:
 
 
 def scaled_widths(widths: list[int], width: float) -> list[int]:
-    """Channels of stem and three stages, those of the stages times `width`. Raises UserError unless all are at least 1."""
+    """Channels of stem and three stages, those of the stages times `width`. Raises UserError if one is below 1."""
     if len(widths) != 4 or any(w < 1 for w in widths):
         raise UserError(f"widths must be four positive numbers (stem and three stages), got {list(widths)}")
     scaled = [widths[0], *(int(w * width) for w in widths[1:])]

@@ -19,7 +19,7 @@ class ShuffleUnit(nn.Module):
         super().__init__()
         added = outputs - inputs if stride == 2 else outputs
         hidden = added // 4
-        first = 1 if inputs == STEM else groups  # the 24 channels of the stem are too few to group (the paper, section 3.2)
+        first = 1 if inputs == STEM else groups  # the stem is too narrow to group (section 3.2)
         self.groups = first
         self.conv1 = nn.Conv2d(inputs, hidden, 1, groups=first, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)

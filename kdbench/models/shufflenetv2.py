@@ -17,7 +17,7 @@ class SplitUnit(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.half = half
+        self.untouched = half
         self.conv1 = nn.Conv2d(half, half, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(half)
         self.conv2 = nn.Conv2d(half, half, 3, 1, 1, groups=half, bias=False)
@@ -26,10 +26,10 @@ class SplitUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x[:, self.half :])), inplace=True)
+        y = F.relu(self.bn1(self.conv1(x[:, self.untouched :])), inplace=True)
         y = self.bn2(self.conv2(y))
         y = F.relu(self.bn3(self.conv3(y)), inplace=True)
-        return shuffle(torch.cat([x[:, : self.half], y], 1), 2)
+        return shuffle(torch.cat([x[:, : self.untouched], y], 1), 2)
 
 
 class DownUnit(nn.Module):

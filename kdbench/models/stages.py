@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def choose_stages(sizes: list[int]) -> tuple[list[str], list[int]]:
-    """Which maps, given in forward order by their size, become "stem" and "stage1".."stage4": the last map of each size.
+    """Which maps, given in forward order by size, become "stem" and "stage1".."stage4": the last map of each size.
 
     With one size only (ViT), four or fewer evenly spaced maps. More than five sizes: the earliest are left out.
     """

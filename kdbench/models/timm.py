@@ -29,12 +29,12 @@ def timm_model(
 
     pretrained: load the published weights; if their head has another number of classes, this is an error unless
     `new_head` asks for a freshly initialised head, which must then be trained. options: further arguments of
-    `timm.create_model` (drop_rate, drop_path_rate, pretrained_cfg_overlay={file: ...} for a local file, ...). With other
-    than three input channels timm sums or repeats the weights of the first convolution. Networks that are made for one
-    image size are given `image_size`. Features: "stem" where the network has five map sizes or more, the last
-    four (or fewer) sizes as "stage1".."stage4", each [B, D, H, W]; four evenly spaced blocks where all maps are equally
-    large (ViT); "pooled" [B, D]. Raises UserError for an unknown name, a head that does not fit, weights that do not exist or
-    cannot be fetched, and options that the network refuses.
+    `timm.create_model` (drop_rate, drop_path_rate, pretrained_cfg_overlay={file: ...} for a local file, ...). With
+    other than three input channels timm sums or repeats the weights of the first convolution. Networks that are
+    made for one image size are given `image_size`. Features: "stem" where the network has five map sizes or more,
+    the last four (or fewer) sizes as "stage1".."stage4", each [B, D, H, W]; four evenly spaced blocks where all
+    maps are equally large (ViT); "pooled" [B, D]. Raises UserError for an unknown name, a head that does not fit,
+    weights that do not exist or cannot be fetched, and options that the network refuses.
     """
     _check_name(name)
     if pretrained:
@@ -48,7 +48,7 @@ def timm_model(
 
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
-        raise UserError(f"name must be a timm network (timm.list_models()), got {name}{nearest(name, timm.list_models())}")
+        raise UserError(f"name must be a network of timm, got {name}{nearest(name, timm.list_models())}")
 
 
 def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[str, Any]) -> None:
@@ -70,18 +70,23 @@ def _create(name: str, pretrained: bool, image_size: int, arguments: dict[str, A
     for attempt in attempts:
         try:
             return timm.create_model(name, pretrained=pretrained, **attempt)
-        except OSError as error:  # every way in which a download or a file fails
-            raise UserError(
-                f"pretrained weights of {name} could not be fetched ({type(error).__name__}: {first_line(error)}); without "
-                "a network, set options.pretrained_cfg_overlay.file to a local file, or pretrained=false"
-            ) from error
         except TypeError as error:
             if "img_size" in str(error) and attempt is not attempts[-1]:
                 continue
             raise UserError(f"options do not fit {name}: {first_line(error)}") from error
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise UserError(f"{name} cannot be built for {image_size}-pixel images: {first_line(error)}") from error
+        except Exception as error:  # downloads, files and impossible sizes fail in as many ways as there are libraries
+            raise UserError(_failure(name, pretrained, image_size, error)) from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def _failure(name: str, pretrained: bool, image_size: int, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    if pretrained:
+        return (
+            f"pretrained weights of {name} could not be loaded for {image_size}-pixel images ({reason}); "
+            "set options.pretrained_cfg_overlay.file to a local file, or pretrained=false"
+        )
+    return f"{name} cannot be built for {image_size}-pixel images ({reason})"
 
 
 class Stages:
@@ -127,7 +132,7 @@ def _check_forward(network: Adopted, name: str, in_channels: int) -> None:
     finally:
         network.train(training)
     if not logits.is_meta and not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
-        raise UserError(f"name must be a network with one classifier on its features; timm's {name} adds other heads to it")
+        raise UserError(f"name must be a network with one classifier on its features; {name} adds other heads to it")
 
 
 def _classifier_name(net: Any) -> str:

@@ -31,14 +31,15 @@ def torchvision_model(
 ) -> Adopted:
     """A classification network of torchvision for `num_classes` classes, whose state_dict has torchvision's own keys.
 
-    pretrained: load the default published weights; if they are for another number of classes, this is an error unless
-    `new_head` asks for a freshly initialised classifier, which must then be trained. options: further arguments of
-    torchvision's constructor (dropout, stochastic_depth_prob, ...). With one input channel the pretrained first
-    convolution gets the sum of its weights over the colours: the same as feeding the image three times. Auxiliary
-    heads (GoogLeNet, Inception) are left off. Features: the last four map sizes are "stage1".."stage4", the one before is "stem";
-    four evenly spaced blocks where all maps are equally large (ViT); "pooled" [B, D], absent where no linear layer makes
-    the logits (SqueezeNet). Raises UserError for an unknown name, a head that does not fit, weights that cannot be fetched
-    or used, and options or image sizes that the network refuses.
+    pretrained: load the default published weights; if they are for another number of classes, this is an error
+    unless `new_head` asks for a freshly initialised classifier, which must then be trained. options: further
+    arguments of torchvision's constructor (dropout, stochastic_depth_prob, ...). With one input channel the
+    pretrained first convolution gets the sum of its weights over the colours: the same as feeding the image three
+    times. Auxiliary heads (GoogLeNet, Inception) are left off. Features: the last four map sizes are
+    "stage1".."stage4", the one before is "stem"; four evenly spaced blocks where all maps are equally large (ViT);
+    "pooled" [B, D], absent where no linear layer makes the logits (SqueezeNet). Raises UserError for an unknown
+    name, a head that does not fit, weights that cannot be fetched or used, and options or image sizes that the
+    network refuses.
     """
     _check_name(name)
     arguments = {**_size_arguments(name, image_size), **(options or {})}
@@ -111,15 +112,20 @@ def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
 def _build(name: str, image_size: int, arguments: dict[str, Any]) -> nn.Module:
     try:
         return models.get_model(name, **arguments)
-    except OSError as error:  # every way in which a download fails
-        raise UserError(
-            f"pretrained weights of {name} could not be fetched ({type(error).__name__}: {first_line(error)}); "
-            f"put the file into {torch.hub.get_dir()}/checkpoints, or set pretrained=false"
-        ) from error
     except TypeError as error:
         raise UserError(f"options do not fit {name}: {first_line(error)}") from error
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"{name} cannot be built for {image_size}-pixel images: {first_line(error)}") from error
+    except Exception as error:  # downloads, files and impossible sizes fail in as many ways as there are libraries
+        raise UserError(_failure(name, image_size, "weights" in arguments, error)) from error
+
+
+def _failure(name: str, image_size: int, pretrained: bool, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    if pretrained:
+        return (
+            f"pretrained weights of {name} could not be loaded ({reason}); "
+            f"put their file into {torch.hub.get_dir()}/checkpoints, or set pretrained=false"
+        )
+    return f"{name} cannot be built for {image_size}-pixel images ({reason})"
 
 
 def _load(name: str, num_classes: int, new_head: bool, image_size: int, arguments: dict[str, Any]) -> nn.Module:
@@ -140,7 +146,8 @@ def _load(name: str, num_classes: int, new_head: bool, image_size: int, argument
 
 
 def _replace_head(net: nn.Module, num_classes: int) -> None:
-    path, old = [(k, m) for k, m in net.named_modules() if k.startswith(_HEADS) and isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    layers = [(path, module) for path, module in net.named_modules() if path.split(".")[0] in _HEADS]
+    path, old = [(path, module) for path, module in layers if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
     if isinstance(old, nn.Linear):
         net.set_submodule(path, nn.Linear(old.in_features, num_classes))
     else:
@@ -154,9 +161,8 @@ def _replace_first(net: nn.Module, name: str, in_channels: int, pretrained: bool
     assert isinstance(old, nn.Conv2d)
     if pretrained and in_channels != 1:
         raise UserError(f"pretrained must be false for images of {in_channels} channels: {name}'s weights are for 3")
-    new = nn.Conv2d(
-        in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None
-    )  # type: ignore[arg-type]
+    same: Any = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+    new = nn.Conv2d(in_channels, old.out_channels, bias=old.bias is not None, **same)
     with torch.no_grad():
         if pretrained:
             new.weight.copy_(old.weight.sum(1, keepdim=True))
@@ -181,7 +187,8 @@ def _tap(net: nn.Module, in_channels: int, size: int, classifier: str) -> Taps:
 def _stages(net: nn.Module, in_channels: int, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Feature name -> path of the module that gives it, and its shape."""
     if isinstance(net, models.VisionTransformer):
-        shapes = [(f"encoder.layers.{name}", (1, 1, 1)) for name, _ in net.encoder.layers.named_children()]
+        blocks = net.encoder.layers.named_children()
+        shapes: list[tuple[str, tuple[int, ...]]] = [(f"encoder.layers.{name}", (1, 1, 1)) for name, _ in blocks]
     else:
         shapes = _shapes(net, in_channels, size)
     names, indices = choose_stages([_side(shape) for _, shape in shapes])
@@ -225,7 +232,8 @@ def _side(shape: tuple[int, ...]) -> int:
 
 def _classifier_name(net: nn.Module) -> str:
     """Path of the last linear layer, "" if a convolution makes the logits (SqueezeNet)."""
-    names = [path for path, module in net.named_modules() if isinstance(module, nn.Linear) and path.split(".")[0] in _HEADS]
+    linear = [path for path, module in net.named_modules() if isinstance(module, nn.Linear)]
+    names = [path for path in linear if path.split(".")[0] in _HEADS]
     return names[-1] if names else ""
 
 

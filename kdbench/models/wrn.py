@@ -36,10 +36,11 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-width: a 3x3 stem and three stages of widened pre-activation blocks.
 
-    depth: 6n + 4. width: the widening factor k of the three stages (the stem keeps its channels). dropout: between the
-    two convolutions of a block (Zagoruyko and Komodakis: 0.3 on CIFAR; RepDistiller: 0). widths: channels of stem and stages
-    before widening. Input [B, in_channels, S, S]; features "stem", "stage1".."stage3" (raw sums, before the next batch norm
-    and ReLU) and "pooled". Raises UserError for a depth, width or dropout that do not exist.
+    depth: 6n + 4. width: the widening factor k of the three stages (the stem keeps its channels). dropout: between
+    the two convolutions of a block (Zagoruyko and Komodakis: 0.3 on CIFAR; RepDistiller: 0). widths: channels of
+    stem and stages before widening. Input [B, in_channels, S, S]; features "stem", "stage1".."stage3" (raw sums,
+    before the next batch norm and ReLU) and "pooled". Raises UserError for a depth, width or dropout that do not
+    exist.
     """
 
     def __init__(
