@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure import check_node, config_hash, construct, locate
@@ -97,6 +98,8 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
         return None
     own_names = {f.name for f in fields(TeacherSpec)} - {"network"}
     own = {key: value for key, value in node.items() if key in own_names}
+    if own.get("source"):
+        own["source"] = locate(own["source"], "teacher.source")
     network = make_network(choice, {key: value for key, value in node.items() if key not in own_names}, "teacher")
     own["optimizer"] = check_node(node["optimizer"], OptimizerOptions, "teacher.optimizer")
     own["schedule"] = check_node(node["schedule"], ScheduleOptions, "teacher.schedule")
@@ -122,17 +125,20 @@ def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], dict[str, Any]]
 class ConfigCatalogue:
     """Networks and losses by the names of their YAML files."""
 
-    def network(self, name: str) -> NetworkSpec:
-        return make_network(name, self._node("student", name), "student")
+    def network(self, name: str, options: Mapping[str, Any] | None = None) -> NetworkSpec:
+        return make_network(name, {**self._node("student", name), **(options or {})}, "student")
 
     def network_from(self, name: str, config: Mapping[str, Any]) -> NetworkSpec:
         return make_network(name, config, "student")
 
-    def loss(self, name: str) -> LossSpec:
-        return make_loss(name, self._node("loss", name))
+    def loss(self, name: str, options: Mapping[str, Any] | None = None) -> LossSpec:
+        return make_loss(name, {**self._node("loss", name), **(options or {})})
 
     def _node(self, group: str, name: str) -> dict[str, Any]:
-        composed = compose("train", overrides=[f"{group}={name}"])
+        try:
+            composed = compose("train", overrides=[f"{group}={name}"])
+        except MissingConfigException as error:
+            raise UserError(f"{group}={name}: there is none of this name; kdbench list {group} shows them") from error
         node = OmegaConf.to_container(composed[group], resolve=True)
         assert isinstance(node, dict)
         return {str(key): value for key, value in node.items()}

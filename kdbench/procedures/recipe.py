@@ -12,6 +12,7 @@ from torch import nn
 from kdbench.data.bundle import Bundle
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.losses.base import DistillationLoss
+from kdbench.teachers.given import GivenTeacher
 from kdbench.types import DataInfo
 
 
@@ -50,6 +51,8 @@ class TeacherSpec:
     label_smoothing: float = 0.0
     allow_chance: bool = False
     table: Literal["auto", "on", "off"] = "auto"
+    # A teacher that is no single network: who makes it, from this specification, the recipe and its data.
+    source: Callable[[TeacherSpec, Recipe, Bundle], GivenTeacher] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,11 @@ class Seeds:
 class Catalogue(Protocol):
     """Parts by name, for procedures whose options name networks and losses."""
 
-    def network(self, name: str) -> NetworkSpec: ...
+    def network(self, name: str, options: Mapping[str, Any] | None = None) -> NetworkSpec: ...
 
     def network_from(self, name: str, config: Mapping[str, Any]) -> NetworkSpec: ...
 
-    def loss(self, name: str) -> LossSpec: ...
+    def loss(self, name: str, options: Mapping[str, Any] | None = None) -> LossSpec: ...
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def run_stages(stages: Sequence[Stage], teacher: GivenTeacher | None) -> list[di
     """Train several students side by side on one stream of batches and one teacher pass; results in their order."""
     with contextlib.ExitStack() as stack:
         for stage in stages:
-            stack.enter_context(_only_here(stage.folder))
+            stack.enter_context(only_here(stage.folder))
         todo = [stage for stage in stages if not finished(stage)]
         failures = _train(todo, teacher) if todo else {}
     return [failures.get(stage.folder) or read_json(stage.folder / RESULT) for stage in stages]
@@ -94,7 +94,7 @@ def finished(stage: Stage) -> bool:
 
 
 @contextlib.contextmanager
-def _only_here(folder: Path) -> Iterator[None]:
+def only_here(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", blocking=False):

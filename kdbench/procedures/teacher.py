@@ -41,6 +41,8 @@ def obtain_teacher(recipe: Recipe, data: Bundle) -> GivenTeacher | None:
     if recipe.teacher is None:
         return None
     spec = recipe.teacher
+    if spec.source is not None:
+        return spec.source(spec, recipe, data)
     name, network, folder = _trained_network(spec, recipe, data)
     return make_given(name, network, folder, recipe, data, spec.allow_chance)
 
@@ -130,7 +132,7 @@ def teacher_stage(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:
     """The teacher's own training: an ordinary run in the store, under cross-entropy."""
     key = store_key(spec, recipe, data)
     smoothing = spec.label_smoothing
-    loss = LossSpec("ce", {"label_smoothing": smoothing}, lambda: CE(label_smoothing=smoothing))
+    loss = LossSpec("ce", {"label_smoothing": smoothing}, lambda: CE({"task": 1.0}, smoothing))
     return Stage(
         folder=recipe.teachers / data.name / f"{_slug(spec.network.name)}-{key[:10]}",
         data=data,

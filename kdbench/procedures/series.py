@@ -1,0 +1,158 @@
+"""What procedures of several stages share: their folders and records, teachers from stages, and the result of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdbench.data.bundle import Bundle, Split
+from kdbench.engine.checkpoint import read_json, write_json
+from kdbench.engine.options import OptimizerOptions, ScheduleOptions
+from kdbench.engine.trainer import STUDENT
+from kdbench.errors import UserError
+from kdbench.procedures.folder import NETWORK, RESULT, clear, network_of_run, save_config
+from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds
+from kdbench.procedures.stage import Stage, only_here, run_stage
+from kdbench.procedures.teacher import make_given
+from kdbench.teachers.given import GivenTeacher
+
+Adapt = Callable[[nn.Module, "GivenTeacher | None"], None]
+
+APART = 1000  # between the seeds of two stages of one run, so that the seeds 0, 1, 2, ... of a sweep never meet them
+
+
+@dataclass(frozen=True)
+class Series:
+    """One procedure at work in folder `out`. Its stages are ordinary runs in `out/stages/<number>-<name>`."""
+
+    recipe: Recipe
+    out: Path
+    data: Bundle
+    entries: list[dict[str, Any]] = field(default_factory=list)  # of the stages so far, for the result
+
+    def stage(
+        self,
+        name: str,
+        *,
+        teacher: GivenTeacher | None = None,
+        student: NetworkSpec | None = None,
+        loss: LossSpec | None = None,
+        data: Bundle | None = None,
+        split: Split | None = None,
+        seeds: Seeds | None = None,
+        optimizer: OptimizerOptions | None = None,
+        schedule: ScheduleOptions | None = None,
+        adapt: Adapt | None = None,
+    ) -> Stage:
+        """The next stage: the recipe's own student, loss, data, ..., unless another is given. Its number is its turn."""
+        recipe, data = self.recipe, data or self.data
+        stage = Stage(
+            folder=self.out / "stages" / f"{len(self.entries) + 1}-{name}",
+            data=data,
+            split=split or data.transfer,
+            student=student or recipe.student,
+            loss=loss or recipe.loss,
+            optimizer=optimizer or recipe.optimizer,
+            schedule=schedule or recipe.schedule,
+            trainer=recipe.trainer,
+            seeds=seeds or recipe.seeds,
+            record=recipe.record,
+            adapt=adapt,
+        )
+        return replace(stage, record=_record(recipe.record, stage, teacher))
+
+    def run(self, stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
+        """Train the stage, or read its result if it is finished; note it for the result of the whole."""
+        result = run_stage(stage, teacher)
+        self.note(stage.folder, result)
+        return result
+
+    def note(self, folder: Path, result: Mapping[str, Any]) -> None:
+        given = result["teacher"]
+        figures = {key: value for key, value in result["last"].items() if key.endswith("/top1")}
+        names = {"teacher": given["name"] if given else None, "student": result["student"]["name"]}
+        about = {"name": folder.name, "folder": str(folder.relative_to(self.out)), **names}
+        self.entries.append({**about, "formula": result["formula"], "seed": result["seed"], **figures, "seconds": result["seconds"]})
+
+    def taught(self, folder: Path, allow_chance: bool = False) -> GivenTeacher:
+        """The network of a finished stage as a teacher."""
+        spec, network, _ = network_of_run(folder, self.recipe.catalogue)
+        return make_given(spec.name, network, folder, self.recipe, self.data, allow_chance)
+
+    def conclude(
+        self, last: Path, figures: Mapping[str, float | None] | None = None, tables: Mapping[str, Sequence[Mapping]] | None = None
+    ) -> dict[str, Any]:
+        """The whole as a run of its own: the network and result of the stage in folder `last`, under the recipe's name.
+
+        Adds `stages`, `figures` (numbers by name) and `tables` (rows by name) to the result, which is written last.
+        """
+        recipe, out = self.recipe, self.out
+        for name in (NETWORK, STUDENT):
+            _link(last / name, out / name)
+        save_config(out, recipe.record.tree)
+        record = recipe.record
+        own = {
+            "name": out.name, "hash": record.hash, "choices": dict(record.choices), "config": record.config,
+            "overrides": record.overrides, "tags": record.tags, "seed": recipe.seeds.init,
+            "seconds": round(sum(entry["seconds"] for entry in self.entries), 3),
+        }  # fmt: skip
+        more = {"stages": self.entries, "figures": dict(figures or {}), "tables": {k: list(v) for k, v in (tables or {}).items()}}
+        result = {**read_json(last / RESULT), **own, **more}
+        write_json(out / RESULT, result)
+        return result
+
+
+@contextmanager
+def opened(recipe: Recipe, out: Path) -> Iterator[Series]:
+    """The series in folder `out`, which no other process works in meanwhile; empty first if the recipe says force."""
+    with only_here(out):
+        if recipe.force:
+            clear(out)
+        yield Series(recipe, out, recipe.data())
+
+
+def seeds_apart(seeds: Seeds, steps: int) -> Seeds:
+    """Other seeds for another stage of the same run: initial weights, order and augmentation."""
+    return Seeds(seeds.init + APART * steps, seeds.data + APART * steps)
+
+
+def spec_named(recipe: Recipe, name: str, key: str) -> NetworkSpec:
+    """A network by name: the recipe's own student, with the options typed for it, or one as its YAML has it."""
+    if name == recipe.student.name:
+        return recipe.student
+    try:
+        return recipe.catalogue.network(name)
+    except UserError:
+        raise
+    except Exception as error:  # Hydra's, for a name that no YAML has
+        raise UserError(f"{key} = {name}: there is no such network (kdbench list student)") from error
+
+
+def _record(record: Record, stage: Stage, teacher: GivenTeacher | None) -> Record:
+    """What a stage's result.json says it is: the whole run's configuration with the stage's own parts in place."""
+    tree = dict(record.tree)
+    tree |= {"student": dict(stage.student.config), "loss": dict(stage.loss.config), "seeds": asdict(stage.seeds)}
+    tree |= {"optimizer": asdict(stage.optimizer), "schedule": asdict(stage.schedule)}
+    tree["procedure"] = {**tree.get("procedure", {}), "stage": stage.folder.name}
+    named = {"teacher": teacher.name if teacher else "none", "student": stage.student.name, "loss": stage.loss.name}
+    own = hashlib.sha256(f"{record.hash}/{stage.folder.name}".encode()).hexdigest()
+    return Record(own, {**record.choices, **named}, tree, record.overrides, record.tags)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, without its bytes twice where the disk allows that; never half a file."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
