@@ -22,14 +22,14 @@ def annealing_factor(progress: Tensor, switch: float, steps: int) -> Tensor:
 
 class Annealing(DistillationLoss):
     """First phase (the first `switch` of the training): weights.distill |s - Phi(T) t|^2, Phi(T) = 1 - (T - 1)/tau_max,
-    T falling from tau_max to 1; second phase: weights.task CE(y, s) (Jafari et al. 2021, eq. 3 to 5).
+    T falling from tau_max to 1; second phase: weights.task CE(y, s) (Jafari et al. 2021, L_KD^Annealing, then L_CE).
 
     The two terms are never on together; outside of its phase a term's curve is 0. `reduction`: mean or sum over
     classes. The authors on CIFAR: tau_max 10, half of the training in each phase, learning rates of their own for each.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Jafari et al. 2021 (Annealing-KD), eq. 3 to 5"
+    paper: ClassVar[str] = "Jafari et al. 2021 (Annealing-KD)"
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ def reversed_gradient(x: Tensor, strength: Tensor) -> Tensor:
 
 class CTKD(DistillationLoss):
     """weights.task CE(y, s) + weights.distill tau^2 KL(softmax(t/tau) || softmax(s/tau)), tau = start + span
-    sigmoid(theta) with one learned theta (Li et al. 2023, global temperature, eq. 8 and 9).
+    sigmoid(theta) with one learned theta (Li et al. 2023, global temperature).
 
     theta starts at `init` and climbs the loss: its gradient is multiplied by -lambda, where lambda rises from 0 to 1
     along a cosine over the first `ramp` of the training (the authors: 10 of 240 epochs) and stays. It belongs to the
@@ -32,7 +32,7 @@ class CTKD(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Li et al. 2023 (CTKD), eq. 8 and 9, global temperature"
+    paper: ClassVar[str] = "Li et al. 2023 (CTKD), global temperature"
 
     def __init__(
         self,

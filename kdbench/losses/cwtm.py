@@ -21,14 +21,14 @@ def confidence_weights(teacher: Tensor, counted: Tensor) -> Tensor:
 
 class CWTM(DistillationLoss):
     """weights.distill sum_b w_b CE(y_b, s_b), w_b = max_k p_b / sum_u max_k p_u, p = softmax(t) (Furlanello et al.
-    2018, "confidence weighted by teacher max", section 3.2).
+    2018, "confidence weighted by teacher max").
 
     The weight is the teacher's confidence, right or wrong; a constant confidence gives the plain cross-entropy. Samples
     without a label are left out of both sums.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Furlanello et al. 2018 (BAN), section 3.2, CWTM"
+    paper: ClassVar[str] = "Furlanello et al. 2018 (BAN), CWTM"
 
     def __init__(self, weights: Mapping[str, float], label_smoothing: float = 0.0) -> None:
         super().__init__(weights, label_smoothing)

@@ -15,7 +15,7 @@ from kdbench.types import LossTerms, Outputs, Target
 
 def relations(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     """(inter, intra), 0-dim: tau^2 (1 - mean Pearson correlation) of the softmaxes at tau, over a sample's classes
-    (inter) and over a class's samples (intra) (Huang et al. 2022, eq. 9 and 10). In [0, 2 tau^2]."""
+    (inter) and over a class's samples (intra) (Huang et al. 2022, L_inter and L_intra). In [0, 2 tau^2]."""
     p, q = log_probs(teacher, tau).exp(), log_probs(student, tau).exp()
     inter, intra = correlation_rows(q, p), correlation_rows(q.transpose(0, 1), p.transpose(0, 1))
     return tau**2 * (1 - inter.mean()), tau**2 * (1 - intra.mean())
@@ -23,14 +23,14 @@ def relations(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Ten
 
 class DIST(DistillationLoss):
     """weights.task CE(y, s) + weights.distill tau^2 (inter (1 - corr over classes) + intra (1 - corr over the batch))
-    (Huang et al. 2022, eq. 11; beta and gamma there).
+    (Huang et al. 2022, L_tr; beta and gamma there).
 
     Their CIFAR-100: tau 4, weights 1 and 2, inter = intra = 1; ImageNet tau 1. intra depends on the whole batch:
     batches of a few samples make it noise. A class that nobody in the batch predicts counts as uncorrelated.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Huang et al. 2022 (DIST), eq. 11"
+    paper: ClassVar[str] = "Huang et al. 2022 (DIST), L_inter and L_intra"
 
     def __init__(
         self,

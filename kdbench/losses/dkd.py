@@ -14,7 +14,7 @@ from kdbench.types import LossTerms, Outputs, Target
 
 
 def decoupled_rows(student: Tensor, teacher: Tensor, index: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """(TCKD, NCKD) a sample, both [B], nats times tau^2 (Zhao et al. 2022, eq. 5 to 7).
+    """(TCKD, NCKD) a sample, both [B], nats times tau^2 (Zhao et al. 2022, the decoupled KD).
 
     TCKD: KL of the pair (labelled class, all others together). NCKD: KL within the others, renormalised. KL of the
     whole is TCKD + (1 - p_y) NCKD. index [B] int64: the labelled class.

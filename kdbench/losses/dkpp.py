@@ -42,7 +42,7 @@ def hashed_keys(index: Tensor, classes: int, seed: int) -> Tensor:
 class DKPP(DistillationLoss):
     """weights.task CE(y, s) + weights.distill KL(p' || softmax(s)), where p' is p = softmax(t) with the probabilities
     of all classes but the most likely one permuted in each sample (Furlanello et al. 2018, "dark knowledge with
-    permuted predictions", section 3.2; its CE(p', s) differs by a constant).
+    permuted predictions"; its CE(p', s) differs by a constant).
 
     `permutation`: fresh draws a new one at every visit from torch's global generator. The gradient is linear in p', so
     on average this is the same as spreading 1 - max p evenly. fixed gives each sample (`target.index`) one permutation
@@ -50,7 +50,7 @@ class DKPP(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Furlanello et al. 2018 (BAN), section 3.2, DKPP"
+    paper: ClassVar[str] = "Furlanello et al. 2018 (BAN), DKPP"
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from kdbench.types import LossTerms, Outputs, Target
 def polynomial_rows(student: Tensor, label: Tensor, epsilon: list[float]) -> Tensor:
     """sum_k y_k (-log p_k + sum_j epsilon_j (1 - p_k)^j) a sample [B], p = softmax(s); label [B, C] distribution.
 
-    -log p = sum_j (1 - p)^j / j, so epsilon_j is added to the coefficient 1/j (Leng et al. 2022, eq. 5).
+    -log p = sum_j (1 - p)^j / j, so epsilon_j is added to the coefficient 1/j (Leng et al. 2022, Poly-N).
     """
     log_p = log_probs(student)
     miss = -log_p.expm1()  # 1 - p without cancellation
@@ -30,14 +30,15 @@ def polynomial_rows(student: Tensor, label: Tensor, epsilon: list[float]) -> Ten
 
 
 class PolyN(DistillationLoss):
-    """weights.task (CE(y, s) + sum_j epsilon_j (1 - p_y)^j), p = softmax(s), on labels alone (Leng et al. 2022, eq. 5).
+    """weights.task (CE(y, s) + sum_j epsilon_j (1 - p_y)^j), p = softmax(s), on labels alone (Leng et al. 2022,
+    Poly-N).
 
-    `epsilon`: one number (Poly-1, `loss=poly1`, eq. 6) or a list, each >= -1/j so that no coefficient turns negative.
+    `epsilon`: one number (Poly-1, `loss=poly1`) or a list, each >= -1/j so that no coefficient turns negative.
     """
 
     uses_teacher: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ("task",)
-    paper: ClassVar[str] = "Leng et al. 2022 (PolyLoss), eq. 5 and 6"
+    paper: ClassVar[str] = "Leng et al. 2022 (PolyLoss), Poly-N and Poly-1"
 
     def __init__(
         self, weights: Mapping[str, float], epsilon: float | list[float] = 1.0, label_smoothing: float = 0.0

@@ -28,7 +28,7 @@ class WSLD(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Zhou et al. 2021 (WSLD), section 4"
+    paper: ClassVar[str] = "Zhou et al. 2021 (WSLD), weighted soft labels"
 
     def __init__(self, weights: Mapping[str, float], tau: float = 4.0, label_smoothing: float = 0.0) -> None:
         super().__init__(weights, label_smoothing)

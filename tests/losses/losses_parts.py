@@ -15,6 +15,8 @@ from kdbench.types import Outputs, Target
 FOLDER = Path(__file__).parents[2] / "configs/loss"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 B, C = 6, 7  # samples and classes of a test batch
+ALIKE = {"fsp"}  # compares products of channels: both networks need the same
+SMALL: dict[str, dict[str, Any]] = {"crd": {"images": 400, "negatives": 32}}  # its own defaults take seconds a batch
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -44,14 +46,15 @@ def outputs(logits: torch.Tensor, width: int, sizes: tuple[int, int, int], seed:
     return Outputs(logits, maps)
 
 
-def batch(seed: int = 0, scale: float = 3.0, samples: int = B) -> tuple[Outputs, Outputs, Target]:
-    """(student, teacher, target): different widths and map sizes, labels that the teacher often gets right."""
+def batch(seed: int = 0, name: str = "", scale: float = 3.0, samples: int = B) -> tuple[Outputs, Outputs, Target]:
+    """(student, teacher, target) for the loss of that name: labels that the teacher often gets right, and feature maps
+    of different width and size, unless the loss wants them of one width."""
     random = torch.Generator().manual_seed(seed)
     teacher = scale * torch.randn(samples, C, generator=random)
     student = 0.5 * teacher + scale * torch.randn(samples, C, generator=random)
     label = torch.where(torch.rand(samples, generator=random) < 0.7, teacher.argmax(1), torch.arange(samples) % C)
     target = Target(label, torch.arange(samples) + 10 * seed, torch.tensor(0.25))
-    return outputs(student, 4, (8, 4, 2), seed), outputs(teacher, 6, (8, 8, 4), seed + 1), target
+    return outputs(student, 4, (8, 4, 2), seed), outputs(teacher, 4 if name in ALIKE else 6, (8, 8, 4), seed + 1), target
 
 
 def cast(out: Outputs, dtype: torch.dtype, grad: bool = False) -> Outputs:
@@ -65,8 +68,8 @@ def cast(out: Outputs, dtype: torch.dtype, grad: bool = False) -> Outputs:
 def ready(name: str, **changes: Any) -> DistillationLoss:
     """The loss as the training engine has it: adapters made, calibrated if it wants to be."""
     torch.manual_seed(0)
-    loss = build(name, **changes)
-    student, teacher, _ = batch(99, samples=24)
+    loss = build(name, **SMALL.get(name, {}) | changes)
+    student, teacher, _ = batch(30, name, samples=24)
     loss.setup(student, teacher)
     if loss.needs_calibration:
         loss.calibrate(teacher.logits, torch.where(torch.arange(24) % 4 == 0, torch.arange(24) % C, teacher.logits.argmax(1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def value_and_grads(loss: DistillationLoss, student: Outputs, teacher: Outputs, 
 def test_its_file_teaches(name):
     lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert re.match(rf"# {name}: .{{20,}}", lines[0]), "the first line is what `kdbench list loss` prints"
-    for above, line in zip(lines, lines[1:]):
+    for above, line in pairwise(lines):
         if re.match(r"\s*[a-z]\w*:", line):
             assert " # " in line or (above.startswith("# ") and above != lines[0]), f"no comment: {line}"
     assert set(settings(name)) - {"_target_"} == set(inspect.signature(type(build(name))).parameters)
@@ -48,7 +49,7 @@ def test_its_formula_and_paper_are_complete(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_extreme_logits_stay_finite(name, dtype):
     loss = ready(name)
-    student, teacher, target = batch(1)
+    student, teacher, target = batch(1, name)
     sure = 1000 * (2 * torch.nn.functional.one_hot(target.label.roll(1), C) - 1.0)
     for z_t in (sure, 1000 * teacher.logits.sign(), teacher.logits):
         for z_s in (1000 * student.logits.sign(), -sure, sure, torch.zeros_like(sure)):
@@ -63,7 +64,7 @@ def test_extreme_logits_stay_finite(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_reaches_the_teacher(name):
     loss = ready(name)
-    student, teacher, target = batch(2)
+    student, teacher, target = batch(2, name)
     s, t = cast(student, torch.float32, grad=True), cast(teacher, torch.float32, grad=True)
     _, grads = value_and_grads(loss, s, t, target)
     assert any(grad.abs().sum() > 0 for grad in grads)
@@ -74,7 +75,7 @@ def test_no_gradient_reaches_the_teacher(name):
 def test_weights_multiply_their_terms(name):
     loss = ready(name)
     for progress in PHASES:
-        student, teacher, target = batch(3)
+        student, teacher, target = batch(3, name)
         target = target._replace(progress=torch.tensor(progress))
         terms = loss(student, teacher, target)
         expected = sum(weight * terms.parts[part] for part, weight in loss.weights.items())
@@ -97,7 +98,7 @@ def test_bad_weights_are_refused(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_unlabelled_samples_are_left_out_of_the_label_term(name):
     loss = ready(name)
-    student, teacher, target = batch(4)
+    student, teacher, target = batch(4, name)
     some = target._replace(label=target.label.clone().index_fill_(0, torch.tensor([1, 4]), -1))
     moved = student._replace(logits=student.logits.clone().index_fill_(0, torch.tensor([1, 4]), 50.0))
     for progress in PHASES:
@@ -114,7 +115,7 @@ def test_unlabelled_samples_are_left_out_of_the_label_term(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_soft_labels_work_or_are_refused(name):
     loss = ready(name)
-    student, teacher, target = batch(5)
+    student, teacher, target = batch(5, name)
     soft = target._replace(label=torch.nn.functional.one_hot(target.label, C).float())
     torch.manual_seed(0)
     hard_value = loss(student, teacher, target).total
@@ -133,7 +134,7 @@ def test_soft_labels_work_or_are_refused(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in IN_ORDER])
 def test_the_order_of_the_batch_does_not_matter(name):
     loss = ready(name)
-    student, teacher, target = batch(6)
+    student, teacher, target = batch(6, name)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
 
     def shuffled(out: Outputs) -> Outputs:
@@ -141,7 +142,7 @@ def test_the_order_of_the_batch_does_not_matter(name):
 
     value = loss(student, teacher, target).total
     other = Target(target.label[order], target.index[order], target.progress)
-    torch.testing.assert_close(loss(shuffled(student), shuffled(teacher), other).total, value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss(shuffled(student), shuffled(teacher), other).total, value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,7 +153,7 @@ def test_no_host_sync_and_no_other_device(name):
     def moved(out: Outputs) -> Outputs:
         return Outputs(out.logits.to("meta"), {key: value.to("meta") for key, value in out.features.items()})
 
-    student, teacher, target = batch(7)
+    student, teacher, target = batch(7, name)
     student, teacher = cast(moved(student), torch.bfloat16, grad=True), cast(moved(teacher), torch.bfloat16)
     terms = loss(student, teacher, Target(*(value.to("meta") for value in target)))
     terms.total.backward()
@@ -162,7 +163,7 @@ def test_no_host_sync_and_no_other_device(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_teacher_is_told(name):
     loss = ready(name)
-    student, _, target = batch(8)
+    student, _, target = batch(8, name)
     if loss.uses_teacher:
         with pytest.raises(UserError, match="needs a teacher"):
             loss(student, None, target)
@@ -174,7 +175,7 @@ def test_a_missing_teacher_is_told(name):
 def test_many_students_at_once_under_vmap(name):
     loss = ready(name)
     students = torch.stack([batch(seed)[0].logits for seed in (9, 10)])
-    _, teacher, target = batch(9)
+    _, teacher, target = batch(9, name)
     one = torch.func.vmap(lambda z: loss(Outputs(z, {}), teacher, target).total, randomness="different")(students)
     if name not in IN_ORDER:
         alone = torch.stack([loss(Outputs(z, {}), teacher, target).total for z in students])

@@ -191,7 +191,7 @@ def test_kl_is_its_decoupled_parts(seed, tau):
 @quick
 @given(SEED, TAU)
 def test_ttm_is_kl_plus_renyi_entropy(seed, tau):
-    """Zheng and Yang 2024: H(p_tau, q) = tau H(p_tau, q_tau) + a sum over q^(1/tau) of the student alone; and u >= 1."""
+    """Zheng and Yang 2024: H(p_tau, q) = tau H(p_tau, q_tau) - a term of the student alone (Renyi)."""
     s, t = logits(seed)
     p = (t / tau).softmax(1)
     cross = -(p * s.log_softmax(1)).sum(1)
@@ -239,10 +239,10 @@ def test_label_losses_meet_cross_entropy():
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("kl", {}), ("kl", {"tau": "inf"}), ("kl", {"tau": 0}), ("kl", {"scale": "none"}), ("kl_reverse", {}), ("js", {}),
-        ("mse", {}), ("mse", {"kind": "smooth_l1"}), ("mse", {"center": "standardize"}), ("ba_caruana", {}), ("kim_mse", {}),
-        ("ban", {}), ("dkd", {}), ("dist", {}), ("logit_std", {}), ("logit_std_dkd", {}), ("ctkd", {}), ("ttm", {"tau": 1.0}),
-        ("annealing", {"tau_max": 1}), ("tfkd_self", {}),
+        ("kl", {}), ("kl", {"tau": "inf"}), ("kl", {"tau": 0}), ("kl", {"scale": "none"}), ("kl_reverse", {}),
+        ("js", {}), ("mse", {}), ("mse", {"kind": "smooth_l1"}), ("mse", {"center": "standardize"}), ("ba_caruana", {}),
+        ("kim_mse", {}), ("ban", {}), ("dkd", {}), ("dist", {}), ("logit_std", {}), ("logit_std_dkd", {}), ("ctkd", {}),
+        ("ttm", {"tau": 1.0}), ("annealing", {"tau_max": 1}), ("tfkd_self", {}),
     ],
 )  # fmt: skip
 def test_a_perfect_student_has_nothing_to_learn(name, changes):

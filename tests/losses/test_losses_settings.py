@@ -31,11 +31,12 @@ def test_a_temperature_of_zero_is_the_limit(tau):
         ("kl", "tau", None), ("kl", "scale", "tau"), ("kl", "label_smoothing", 1.0), ("kl_reverse", "tau", 0),
         ("js", "tau", math.inf), ("js", "mix", 0.0), ("js", "mix", 1), ("mse", "reduction", "none"),
         ("mse", "center", "mean"), ("mse", "kind", "l1"), ("dkpp", "permutation", "random"), ("dkpp", "tau", 0.0),
-        ("dkd", "tau", "4"), ("dkd", "nckd", -1.0), ("dkd", "warmup", 20), ("nkd", "gamma", math.inf), ("dist", "inter", -1),
-        ("logit_std", "base", "mse"), ("ctkd", "start", 0.0), ("ctkd", "ramp", -0.1), ("ttm", "tau", -4),
-        ("tfkd_virtual", "correct", 1.0), ("polyn", "epsilon", []), ("polyn", "epsilon", [0.0, -0.6]), ("polyn", "epsilon", "a"),
-        ("poly1", "epsilon", -1.5), ("focal", "gamma", -1), ("annealing", "tau_max", 0), ("annealing", "tau_max", 2.5),
-        ("annealing", "switch", 1.5), ("annealing", "reduction", "batchmean"),
+        ("dkd", "tau", "4"), ("dkd", "nckd", -1.0), ("dkd", "warmup", 20), ("nkd", "gamma", math.inf),
+        ("dist", "inter", -1), ("logit_std", "base", "mse"), ("ctkd", "start", 0.0), ("ctkd", "ramp", -0.1),
+        ("ttm", "tau", -4), ("tfkd_virtual", "correct", 1.0), ("polyn", "epsilon", []),
+        ("polyn", "epsilon", [0.0, -0.6]),
+        ("polyn", "epsilon", "a"), ("poly1", "epsilon", -1.5), ("focal", "gamma", -1), ("annealing", "tau_max", 0),
+        ("annealing", "tau_max", 2.5), ("annealing", "switch", 1.5), ("annealing", "reduction", "batchmean"),
     ],
 )  # fmt: skip
 def test_values_out_of_range_name_their_key(name, key, bad):

@@ -1,0 +1,70 @@
+"""Flow of the solution procedure: how one layer's channels turn into the next one's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss, number
+from kdbench.losses.checks import share
+from kdbench.losses.features import layer_names, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.types import LossTerms, Outputs, Target
+
+
+def flows(maps: Sequence[Tensor]) -> list[Tensor]:
+    """For every two layers in turn, mean over places of f_i g_j: [B, D, E] (Yim et al. 2017, eq. 1)."""
+    found = []
+    for low, high in pairwise(maps):
+        low, high = (x.flatten(2) for x in same_size(low, high))
+        found.append(low @ high.transpose(1, 2) / low.shape[2])
+    return found
+
+
+class FSP(DistillationLoss):
+    """First the flows alone, weights.distill sum_l mean (F_s - F_t)^2, F = mean over places of f_l f_(l+1)^T, until
+    `switch` of the training; then weights.task CE(y, s) alone (Yim et al. 2017, eq. 1 and 2, in two stages as there).
+
+    Both networks need the same channels in `layers`. Weight 50 and 30 epochs of the first stage in the field's
+    comparisons, there before the 240 epochs. `switch` = 1 would never see a label.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    paper: ClassVar[str] = "Yim et al. 2017 (FSP), eq. 1 and 2"
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        layers: list[str],
+        switch: float = 30 / 270,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(weights, label_smoothing)
+        self.needs = layer_names("layers", layers)
+        if len(self.needs) < 2:
+            raise UserError(f"loss.layers must name two layers or more, got {layers}")
+        self.switch = share("switch", switch)
+
+    @property
+    def formula(self) -> str:
+        first = f"{number(self.weights.get('distill', 1.0))} sum_l mean (F_s - F_t)^2"
+        then = f"{number(self.weights.get('task', 1.0))} {self.task_text}"
+        flow = f"F = mean over places of f_l f_(l+1)^T, l in {', '.join(self.needs)}"
+        return f"until {number(self.switch)} of the training {first}, then {then}; {flow}"
+
+    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
+        s, t = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "fsp")
+        needs_maps(self.needs * 2, [*s, *t], "fsp")
+        widths = [x.shape[1] for x in s], [x.shape[1] for x in t]
+        if widths[0] != widths[1]:
+            raise UserError(f"loss=fsp needs equal channels in loss.layers; student {widths[0]}, teacher {widths[1]}")
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        s, t = flows(student_maps(student, self.needs)), flows(teacher_maps(teacher, self.needs, "fsp"))
+        error = torch.stack([(a - b).square().mean() for a, b in zip(s, t)]).sum()
+        first = (target.progress < self.switch).to(error.dtype)
+        return self.combine(task=(1 - first) * self.task(student.logits, target.label), distill=first * error)

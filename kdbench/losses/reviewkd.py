@@ -1,0 +1,123 @@
+"""Knowledge review: every level of the student, fused with what the deeper levels know, against one level of the
+teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss, number
+from kdbench.losses.checks import count, share
+from kdbench.losses.dkd import warmup_text
+from kdbench.losses.features import layer_names, student_maps, teacher_maps
+from kdbench.losses.functional import ramp
+from kdbench.types import LossTerms, Outputs, Target
+
+Size = tuple[int, int]
+
+
+def as_map(feature: Tensor) -> Tensor:
+    """[B, D, H, W] as it is, a vector [B, D] as a map of one place."""
+    return feature if feature.dim() == 4 else feature[:, :, None, None]
+
+
+def context_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error of two maps as they are (weight 1) and averaged to 4x4, 2x2, 1x1 (1/2, 1/4, 1/8, only below
+    their own height), over the sum of the weights (Chen et al. 2021, hierarchical context loss): 0-dim."""
+    total, norm, weight = (student - teacher).square().mean(), 1.0, 1.0
+    for size in (4, 2, 1):
+        if size < student.shape[2]:
+            weight /= 2
+            small = F.adaptive_avg_pool2d(student - teacher, size)  # pooling is linear: once, on the difference
+            total, norm = total + weight * small.square().mean(), norm + weight
+    return total / norm
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion (Chen et al. 2021): one student level with the fused deeper level, in the teacher's
+    shape."""
+
+    def __init__(self, student: int, middle: int, teacher: int, deepest: bool) -> None:
+        super().__init__()
+        narrow, wide = nn.Conv2d(student, middle, 1, bias=False), nn.Conv2d(middle, teacher, 3, padding=1, bias=False)
+        self.reduce = nn.Sequential(narrow, nn.BatchNorm2d(middle))
+        self.expand = nn.Sequential(wide, nn.BatchNorm2d(teacher))
+        self.attend = None if deepest else nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid())
+        for convolution in (narrow, wide):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+
+    def forward(self, level: Tensor, deeper: Tensor | None, size: Size) -> tuple[Tensor, Tensor]:
+        """(in the teacher's shape, fused for the next shallower level). size: the teacher's height and width."""
+        fused = self.reduce(level)
+        if self.attend is not None and deeper is not None:
+            deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")
+            share = self.attend(torch.cat([fused, deeper], dim=1))
+            fused = fused * share[:, :1] + deeper * share[:, 1:]
+        if tuple(fused.shape[2:]) != size:
+            fused = F.interpolate(fused, size, mode="nearest")
+        return self.expand(fused), fused
+
+
+class ReviewKD(DistillationLoss):
+    """weights.task CE(y, s) + weights.distill r sum_l hcl(u_l, f_t,l), u_l: the student's level l fused with its deeper
+    levels by learned attention, hcl: squared error at several resolutions (Chen et al. 2021).
+
+    `layers` from shallow to deep; r rises from 0 to 1 over the first `warmup` of the training (20 of 240 epochs in the
+    field's comparisons). The authors tune weights.distill for each pair of networks, 0.6 to 8 on CIFAR-100. `middle`:
+    width of the fused maps, at most. Their features come before the last ReLU of a stage; ours are what the networks
+    give.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    paper: ClassVar[str] = "Chen et al. 2021 (ReviewKD)"
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        layers: list[str],
+        middle: int = 512,
+        warmup: float = 20 / 240,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(weights, label_smoothing)
+        self.needs = layer_names("layers", layers)
+        self.middle, self.warmup = count("middle", middle), share("warmup", warmup)
+        self.fusions = nn.ModuleList()
+
+    @property
+    def formula(self) -> str:
+        text = self.written(task=self.task_text, distill=f"{'r ' if self.warmup else ''}sum_l hcl(u_l, f_t,l)")
+        kind = f"u = student levels fused by learned attention at most {number(self.middle)} wide"
+        return f"{text}, {kind}, l in {', '.join(self.needs)}{warmup_text(self.warmup)}"
+
+    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
+        s = [as_map(f) for f in student_maps(student, self.needs)]
+        t = [as_map(f) for f in teacher_maps(teacher, self.needs, "reviewkd")]
+        if any(shallow.shape[2] < deep.shape[2] for shallow, deep in zip(s, s[1:])):  # noqa: RUF007
+            raise UserError(f"loss.layers must go from shallow to deep, got {', '.join(self.needs)}")
+        middle = min(self.middle, s[-1].shape[1])
+        last = len(s) - 1
+        made = [Fusion(a.shape[1], middle, b.shape[1], i == last) for i, (a, b) in enumerate(zip(s, t))]
+        self.fusions = nn.ModuleList(made).to(student.logits.device)
+
+    def reviewed(self, student: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
+        """The student's levels in the teacher's shapes, deepest first."""
+        found: list[Tensor] = []
+        deeper: Tensor | None = None
+        for level, fusion, size in zip(reversed(student), reversed(self.fusions), reversed(sizes)):  # type: ignore[call-overload]
+            out, deeper = fusion(level, deeper, size)
+            found.append(out)
+        return found
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        t = [as_map(f) for f in teacher_maps(teacher, self.needs, "reviewkd")]
+        sizes = [(f.shape[2], f.shape[3]) for f in t]
+        u = self.reviewed([as_map(f) for f in student_maps(student, self.needs)], sizes)
+        error = torch.stack([context_distance(a, b) for a, b in zip(u, reversed(t))]).sum()
+        distill = ramp(target.progress, self.warmup) * error
+        return self.combine(task=self.task(student.logits, target.label), distill=distill)

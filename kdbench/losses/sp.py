@@ -1,0 +1,46 @@
+"""Similarity-preserving distillation: which images of a batch resemble each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.losses.base import DistillationLoss
+from kdbench.losses.features import layer_names, student_maps, teacher_maps
+from kdbench.types import LossTerms, Outputs, Target
+
+
+def similarities(feature: Tensor) -> Tensor:
+    """The batch's inner products [B, B] of whole features, every row of length 1."""
+    flat = feature.flatten(1)
+    return F.normalize(flat @ flat.T)
+
+
+def similarity_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """sum over layers of the mean squared difference of the similarity matrices: 0-dim. Sizes need not match."""
+    return torch.stack([(similarities(s) - similarities(t)).square().mean() for s, t in zip(student, teacher)]).sum()
+
+
+class SP(DistillationLoss):
+    """weights.task CE(y, s) + weights.distill sum_l |G_s - G_t|^2 / B^2, G = f f^T of the batch's features with rows of
+    length 1 (Tung and Mori 2019, L_SP). Weight 3000 in the field's comparisons, on the last stage."""
+
+    terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    paper: ClassVar[str] = "Tung and Mori 2019 (SP), L_SP"
+
+    def __init__(self, weights: Mapping[str, float], layers: list[str], label_smoothing: float = 0.0) -> None:
+        super().__init__(weights, label_smoothing)
+        self.needs = layer_names("layers", layers)
+
+    @property
+    def formula(self) -> str:
+        text = self.written(task=self.task_text, distill="sum_l |G_s - G_t|^2 / B^2")
+        return f"{text}, G = rows of f f^T over their length, l in {', '.join(self.needs)}"
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        s, t = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "sp")
+        return self.combine(task=self.task(student.logits, target.label), distill=similarity_distance(s, t))

@@ -1,0 +1,170 @@
+"""The feature losses: against other people's code (peer_features.json), and what a network may hand them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from losses_parts import C, batch, build, cast, ready, settings
+
+from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss
+from kdbench.losses.rkd import differences, distances
+from kdbench.types import Outputs, Target
+
+CASES = json.loads(Path(__file__).with_name("peer_features.json").read_text(encoding="utf-8"))["cases"]
+SHAPES = {
+    "stage1": ((4, 3, 4, 4), (4, 4, 4, 4)),
+    "stage2": ((4, 4, 4, 4), (4, 5, 2, 2)),
+    "stage3": ((4, 6, 2, 2), (4, 6, 2, 2)),
+    "pooled": ((4, 6), (4, 7)),
+}
+FEATURE = ("at", "cc", "crd", "fitnet", "fsp", "nst", "pkt", "reviewkd", "rkd", "sp", "vid")
+
+
+def wave(shape: tuple[int, ...], phase: float, scale: float = 1.5) -> torch.Tensor:
+    """Irregular numbers without a random generator: the same on every machine and version."""
+    i = torch.arange(math.prod(shape), dtype=torch.float64)
+    return scale * torch.sin(0.9 * i**1.5 + phase).reshape(shape)
+
+
+def networks() -> tuple[Outputs, Outputs]:
+    """The fixed student and teacher that the peers' numbers belong to."""
+    student = {key: wave(shape[0], 0.2 + i) for i, (key, shape) in enumerate(SHAPES.items())}
+    teacher = {key: wave(shape[1], 0.7 + i) for i, (key, shape) in enumerate(SHAPES.items())}
+    student["other"], teacher["other"] = wave((4, 6, 4, 4), 5.2), wave((4, 6, 4, 4), 5.7)
+    zeros = torch.zeros(4, C, dtype=torch.float64)
+    return cast(Outputs(zeros, student), torch.float64, grad=True), Outputs(zeros, teacher)
+
+
+def filled(loss: DistillationLoss) -> DistillationLoss:
+    """Adapters and memories with the weights that the peers' had."""
+    for i, parameter in enumerate(loss.parameters()):
+        parameter.data = wave(tuple(parameter.shape), 0.1 * i, 0.5)
+    for i, memory in enumerate(getattr(loss, "memory", [])):
+        memory.rows.copy_(wave(tuple(memory.rows.shape), 0.4 + 0.5 * i, 0.6))
+    return loss
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case['loss']}-{i}" for i, case in enumerate(CASES)])
+def test_value_and_gradient_equal_the_peer_s(case, monkeypatch):
+    student, teacher = networks()
+    loss = build(case["loss"], **case["changes"], weights={"task": 0.0, "distill": 1.0}).double()
+    loss.setup(student, teacher)
+    loss = filled(loss.double())
+    monkeypatch.setattr(torch, "randint", lambda *args, **options: torch.tensor(case["draws"]))
+    index = torch.tensor(case.get("index", [0, 1, 2, 3]))
+    target = Target(torch.zeros(4, dtype=torch.long), index, torch.tensor(case.get("progress", 0.0)).double())
+    for _ in range(case.get("visits", 1)):
+        for feature in student.features.values():
+            feature.grad = None
+        total = loss(student, teacher, target).total
+        total.backward()
+    assert total.item() == pytest.approx(case["value"], rel=1e-7)
+    for key, grad in case["grad"].items():
+        found = student.features[key].grad.flatten()
+        torch.testing.assert_close(found, torch.tensor(grad, dtype=torch.float64), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", FEATURE)
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dead_and_large_features_stay_finite(name, scale, dtype):
+    loss = ready(name)
+    student, teacher, target = batch(1, name)
+    student = cast(
+        student._replace(features={key: scale * value for key, value in student.features.items()}), dtype, grad=True
+    )
+    terms = loss(student, cast(teacher, dtype), target)
+    terms.total.backward()
+    grads = [feature.grad for feature in student.features.values() if feature.grad is not None]
+    assert terms.total.isfinite() and grads and all(grad.isfinite().all() for grad in grads)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in loss.parameters())
+
+
+@pytest.mark.parametrize("name", FEATURE)
+def test_a_missing_feature_is_told(name):
+    loss = build(name, **{"images": 400} if name == "crd" else {})
+    student, teacher, _ = batch(2, name)
+    bare = Outputs(student.logits, {"stage0": student.logits})
+    assert set(loss.needs) <= {"stem", "stage1", "stage2", "stage3", "pooled"}
+    with pytest.raises(UserError, match="the student has only stage0"):
+        loss.setup(bare, teacher)
+        loss(bare, teacher, batch(2, name)[2])
+
+
+@pytest.mark.parametrize("name", FEATURE)
+def test_adapters_train_and_are_made_once(name):
+    """What setup makes are parameters (they train with the student), and only the losses that need them have any."""
+    loss = ready(name)
+    student, teacher, target = batch(3, name)
+    loss(cast(student, torch.float32, grad=True), teacher, target).total.backward()
+    assert bool(list(loss.parameters())) == (name in {"fitnet", "cc", "vid", "reviewkd", "crd"})
+    assert all(p.grad is not None for p in loss.parameters())
+    again = ready(name)
+    again.load_state_dict(loss.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("name", ["at", "sp", "nst", "vid", "fsp", "reviewkd"])
+def test_layers_are_a_list_of_names(name):
+    for bad in ("stage1", [], ["stage1", "stage1"], [1, 2]):
+        with pytest.raises(UserError, match=r"loss\.layers"):
+            build(name, layers=bad)
+
+
+@pytest.mark.parametrize("name", ["at", "nst", "vid", "fsp", "fitnet"])
+def test_maps_are_asked_for_where_vectors_will_not_do(name):
+    key = "layer" if "layer" in settings(name) else "layers"
+    layers = {"layer": "pooled"} if key == "layer" else {"layers": ["stage3", "pooled"]}
+    student, teacher, _ = batch(4, name)
+    with pytest.raises(UserError, match=r"compares maps \[B, D, H, W\]; pooled has the shape"):
+        build(name, **layers).setup(student, teacher)
+
+
+def test_fsp_wants_equal_channels():
+    student, teacher, _ = batch(4)
+    with pytest.raises(UserError, match="equal channels"):
+        build("fsp").setup(student, teacher)
+
+
+def test_reviewkd_wants_shallow_before_deep():
+    student, teacher, _ = batch(4)
+    with pytest.raises(UserError, match="from shallow to deep"):
+        build("reviewkd", layers=["stage3", "stage1"]).setup(student, teacher)
+
+
+@pytest.mark.parametrize("name", ["at", "sp", "nst", "rkd", "pkt", "fsp"])
+def test_the_teacher_s_own_features_cost_nothing(name):
+    _, teacher, target = batch(5, name)
+    loss = build(name, weights={"task": 0.0, "distill": 1.0})
+    student = cast(teacher, torch.float64, grad=True)
+    total = loss(student, student, target).total
+    total.backward()
+    assert total.item() == pytest.approx(0.0, abs=1e-12)
+    rounding = 1e-7 if name == "pkt" else 1e-12  # pkt: the authors' 1e-7 in the logarithm
+    assert all(f.grad is None or f.grad.abs().max() < rounding for f in student.features.values())
+
+
+def test_rkd_does_not_see_scale_or_place():
+    embedding = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = distances(differences(embedding))
+    torch.testing.assert_close(distances(differences(3 * embedding + 7)), found)
+    assert found.sum().item() / 30 == pytest.approx(1.0)
+
+
+def test_crd_s_memory_follows_the_batch():
+    loss = ready("crd", momentum=0.25, tau=0.001)
+    student, teacher, target = batch(6)
+    before = [memory.rows.clone() for memory in loss.memory]
+    loss(student, teacher, target)
+    for memory, old, features, embed in zip(loss.memory, before, (student, teacher), loss.embed):
+        moved = 0.25 * old[target.index] + 0.75 * torch.nn.functional.normalize(embed(features.features["pooled"]))
+        torch.testing.assert_close(memory.rows[target.index], torch.nn.functional.normalize(moved))
+        rest = torch.ones(len(old), dtype=torch.bool).index_fill_(0, target.index, False)
+        assert torch.equal(memory.rows[rest], old[rest]) and memory.log_scale.isfinite()
+    scale = loss.memory[0].log_scale.clone()
+    loss(student, teacher, target)
+    assert loss.memory[0].log_scale == scale
