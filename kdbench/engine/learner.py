@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
+from kdbench.engine.average import Average
+from kdbench.engine.compiled import compiled
 from kdbench.engine.distiller import Distiller
+from kdbench.engine.graph import graphed, wants_graph
 from kdbench.engine.metrics import Meters
-from kdbench.engine.optimizer import make_optimizer
+from kdbench.engine.optimizer import lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
-from kdbench.types import Batch, Outputs
+from kdbench.types import Batch, Outputs, Target
 
 
 class Learner:
@@ -32,35 +34,38 @@ class Learner:
         steps_per_epoch: int,
         seed: int,
     ) -> None:
+        device = distiller.placement.device
+        graph = wants_graph(trainer, device, optimizer)
         self.distiller = distiller
-        self.optimizer = make_optimizer(optimizer, [distiller])
+        self.optimizer = make_optimizer(optimizer, [distiller], graph)
+        self.meters = Meters(device, steps_per_epoch)
         self.lr = optimizer.lr
         self.factors = factors
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.steps_done = 0
-        self._random_state: list[torch.Tensor] = []
-        self.average = (
-            AveragedModel(distiller.student, multi_avg_fn=get_ema_multi_avg_fn(trainer.ema)) if trainer.ema else None
-        )
-        # Decided once, so that the step has no branches: what happens between backward and update, and after it.
+        self.average = Average(distiller.student, trainer.ema) if trainer.ema else None
+        self._random_state: list[Tensor] = []
+        # Decided once, so that the step has no branches: how it runs, what happens between backward and update, and after it.
+        self._set_lr = lr_setter(self.optimizer)
+        self._forward = compiled(distiller, trainer, device, len(factors))
+        self._update = graphed(self.update, trainer, device) if graph else self.update
         self._before_update: list[Callable[[], Any]] = []
         self._after_update: list[Callable[[], Any]] = []
         if trainer.clip is not None:
             clip, parameters = trainer.clip, list(distiller.parameters())
             self._before_update.append(lambda: nn.utils.clip_grad_norm_(parameters, clip))
         if self.average is not None:
-            average = self.average
-            self._after_update.append(lambda: average.update_parameters(distiller.student))
+            self._after_update.append(self.average.update)
 
     @property
     def network(self) -> nn.Module:
         """The network that is evaluated and exported: the student, or its moving average."""
-        return self.distiller.student if self.average is None else self.average.module
+        return self.distiller.student if self.average is None else self.average.network
 
     def begin_epoch(self, epoch: int) -> None:
         self.distiller.train()
-        self.meters = Meters(self.distiller.placement.device, self.steps_per_epoch)
+        self.meters.reset()
         # numpy's mixing of (seed, epoch) into one number would do as well; a prime keeps neighbours apart.
         torch.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         self.leave()
@@ -68,7 +73,12 @@ class Learner:
     def step(self, batch: Batch, teacher: Outputs | None) -> None:
         """One update from one batch; `teacher` is what the teacher says of it."""
         self._set_lr(self.lr * self.factors[self.steps_done])
-        output = self.distiller(batch.image, teacher, batch.target)
+        self._update(batch.image, self._heard(teacher), batch.target)
+        self.steps_done += 1
+
+    def update(self, image: Tensor, teacher: Outputs | None, target: Target) -> None:
+        """The device's part of a step: the same work every time, and nothing counted in Python."""
+        output = self._forward(image, teacher, target)
         output.terms.total.backward()
         for act in self._before_update:
             act()
@@ -76,8 +86,12 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         for act in self._after_update:
             act()
-        self.meters.add(output, teacher, batch.target)
-        self.steps_done += 1
+        self.meters.add(output, teacher, target)
+
+    def _heard(self, teacher: Outputs | None) -> Outputs | None:
+        # Only what the loss reads: a recorded step copies its inputs.
+        needs = self.distiller.loss.needs
+        return None if teacher is None else Outputs(teacher.logits, {key: teacher.features[key] for key in needs})
 
     def step_in_turn(self, batch: Batch, teacher: Outputs | None) -> None:
         """The same step with this learner's own random state, for learners that take turns."""
@@ -97,13 +111,9 @@ class Learner:
         if device.type == "cuda":
             self._random_state.append(torch.cuda.get_rng_state(device))
 
-    def _set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
     def state(self) -> dict[str, Any]:
         """All that a bit-exact continuation needs; random states are functions of (seed, epoch)."""
-        average = self.average.state_dict() if self.average is not None else None
+        average = self.average.network.state_dict() if self.average is not None else None
         return {
             "distiller": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -114,6 +124,7 @@ class Learner:
     def restore(self, state: dict[str, Any]) -> None:
         self.distiller.load_state_dict(state["distiller"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._set_lr = lr_setter(self.optimizer)
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            self.average.network.load_state_dict(state["average"])
         self.steps_done = state["steps_done"]

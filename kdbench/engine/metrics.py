@@ -10,36 +10,45 @@ from kdbench.types import Outputs, StepOutput, Target
 
 
 class Meters:
-    """Sums over one epoch, kept on the device and read once, at its end: no host sync in a step."""
+    """Sums over one epoch, kept on the device and read once, at its end: no host sync in a step.
+
+    Everything that a step counts is counted on the device and in place, so that a CUDA graph may hold the step.
+    """
 
     def __init__(self, device: torch.device, steps: int) -> None:
         self._totals = torch.zeros(steps, device=device)  # the loss at every step, to find the first that is not finite
+        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._one = torch.ones((), device=device)
         self._sums: Tensor | None = None
         self._names: list[str] = []
-        self._images = 0
-        self._step = 0
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        self._step.zero_()
+        if self._sums is not None:
+            self._sums.zero_()
 
     def add(self, output: StepOutput, teacher: Outputs | None, target: Target) -> None:
         """Count one step: the loss and its terms, right answers, and answers equal to the teacher's."""
         answer = output.logits.argmax(1)
         label = target.label if target.label.ndim == 1 else target.label.argmax(1)
-        values = {"loss": output.terms.total.detach(), **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
+        total = output.terms.total.detach().float()
+        values = {"loss": total, **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
         values["top1"] = (answer == label).float().mean()
         if teacher is not None:
             values["agreement"] = (answer == teacher.logits.argmax(1)).float().mean()
-        row = torch.stack([v.float() for v in values.values()])
+        row = torch.stack([self._one, *(v.float() for v in values.values())])
         if self._sums is None:
             self._sums, self._names = torch.zeros_like(row), list(values)
         self._sums.add_(row, alpha=len(answer))
-        self._totals[self._step] = values["loss"]
-        self._images += len(answer)
+        self._totals.index_copy_(0, self._step, total.view(1))
         self._step += 1
 
     def read(self) -> tuple[dict[str, float], int | None]:
         """Means by name, and the first step (from 0) whose loss was not finite, or None. The epoch's only sync."""
         assert self._sums is not None, "read() before the first step"
-        means = (self._sums / self._images).tolist()
-        bad = (~torch.isfinite(self._totals[: self._step])).nonzero()
+        means = (self._sums[1:] / self._sums[0]).tolist()
+        bad = (~torch.isfinite(self._totals[: int(self._step)])).nonzero()
         return dict(zip(self._names, means, strict=True)), int(bad[0]) if len(bad) else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,11 +15,11 @@ from kdbench.errors import UserError
 _TORCH = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
-def make_optimizer(options: OptimizerOptions, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
+def make_optimizer(options: OptimizerOptions, modules: Iterable[nn.Module], graphed: bool = False) -> torch.optim.Optimizer:
     """An optimizer over all trainable parameters of `modules`.
 
-    With `decay_1d` false, parameters of fewer than two dimensions (batch-norm, biases) get no weight decay.
-    Raises UserError for an unknown name or arguments that the optimizer does not take.
+    With `decay_1d` false, parameters of fewer than two dimensions (batch-norm, biases) get no weight decay. `graphed`:
+    its step will be recorded in a CUDA graph, so the learning rate is a tensor on the device. Raises UserError for an unknown name or arguments that the optimizer does not take.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = _groups(parameters, options)
@@ -27,11 +27,28 @@ def make_optimizer(options: OptimizerOptions, modules: Iterable[nn.Module]) -> t
     try:
         if options.name in _TORCH:
             # One fused kernel a step for all tensors; CPU and CUDA have it, other devices fall back to foreach.
-            fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-            return _TORCH[options.name](groups, lr=options.lr, fused=fused, **extra)
+            extra["fused"] = all(p.device.type in ("cpu", "cuda") for p in parameters)
+            if graphed and options.name != "sgd":
+                extra["capturable"] = True
+            lr = torch.tensor(options.lr, device=parameters[0].device) if graphed else options.lr
+            return _TORCH[options.name](groups, lr=lr, **extra)
         return _from_timm(options, groups, extra)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.name = {options.name}: {error}") from error
+
+
+def lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
+    """What sets the learning rate of all groups: in place where it is a tensor, which a CUDA graph reads anew in every replay.
+
+    To be made again after `optimizer.load_state_dict`, which replaces the groups' values.
+    """
+    groups = optimizer.param_groups
+    if not isinstance(groups[0]["lr"], torch.Tensor):
+        return lambda lr: [group.__setitem__("lr", lr) for group in groups] and None
+    shared = groups[0]["lr"].to(groups[0]["params"][0].device)
+    for group in groups:
+        group["lr"] = shared
+    return lambda lr: shared.fill_(lr) and None
 
 
 def _given(options: OptimizerOptions) -> dict[str, Any]:
