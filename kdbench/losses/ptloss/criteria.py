@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,19 +20,20 @@ ScoreAt = Literal["student", "proxy"]
 IMPROPER = ("l2", "l2_entropy")
 
 
-def _of_label(values: Tensor, label: Tensor) -> Tensor:
-    return values.gather(-1, label.unsqueeze(-1).expand(*values.shape[:-1], 1)).squeeze(-1)
+def _index(log_p: Tensor, label: Tensor) -> Tensor:
+    return label.unsqueeze(-1).expand(*log_p.shape[:-1], 1)
 
 
 def brier(log_p: Tensor, label: Tensor) -> Tensor:
     """||p - y||^2 of every row: [..., n, C], [n] -> [..., n], in [0, 2]."""
-    p = log_p.exp()
-    return (p * p).sum(dim=-1) - 2 * _of_label(p, label) + 1
+    index = _index(log_p, label)
+    miss = torch.expm1(log_p.gather(-1, index))  # p_y - 1, exact for a sure proxy in float32 too
+    return log_p.exp().square().scatter(-1, index, miss.square()).sum(dim=-1)
 
 
 def nll(log_p: Tensor, label: Tensor) -> Tensor:
     """-log p_y of every row, in nats."""
-    return -_of_label(log_p, label)
+    return -log_p.gather(-1, _index(log_p, label)).squeeze(-1)
 
 
 def l2(log_p: Tensor, label: Tensor) -> Tensor:
