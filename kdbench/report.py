@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ def show(result: Mapping[str, Any], folder: Path, already: bool) -> None:
     """Print teacher accuracy, student accuracy, agreement, where the run is and what to type next."""
     console = Console(soft_wrap=True)
     console.print(_table(result))
+    if result.get("stages"):
+        console.print(_stages(result["stages"]))
+    for name, value in (result.get("figures") or {}).items():
+        if name.endswith("/top1"):
+            console.print(f"{name}  {_percent(value)}", markup=False, highlight=False)
     last, best = result["last"], result.get("best")
     speed = f"{result['images_per_second']:,.0f} images/s on {result['device']}"
     epochs = f"{int(last['epoch'])} epochs, {result['seconds']:.0f} s, {speed}"
@@ -45,6 +50,15 @@ def _table(result: Mapping[str, Any]) -> Table:
     table.add_row(
         "student", student["name"], f"{student['parameters']:,}", *figures, _percent(last.get("test/agreement"))
     )
+    return table
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> Table:
+    splits = [split for split in SPLITS if any(f"{split}/top1" in stage for stage in stages)]
+    table = Table("stage", "teacher", "student", *splits, box=None, header_style="bold", pad_edge=False)
+    for stage in stages:
+        figures = [_percent(stage.get(f"{split}/top1")) for split in splits]
+        table.add_row(stage["name"], stage["teacher"] or "-", stage["student"], *figures)
     return table
 
 

@@ -17,7 +17,6 @@ from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import read_json, write_json
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions
 from kdbench.engine.trainer import STUDENT
-from kdbench.errors import UserError
 from kdbench.procedures.folder import NETWORK, RESULT, clear, network_of_run, save_config
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds
 from kdbench.procedures.stage import Stage, only_here, run_stage
@@ -55,7 +54,7 @@ class Series:
         """The next stage: the recipe's own student, loss, data, ..., unless another is given. Its number is its turn."""
         recipe, data = self.recipe, data or self.data
         stage = Stage(
-            folder=self.out / "stages" / f"{len(self.entries) + 1}-{name}",
+            folder=self.out / "stages" / f"{len(self.entries) + 1}-{name.replace('/', '_')}",
             data=data,
             split=split or data.transfer,
             student=student or recipe.student,
@@ -82,10 +81,11 @@ class Series:
         about = {"name": folder.name, "folder": str(folder.relative_to(self.out)), **names}
         self.entries.append({**about, "formula": result["formula"], "seed": result["seed"], **figures, "seconds": result["seconds"]})
 
-    def taught(self, folder: Path, allow_chance: bool = False) -> GivenTeacher:
-        """The network of a finished stage as a teacher."""
+    def taught(self, folder: Path) -> GivenTeacher:
+        """The network of a finished stage as a teacher. Raises UserError if it is no better than chance."""
         spec, network, _ = network_of_run(folder, self.recipe.catalogue)
-        return make_given(spec.name, network, folder, self.recipe, self.data, allow_chance)
+        allow = self.recipe.teacher.allow_chance if self.recipe.teacher else False
+        return make_given(spec.name, network, folder, self.recipe, self.data, allow)
 
     def conclude(
         self, last: Path, figures: Mapping[str, float | None] | None = None, tables: Mapping[str, Sequence[Mapping]] | None = None
@@ -104,8 +104,9 @@ class Series:
             "overrides": record.overrides, "tags": record.tags, "seed": recipe.seeds.init,
             "seconds": round(sum(entry["seconds"] for entry in self.entries), 3),
         }  # fmt: skip
-        more = {"stages": self.entries, "figures": dict(figures or {}), "tables": {k: list(v) for k, v in (tables or {}).items()}}
-        result = {**read_json(last / RESULT), **own, **more}
+        result = read_json(last / RESULT)
+        more = {"figures": {**result.get("figures", {}), **(figures or {})}, "stages": self.entries}
+        result |= own | more | {"tables": {name: list(rows) for name, rows in (tables or {}).items()}}
         write_json(out / RESULT, result)
         return result
 
@@ -122,18 +123,6 @@ def opened(recipe: Recipe, out: Path) -> Iterator[Series]:
 def seeds_apart(seeds: Seeds, steps: int) -> Seeds:
     """Other seeds for another stage of the same run: initial weights, order and augmentation."""
     return Seeds(seeds.init + APART * steps, seeds.data + APART * steps)
-
-
-def spec_named(recipe: Recipe, name: str, key: str) -> NetworkSpec:
-    """A network by name: the recipe's own student, with the options typed for it, or one as its YAML has it."""
-    if name == recipe.student.name:
-        return recipe.student
-    try:
-        return recipe.catalogue.network(name)
-    except UserError:
-        raise
-    except Exception as error:  # Hydra's, for a name that no YAML has
-        raise UserError(f"{key} = {name}: there is no such network (kdbench list student)") from error
 
 
 def _record(record: Record, stage: Stage, teacher: GivenTeacher | None) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,8 @@ def share_recovered(student: float, members: float, ensemble: float) -> float | 
     return (student - members) / (ensemble - members) if ensemble > members else None
 
 
-def mean_metrics(members: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean over members of every figure that all of them have."""
-    common = [key for key in members[0] if all(key in member for member in members)]
+def mean_metrics(members: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean over members of every number that all of them have."""
+    numbers = [{key: value for key, value in member.items() if isinstance(value, (int, float))} for member in members]
+    common = [key for key in numbers[0] if all(key in other for other in numbers)]
     return {key: sum(member[key] for member in members) / len(members) for key in common}
