@@ -31,7 +31,8 @@ from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.procedures.folder import RESULT, clear, describe_versions, save_config, save_network
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Record, Seeds
-from kdbench.teachers.given import GivenTeacher, no_teacher
+from kdbench.procedures.serving import serve
+from kdbench.teachers.given import GivenTeacher
 from kdbench.types import Calibration, EvalBatches, TrainBatches
 
 log = logging.getLogger(__name__)
@@ -71,11 +72,17 @@ def run_stage(stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
 
 def run_stages(stages: Sequence[Stage], teacher: GivenTeacher | None) -> list[dict[str, Any] | Exception]:
     """Train several students side by side on one stream of batches and one teacher pass; results in their order."""
+    failures: dict[Path, Exception] = {}
+    todo = []
     with contextlib.ExitStack() as stack:
         for stage in stages:
-            stack.enter_context(only_here(stage.folder))
-        todo = [stage for stage in stages if not finished(stage)]
-        failures = _train(todo, teacher) if todo else {}
+            try:
+                stack.enter_context(only_here(stage.folder))
+                todo += [] if finished(stage) else [stage]
+            except UserError as error:
+                failures[stage.folder] = error
+        if todo:
+            failures |= _train(todo, teacher)
     return [failures.get(stage.folder) or read_json(stage.folder / RESULT) for stage in stages]
 
 
@@ -110,15 +117,18 @@ def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, 
     placement = place(first.trainer)
     batches = train_batches(first, placement)
     sets = eval_sets(first.data, first.trainer, placement)
-    members = [_member(stage, teacher, batches, sets, placement) for stage in stages]
+    stages, members, failures = _members(stages, teacher, batches, sets, placement)
+    if not members:
+        return failures
     until = min(first.stop_epoch or first.schedule.epochs, first.schedule.epochs)
     done = min(m.epochs_done for m in members)
-    title = first.student.name if len(stages) == 1 else f"{len(stages)} students"
+    title = stages[0].student.name if len(stages) == 1 else f"{len(stages)} students"
     view = ProgressView(
         title, until * batches.steps, done * batches.steps, first.schedule.batch_size, first.trainer.progress
     )
     try:
-        fit(members, batches, teacher.ask if teacher else no_teacher, until, view)
+        served = serve(teacher, [m.learner for m in members], first.data, batches, placement, until - done)
+        fit(members, served.batches, served.teacher, until, view)
         for stage, member in zip(stages, members, strict=True):
             if member.failure is None:
                 _finish(stage, member, teacher, batches.size)
@@ -127,7 +137,22 @@ def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, 
         view.close()
         for member in members:
             member.log.close()
-    return {m.folder: m.failure for m in members if m.failure is not None}
+    return failures | {m.folder: m.failure for m in members if m.failure is not None}
+
+
+def _members(
+    stages: Sequence[Stage], teacher: GivenTeacher | None, batches: TrainBatches, sets: Mapping[str, EvalBatches],
+    placement: Placement,
+) -> tuple[list[Stage], list[Member], dict[Path, Exception]]:  # fmt: skip
+    """The stages that can start, their members, and why the others cannot: one bad configuration stops nobody else."""
+    made: list[tuple[Stage, Member]] = []
+    failures: dict[Path, Exception] = {}
+    for stage in stages:
+        try:
+            made.append((stage, _member(stage, teacher, batches, sets, placement)))
+        except Exception as error:  # whatever a network or a loss raises while it is built; the caller reports it
+            failures[stage.folder] = error
+    return [stage for stage, _ in made], [member for _, member in made], failures
 
 
 def train_batches(stage: Stage, placement: Placement) -> TrainBatches:
@@ -273,7 +298,7 @@ def _finish(stage: Stage, member: Member, teacher: GivenTeacher | None, train_im
         "hash": stage.record.hash, "choices": dict(stage.record.choices), "config": stage.record.config,
         "overrides": stage.record.overrides, "tags": stage.record.tags, "formula": learner.distiller.loss.formula,
         "seed": stage.seeds.init, "teacher": teacher.record() if teacher else None, "student": student,
-        "last": last, "best": member.best, "images": images,
+        "last": last, "best": member.best, "figures": teacher.recovered(last) if teacher else {}, "images": images,
         "device": str(learner.distiller.placement.device), "precision": learner.distiller.placement.precision,
         "versions": describe_versions(), "seconds": round(member.seconds, 3),
         "images_per_second": round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),

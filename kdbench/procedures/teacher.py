@@ -26,7 +26,8 @@ from kdbench.procedures.folder import network_of_run
 from kdbench.procedures.recipe import LossSpec, Recipe, Record, Seeds, TeacherSpec
 from kdbench.procedures.stage import Stage, eval_sets, run_stage
 from kdbench.teachers.given import GivenTeacher
-from kdbench.teachers.live import LiveTeacher
+from kdbench.teachers.home import Tables
+from kdbench.teachers.live import LiveTeacher, chunk_for
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,17 @@ def make_given(
     log.info("teacher %s: %s%s", name, _accuracies(metrics), where)
     if not allow_chance:
         _refuse_chance(name, metrics, data)
-    live = LiveTeacher(network, recipe.schedule.batch_size, placement.autocast)
+    live = LiveTeacher(network, chunk_for(placement.device, recipe.schedule.batch_size), placement.autocast)
     weights = weight_hash(network.state_dict())
-    return GivenTeacher(name, live, network, count_parameters(network), weights, folder, metrics, reference)
+    parameters, tables = count_parameters(network), _tables(folder, recipe)
+    return GivenTeacher(name, live, network, parameters, weights, folder, metrics, reference, tables=tables)
+
+
+def _tables(folder: Path | None, recipe: Recipe) -> Tables:
+    """Beside the teacher if it lies in the store, in the store's own folder for tables if not."""
+    stored = folder is not None and recipe.teachers in folder.parents
+    home = folder if stored and folder is not None else recipe.teachers
+    return Tables(recipe.teacher.table if recipe.teacher else "auto", home / "tables")
 
 
 def measure(

@@ -1,0 +1,122 @@
+"""Who answers the students' batches: the live teacher, or a table of its logits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kdbench.data.bundle import Bundle
+from kdbench.data.views import Augment
+from kdbench.engine.device import Placement
+from kdbench.engine.learner import Learner
+from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss
+from kdbench.models.base import flops
+from kdbench.teachers.choice import Costs, choose, free_disk, free_memory
+from kdbench.teachers.feed import EnumerableBatches, Fed, Filler, TableTeacher
+from kdbench.teachers.given import GivenTeacher, no_teacher
+from kdbench.teachers.identity import identify
+from kdbench.teachers.live import LiveTeacher
+from kdbench.types import Teacher, TrainBatches
+
+log = logging.getLogger(__name__)
+
+
+class Served(NamedTuple):
+    batches: TrainBatches
+    teacher: Teacher
+
+
+def serve(
+    teacher: GivenTeacher | None, learners: Sequence[Learner], data: Bundle, batches: TrainBatches,
+    placement: Placement, epochs: int,
+) -> Served:  # fmt: skip
+    """Choose between table and live teacher for `epochs` more epochs of `batches`; one log line says what and why.
+
+    Raises UserError for teacher.table=on where no table can serve.
+    """
+    if teacher is None:
+        return Served(batches, no_teacher)
+    live = Served(batches, teacher.ask)
+    if teacher.tables is None or teacher.tables.mode == "off" or epochs < 1:
+        return live
+    forced = teacher.tables.mode == "on"
+    reason = _obstacle(teacher, learners, data, batches)
+    served = None
+    if reason is None:
+        assert isinstance(batches, EnumerableBatches)
+        try:
+            weighed = None if forced else _weigh(teacher, learners, data, batches, placement, epochs)
+            pays, reason = weighed or (True, "teacher.table=on")
+            served = open_table(teacher, data, batches, placement) if pays else None
+        except OSError as error:
+            reason = f"its table cannot be kept ({error})"
+    if served is not None:
+        log.info("teacher %s: logits from the table %s (%s)", teacher.name, served.filler.table.path, reason)
+        return Served(Fed(served.filler.batches, served), served)
+    if forced:
+        raise UserError(refusal(str(reason)))
+    log.info("teacher %s: asked anew for every batch, no table (%s)", teacher.name, reason)
+    return live
+
+
+def open_table(
+    teacher: GivenTeacher, data: Bundle, batches: EnumerableBatches, placement: Placement
+) -> TableTeacher:
+    """A teacher that answers from its table, which is made if there is none. Raises OSError."""
+    assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher)
+    key, shape = identify(teacher.ask, teacher.weights, data, batches, placement.precision)
+    table, store = teacher.tables.open(key, shape, placement.device)
+    return TableTeacher(Filler(table, teacher.ask, batches), store)
+
+
+def why_not(loss: DistillationLoss, loss_name: str, mix: object, augment: Augment) -> str | None:
+    """Why no table can serve a loss under an augmentation, as far as it is known before any work; None if one can."""
+    if loss.needs:
+        return f"loss={loss_name} reads the teacher's features ({', '.join(loss.needs)}), and a table holds logits only"
+    if mix is not None:
+        return f"dataset.mix={type(mix).__name__.lower()} makes new images in every epoch, which no table can list"
+    if augment.views is None:
+        return f"the views of dataset.augment ({type(augment).__name__}) cannot be listed"
+    return None
+
+
+def refusal(reason: str) -> str:
+    return f"teacher.table = on: must be auto or off, since {reason}"
+
+
+def _obstacle(
+    teacher: GivenTeacher, learners: Sequence[Learner], data: Bundle, batches: TrainBatches
+) -> str | None:
+    for learner in learners:
+        loss = learner.distiller.loss
+        reason = why_not(loss, type(loss).__name__.lower(), data.mix, data.augment)
+        if reason is not None:
+            return reason
+    if not isinstance(teacher.ask, LiveTeacher):
+        return f"teacher {teacher.name} is not a network"
+    if batches.views is None or not isinstance(batches, EnumerableBatches):
+        return "the images are streamed from their files"
+    return None
+
+
+def _weigh(
+    teacher: GivenTeacher, learners: Sequence[Learner], data: Bundle, batches: EnumerableBatches,
+    placement: Placement, epochs: int,
+) -> tuple[bool, str]:  # fmt: skip
+    assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher) and batches.views is not None
+    key, shape = identify(teacher.ask, teacher.weights, data, batches, placement.precision)
+    there = teacher.tables.open(key, shape, placement.device)[0].filled if teacher.tables.path(key).exists() else 0
+    costs = Costs(
+        epochs=epochs,
+        images=len(batches.plan(0)[0]),
+        views=batches.views,
+        filled=min(1.0, there / (batches.size * batches.views)),
+        size=shape.bytes,
+        teacher=flops(teacher.ask.network, data.info),
+        students=sum(flops(learner.distiller.student, data.info) for learner in learners),
+        disk=free_disk(teacher.tables.folder) + 4 * there * shape.words,
+        memory=free_memory(),
+    )
+    return choose(costs)

@@ -1,0 +1,215 @@
+"""A file of teacher logits, one entry for each (image, view), filled as needed by any number of processes.
+
+The file is sparse: an entry that nobody computed takes no disk space. It starts with a header that names what the
+entries are, then comes a 32-bit tag an entry, then the entries. A tag is a checksum of its entry and of the entry's
+place, and 0 where there is none, so a tag is at once "this is here" and "this is whole". An entry that was torn by a
+kill, cut off, moved or damaged does not match its tag and is computed anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MAGIC, HEADER, FORMAT = b"KDBTABLE", 8192, 1
+SUFFIX = ".table"
+_BLOCK = 8192  # entries whose checksums are computed at once: bounds the memory that this takes
+
+
+class Shape(NamedTuple):
+    """`rows` images, `views` of each, `classes` logits an entry of type `dtype`."""
+
+    rows: int
+    views: int
+    classes: int
+    dtype: torch.dtype
+
+    @property
+    def entries(self) -> int:
+        return self.rows * self.views
+
+    @property
+    def words(self) -> int:
+        """32-bit words an entry."""
+        return -(-self.classes * self.dtype.itemsize // 4)
+
+    @property
+    def data(self) -> int:
+        """Where the entries start, in bytes, at a whole page."""
+        return HEADER + -(-self.entries * 4 // HEADER) * HEADER
+
+    @property
+    def bytes(self) -> int:
+        """The file's size when it is full (a sparse file takes less)."""
+        return self.data + self.entries * self.words * 4
+
+
+class LogitTable:
+    """The table in one file, opened or made. Entries are numbered row * views + view.
+
+    `key` is all that the numbers depend on: a file that was made for another key, is of another format or has a broken
+    header is replaced; one that was cut is made whole again (what was lost is computed anew). Raises OSError.
+    """
+
+    def __init__(self, path: Path, key: Mapping[str, Any], shape: Shape) -> None:
+        self.path, self.key, self.shape = path, dict(key), shape
+        self._lock = FileLock(f"{path}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            if read_header(path) != self._header():
+                self._create()
+            if path.stat().st_size != shape.bytes:
+                log.warning("table %s: wrong length, repaired; entries that were lost are computed again", path)
+                os.truncate(path, shape.bytes)
+            self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 (open as long as the table is)
+        self._tags = np.memmap(path, np.uint32, "r", HEADER, (shape.entries,))
+        self._words = np.memmap(path, np.uint32, "r", shape.data, (shape.entries, shape.words))
+        self._seen = np.zeros(shape.entries, bool)  # entries whose checksum this process has found right
+        self.damaged = 0  # entries found damaged so far
+        self._full_disk = False
+
+    @property
+    def filled(self) -> int:
+        """How many entries there are, by their tags alone."""
+        return int(np.count_nonzero(self._tags))
+
+    def valid(self, entries: np.ndarray) -> np.ndarray:
+        """Which of the entries [n] are there and whole: bool [n]. Each is checked once a process."""
+        tags = self._tags[entries]
+        good = self._seen[entries] & (tags != 0)
+        unsure = np.flatnonzero((tags != 0) & ~good)
+        for part in _blocks(unsure):
+            good[part] = checksums(self._words[entries[part]], entries[part]) == tags[part]
+        if len(unsure):
+            self._seen[entries[good]] = True
+            self._report(len(unsure) - int(good[unsure].sum()))
+        return good
+
+    def read(self, entries: np.ndarray) -> Tensor:
+        """The logits [n, classes] of entries [n], on the CPU; meaningless where not `valid`."""
+        shape = self.shape
+        words = torch.from_numpy(np.take(self._words, entries, axis=0).view(np.int32))
+        return words.view(shape.dtype)[:, : shape.classes]
+
+    def write(self, entries: np.ndarray, logits: Tensor) -> None:
+        """Keep the logits [n, classes] of entries [n], but those that another process wrote first.
+
+        An entry is whole before its tag is written, and a whole entry is never written again. A full disk is reported
+        once, and from then on nothing is kept.
+        """
+        if self._full_disk:
+            return
+        words = self._as_words(logits)
+        try:
+            with self._lock:
+                wanted = np.flatnonzero(~self.valid(entries))
+                wanted = wanted[np.argsort(entries[wanted], kind="stable")]
+                places, words = entries[wanted], words[wanted]
+                tags = checksums(words, places)
+                self._put(places, words, self.shape.data)
+                self._put(places, tags[:, None], HEADER)
+            self._seen[places] = True
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            self._full_disk = True
+            log.warning("table %s: the disk is full; logits are no longer kept", self.path)
+
+    def _put(self, places: np.ndarray, values: np.ndarray, offset: int) -> None:
+        """Write rows of 32-bit words [n, w] at ascending places, neighbours together.
+
+        Not through the memory map: where a disk is full that would end the process with SIGBUS.
+        """
+        values = np.ascontiguousarray(values)
+        size = values.shape[1] * 4
+        first = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+        for start, stop in zip(first.tolist(), [*first[1:].tolist(), len(places)]):
+            _write_all(self._file.fileno(), values[start:stop].data, offset + int(places[start]) * size)
+
+    def _as_words(self, logits: Tensor) -> np.ndarray:
+        shape = self.shape
+        padded = torch.zeros(len(logits), shape.words * 4 // shape.dtype.itemsize, dtype=shape.dtype)
+        padded[:, : shape.classes] = logits
+        return padded.view(torch.int32).numpy().view(np.uint32)
+
+    def _header(self) -> dict[str, Any]:
+        dtype = str(self.shape.dtype).removeprefix("torch.")
+        return {"format": FORMAT, "shape": [*self.shape[:3]], "dtype": dtype, "key": self.key}
+
+    def _create(self) -> None:
+        """A new, empty file in place of whatever is there; who has the old one open keeps it."""
+        if self.path.exists():
+            log.warning("table %s: not what it should be (its header differs), started anew", self.path)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(_packed(self._header()))
+                file.truncate(self.shape.bytes)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _report(self, damaged: int) -> None:
+        if damaged and not self.damaged:
+            log.warning("table %s: damaged entries found; they are computed again", self.path)
+        self.damaged += damaged
+
+
+def checksums(words: np.ndarray, entries: np.ndarray) -> np.ndarray:
+    """Tags [n] uint32, none of them 0, of entries [n] with the words [n, w].
+
+    A sum of words times odd numbers modulo 2^64, folded to 32 bits: a single wrong word always changes the sum, any
+    other damage goes unseen with probability 2^-32.
+    """
+    weights = np.random.default_rng(0x7AB1E).integers(2**63, size=words.shape[1] + 1, dtype=np.uint64) * 2 + 1
+    total = np.empty(len(words), np.uint64)
+    for part in _blocks(np.arange(len(words))):
+        total[part] = words[part].astype(np.uint64) @ weights[1:] + (entries[part].astype(np.uint64) + 1) * weights[0]
+    folded = (total ^ (total >> np.uint64(32))).astype(np.uint32)
+    return np.maximum(folded, np.uint32(1))
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What a table's header says; None if there is no file or no whole header."""
+    with suppress(OSError, ValueError, UnicodeDecodeError):
+        with open(path, "rb") as file:
+            page = file.read(HEADER)
+        length, crc = (int.from_bytes(page[at : at + 4], "little") for at in (8, 12))
+        text = page[16 : 16 + length]
+        if page[:8] == MAGIC and len(text) == length and zlib.crc32(text) == crc:
+            found = json.loads(text)
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _packed(header: Mapping[str, Any]) -> bytes:
+    text = json.dumps(header, sort_keys=True).encode()
+    if len(text) > HEADER - 16:
+        raise ValueError(f"a table's key must fit into {HEADER - 16} bytes, got {len(text)}")
+    numbers = len(text).to_bytes(4, "little") + zlib.crc32(text).to_bytes(4, "little")
+    return (MAGIC + numbers + text).ljust(HEADER, b"\0")
+
+
+def _write_all(file: int, data: memoryview, offset: int) -> None:
+    data = data.cast("B")
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _blocks(positions: np.ndarray) -> list[np.ndarray]:
+    return [positions[i : i + _BLOCK] for i in range(0, len(positions), _BLOCK)]
