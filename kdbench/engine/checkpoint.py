@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,13 @@ def read_json(path: Path) -> Any:
 
 def save_weights(path: Path, network: nn.Module, about: dict[str, str]) -> None:
     """A network's weights as safetensors; `about` is kept in the file's header."""
+    save_state(path, network.state_dict(), about)
+
+
+def save_state(path: Path, weights: Mapping[str, Tensor], about: dict[str, str]) -> None:
+    """A state dict as safetensors."""
     # contiguous: safetensors refuses channels_last strides; clone: tied tensors must not share memory.
-    state = {
-        k: v.detach().to("cpu").clone(memory_format=torch.contiguous_format) for k, v in network.state_dict().items()
-    }
+    state = {k: v.detach().to("cpu").clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
     write_atomically(path, lambda temporary: save_file(state, temporary, metadata=about))
 
 

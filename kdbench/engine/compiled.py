@@ -35,8 +35,8 @@ class Compiled:
 def compiled(distiller: Distiller, options: TrainerOptions, device: torch.device, steps: int) -> Forward:
     """The distiller's forward pass as `trainer.compile` asks for it.
 
-    A rule and not a stopwatch decides `auto`, because compiled kernels differ in the last digits: the same run must give
-    the same numbers again. On CPUs it is off: a step of resnet20 gained 0 to 7 % for 42 s of compilation.
+    A rule and not a stopwatch decides `auto`, because compiled kernels differ in the last digits: the same run must
+    give the same numbers again. On CPUs it is off: a step of resnet20 gained 0 to 7 % for 42 s of compilation.
     """
     triton = importlib.util.find_spec("triton") is not None
     pays = device.type == "cuda" and triton and steps >= LONG

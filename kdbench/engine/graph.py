@@ -1,8 +1,8 @@
 """A whole training step, or a teacher's forward pass, as one CUDA graph: one launch instead of hundreds.
 
-The small networks of the field keep a GPU busy for a microsecond or two a kernel, less than launching it costs. A graph
-is recorded once for each shape of its inputs and replayed on static copies of them; it runs the same kernels as the eager
-step, so the numbers are the same.
+The small networks of the field keep a GPU busy for a microsecond or two a kernel, less than launching it costs. A
+graph is recorded once for each shape of its inputs and replayed on static copies of them; it runs the same kernels as
+the eager step, so the numbers are the same.
 """
 
 from __future__ import annotations
@@ -25,16 +25,22 @@ GRAPHED_OPTIMIZERS = ("sgd", "adam", "adamw")  # torch's own; most of timm's cou
 
 
 class Recording(Protocol):
-    """A function's device work, recorded when this is made; `output` is what it returned, overwritten by every replay."""
+    """A function's device work, recorded when this is made; every replay overwrites what it returned, `output`."""
 
     output: Any
 
     def replay(self) -> None: ...
 
 
+Record = Callable[[Callable[[], Any]], Recording]
+
+
 class CudaRecording:
-    """torch.cuda.CUDAGraph of a function without arguments. All recordings share one pool of memory: they replay one after
-    the other and what outlives a replay was made during the warm-up, outside of the pool."""
+    """torch.cuda.CUDAGraph of a function without arguments.
+
+    All recordings share one pool of memory: they replay one after the other, and what outlives a replay was made during
+    the warm-up, outside of the pool.
+    """
 
     pool: Any = None
 
@@ -51,14 +57,14 @@ class CudaRecording:
 
 
 class Graphed:
-    """`function` of tensors (nested in tuples and dicts), replayed from its second life on; call it like the function.
+    """A function of tensors (nested in tuples and dicts) that is replayed once it has run often enough.
 
-    For every new combination of shapes the first `WARM_UP` calls run eagerly, the next one is recorded. `function` must do
-    the same device work in every call and change no Python state: what it counts it must count on the device.
-    A function that cannot be recorded runs eagerly, with a warning, unless `strict`: then UserError.
+    For every new combination of shapes the first `WARM_UP` calls run eagerly, the next one is recorded. `function` must
+    do the same device work in every call and change no Python state: what it counts it must count on the device. A
+    function that cannot be recorded runs eagerly, with a warning, unless `strict`: then UserError. `what` names it.
     """
 
-    def __init__(self, function: Callable[..., Any], record: Callable[[Callable[[], Any]], Recording], strict: bool, what: str) -> None:
+    def __init__(self, function: Callable[..., Any], record: Record, strict: bool, what: str) -> None:
         self._function, self._record, self._strict, self._what = function, record, strict, what
         self._calls: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, tuple[list[Tensor], Recording]] = {}
@@ -99,7 +105,7 @@ class Graphed:
 class GraphedNetwork(nn.Module):
     """A frozen network whose forward pass is replayed; the same outputs as `network`'s."""
 
-    def __init__(self, network: nn.Module, context: Callable[[], Any], record: Callable[[Callable[[], Any]], Recording]) -> None:
+    def __init__(self, network: nn.Module, context: Callable[[], Any], record: Record) -> None:
         super().__init__()
         self.network = network
         self._context = context
@@ -116,14 +122,13 @@ class GraphedNetwork(nn.Module):
 
 def wants_graph(options: TrainerOptions, device: torch.device, optimizer: OptimizerOptions) -> bool:
     """Whether a student's step is to be recorded. Raises UserError where `on` cannot be had."""
-    forced = options.cuda_graph == "on"
-    if forced:
-        where = "on a CUDA device"
-        require(device.type == "cuda", "trainer.cuda_graph", "on", f"auto or off {where}: this run is on {device.type}")
-        fits = optimizer.name in GRAPHED_OPTIMIZERS
-        require(fits, "trainer.cuda_graph", "on", f"auto or off with optimizer.name={optimizer.name}; {', '.join(GRAPHED_OPTIMIZERS)} can be recorded")
+    fits = optimizer.name in GRAPHED_OPTIMIZERS
+    if options.cuda_graph == "on":
+        recording(device)
+        known = ", ".join(GRAPHED_OPTIMIZERS)
+        require(fits, "trainer.cuda_graph", "on", f"auto or off unless optimizer.name is one of {known}")
         return True
-    return options.cuda_graph == "auto" and device.type == "cuda" and optimizer.name in GRAPHED_OPTIMIZERS
+    return options.cuda_graph == "auto" and device.type == "cuda" and fits
 
 
 def graphed(step: Callable[..., Any], options: TrainerOptions, device: torch.device) -> Callable[..., Any]:
@@ -131,8 +136,8 @@ def graphed(step: Callable[..., Any], options: TrainerOptions, device: torch.dev
     return Graphed(step, recording(device), options.cuda_graph == "on", "the step")
 
 
-def recording(device: torch.device) -> Callable[[Callable[[], Any]], Recording]:
-    """What records a device's work."""
+def recording(device: torch.device) -> Record:
+    """What records a device's work. Raises UserError where nothing does."""
     require(device.type == "cuda", "trainer.cuda_graph", "on", f"auto or off: this run is on {device.type}")
     return CudaRecording
 

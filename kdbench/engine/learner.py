@@ -46,7 +46,7 @@ class Learner:
         self.steps_done = 0
         self.average = Average(distiller.student, trainer.ema) if trainer.ema else None
         self._random_state: list[Tensor] = []
-        # Decided once, so that the step has no branches: how it runs, what happens between backward and update, and after it.
+        # Decided once, so that the step has no branches: how it runs, and what happens before and after the update.
         self._set_lr = lr_setter(self.optimizer)
         self._forward = compiled(distiller, trainer, device, len(factors))
         self._update = graphed(self.update, trainer, device) if graph else self.update

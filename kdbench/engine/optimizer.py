@@ -15,11 +15,14 @@ from kdbench.errors import UserError
 _TORCH = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
-def make_optimizer(options: OptimizerOptions, modules: Iterable[nn.Module], graphed: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(
+    options: OptimizerOptions, modules: Iterable[nn.Module], graphed: bool = False
+) -> torch.optim.Optimizer:
     """An optimizer over all trainable parameters of `modules`.
 
     With `decay_1d` false, parameters of fewer than two dimensions (batch-norm, biases) get no weight decay. `graphed`:
-    its step will be recorded in a CUDA graph, so the learning rate is a tensor on the device. Raises UserError for an unknown name or arguments that the optimizer does not take.
+    its step will be recorded in a CUDA graph, so the learning rate is a tensor on the device.
+    Raises UserError for an unknown name or arguments that the optimizer does not take.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = _groups(parameters, options)
@@ -37,18 +40,24 @@ def make_optimizer(options: OptimizerOptions, modules: Iterable[nn.Module], grap
         raise UserError(f"optimizer.name = {options.name}: {error}") from error
 
 
-def lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
-    """What sets the learning rate of all groups: in place where it is a tensor, which a CUDA graph reads anew in every replay.
+def lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], object]:
+    """What sets the learning rate of all groups: in place where it is a tensor, which a CUDA graph reads anew each time.
 
     To be made again after `optimizer.load_state_dict`, which replaces the groups' values.
     """
     groups = optimizer.param_groups
-    if not isinstance(groups[0]["lr"], torch.Tensor):
-        return lambda lr: [group.__setitem__("lr", lr) for group in groups] and None
-    shared = groups[0]["lr"].to(groups[0]["params"][0].device)
-    for group in groups:
-        group["lr"] = shared
-    return lambda lr: shared.fill_(lr) and None
+    lr = groups[0]["lr"]
+    if isinstance(lr, torch.Tensor):
+        shared = lr.to(groups[0]["params"][0].device)
+        for group in groups:
+            group["lr"] = shared
+        return shared.fill_
+
+    def assign(value: float) -> None:
+        for group in groups:
+            group["lr"] = value
+
+    return assign
 
 
 def _given(options: OptimizerOptions) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class TrainerOptions:
     def __post_init__(self) -> None:
         require(self.precision in ("auto", "fp32", "bf16"), "trainer.precision", self.precision, "auto, fp32 or bf16")
         for key in ("cuda_graph", "compile"):
-            require(getattr(self, key) in ("auto", "on", "off"), f"trainer.{key}", getattr(self, key), "auto, on or off")
+            value = getattr(self, key)
+            require(value in ("auto", "on", "off"), f"trainer.{key}", value, "auto, on or off")
         require(self.threads is None or self.threads >= 1, "trainer.threads", self.threads, "null or at least 1")
         require(self.clip is None or self.clip > 0, "trainer.clip", self.clip, "null or above 0")
         require(self.ema is None or 0 < self.ema < 1, "trainer.ema", self.ema, "null or in (0, 1), e.g. 0.999")

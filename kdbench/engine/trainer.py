@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint, save_state
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.progress import ProgressView
+from kdbench.engine.writer import Writer, snapshot
 from kdbench.errors import UserError
 from kdbench.logs import RunLog
-from kdbench.types import EvalBatches, Teacher, TrainBatches
+from kdbench.types import Batch, EvalBatches, Teacher, TrainBatches
 
 CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
 
@@ -44,7 +45,7 @@ class Member:
     best: dict[str, float] | None = None
     failure: Exception | None = None
 
-    def end_epoch(self, epoch: int, images: int, seconds: float) -> dict[str, float]:
+    def end_epoch(self, epoch: int, images: int, seconds: float, writer: Writer) -> dict[str, float]:
         """Read the meters, evaluate, log and checkpoint; `epoch` counts from 0. Raises Diverged."""
         means, bad = self.learner.meters.read()
         if bad is not None:
@@ -56,10 +57,11 @@ class Member:
             values |= self.evaluate()
         self.epochs_done, self.seconds = epoch + 1, self.seconds + seconds
         self.last = {"epoch": float(epoch + 1), **values}
-        self._keep_best()
+        self._keep_best(writer)
         self.log.write(epoch + 1, values)
         if (epoch + 1) % self.trainer.checkpoint_every == 0 or epoch + 1 == self.epochs:
-            save_checkpoint(self.folder / CHECKPOINT, self.state())
+            state = snapshot(self.state())
+            writer.add(lambda: save_checkpoint(self.folder / CHECKPOINT, state))
         return values
 
     def evaluate(self) -> dict[str, float]:
@@ -71,12 +73,13 @@ class Member:
             values |= {f"{name}/{k}": v for k, v in measured.items()}
         return values
 
-    def _keep_best(self) -> None:
+    def _keep_best(self, writer: Writer) -> None:
         """The best epoch by validation accuracy; the test set is never looked at to choose."""
         score = self.last.get("val/top1")
         if score is not None and (self.best is None or score > self.best["val/top1"]):
             self.best = dict(self.last)
-            save_weights(self.folder / BEST, self.learner.network, self.about)
+            weights = snapshot(self.learner.network.state_dict())
+            writer.add(lambda: save_state(self.folder / BEST, weights, self.about))
 
     def state(self) -> dict[str, Any]:
         kept = {"epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best}
@@ -99,40 +102,55 @@ def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:
 def fit(members: Sequence[Member], batches: TrainBatches, teacher: Teacher, until: int, view: ProgressView) -> None:
     """Train members side by side up to epoch `until`: one batch, one teacher pass, a step of each.
 
-    A member that diverges is left out from then on and carries its `failure`; the others go on.
+    A member that fails (its loss diverges, say) is left out from then on and carries its `failure`; the others go on.
     """
     first = min(member.epochs_done for member in members)
     epochs = members[0].epochs
-    for epoch in range(first, until):
-        active = [m for m in members if m.failure is None and m.epochs_done == epoch]
-        if active:
-            _train_epoch(active, batches, teacher, epoch, epochs, view)
+    with Writer() as writer:
+        for epoch in range(first, until):
+            active = [m for m in members if m.failure is None and m.epochs_done == epoch]
+            if active:
+                _train_epoch(active, batches, teacher, epoch, epochs, view, writer)
 
 
 def _train_epoch(
-    members: Sequence[Member], batches: TrainBatches, teacher: Teacher, epoch: int, epochs: int, view: ProgressView
-) -> None:
-    for member in members:
-        member.learner.begin_epoch(epoch)
-    members[0].learner.enter()
-    # Alone, a learner owns the global random state; learners that take turns swap theirs in and out.
-    steps = [m.learner.step if len(members) == 1 else m.learner.step_in_turn for m in members]
-    begin, images = time.perf_counter(), 0
-    for batch in batches.epoch(epoch, epochs):
-        guide = teacher(batch)
-        for step in steps:
-            step(batch, guide)
-        images += len(batch.image)
-        view.advance()
-    members[0].learner.distiller.placement.wait()  # once an epoch, so that images per second are of work done
+    members: Sequence[Member], batches: TrainBatches, teacher: Teacher, epoch: int, epochs: int, view: ProgressView,
+    writer: Writer,
+) -> None:  # fmt: skip
+    learners = [member.learner for member in members]
+    for learner in learners:
+        learner.begin_epoch(epoch)
+    begin = time.perf_counter()
+    images = run_steps(learners, batches.epoch(epoch, epochs), teacher, view.advance)
     seconds = time.perf_counter() - begin
     values: dict[str, float] = {}
     for member in members:
         try:
-            values = member.end_epoch(epoch, images, seconds)
+            values = member.end_epoch(epoch, images, seconds, writer)
         except Diverged as failure:
             member.failure = failure
     view.epoch(epoch + 1, epochs, values)
+
+
+def run_steps(
+    learners: Sequence[Learner], stream: Iterable[Batch], teacher: Teacher, advance: Callable[[], None]
+) -> int:
+    """A step of every learner for every batch of `stream`; the number of images seen.
+
+    `advance` is called after each batch. Returns when the device has done all of it.
+    """
+    learners[0].enter()
+    # Alone, a learner owns the global random state; learners that take turns swap theirs in and out.
+    steps = [learner.step if len(learners) == 1 else learner.step_in_turn for learner in learners]
+    images = 0
+    for batch in stream:
+        guide = teacher(batch)
+        for step in steps:
+            step(batch, guide)
+        images += len(batch.image)
+        advance()
+    learners[0].distiller.placement.wait()  # once an epoch, so that images per second are of work done
+    return images
 
 
 def _diverged(member: Member, epoch: int, bad: int) -> Diverged:
