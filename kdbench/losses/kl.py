@@ -48,7 +48,9 @@ class KL(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Hinton et al. 2015, section 2; limits at tau = 0 and inf: Kim et al. 2021"
+    paper: ClassVar[str] = (
+        "Hinton et al. 2015, section 2; limits: Kim et al. 2021; at tau = 1: Furlanello et al. 2018 (BAN)"
+    )
 
     def __init__(
         self,
