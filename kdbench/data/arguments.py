@@ -21,16 +21,6 @@ def locate(path: str, key: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def construct(value: Any, key: str) -> Any:
-    """An object from a mapping with `_target_` (recursively, also inside lists); anything else is returned as it is."""
-    if isinstance(value, Mapping) and "_target_" in value:
-        options = {name: construct(item, f"{key}.{name}") for name, item in value.items() if name != "_target_"}
-        return call(locate(str(value["_target_"]), f"{key}._target_"), key, options)
-    if isinstance(value, (list, tuple)):
-        return [construct(item, f"{key}.{position}") for position, item in enumerate(value)]
-    return value
-
-
 def call(function: Callable[..., Any], key: str, options: Mapping[str, Any], **given: Any) -> Any:
     """function(**given, **options), after a check of the options' names and types.
 

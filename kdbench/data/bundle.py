@@ -106,6 +106,10 @@ class Bundle:
     mix: Any = None  # kdbench.data.mix.Mixup, CutMix, or None
     workers: int = 0  # processes that decode streamed images
 
+    def for_teacher(self) -> Bundle:
+        """The same data for the teacher's own training: its augmentation, and no mixing of images."""
+        return replace(self, augment=self.teacher_augment, mix=None)
+
     @property
     def info(self) -> DataInfo:
         shape = self.train.images.shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.data import bundle as bundles
-from kdbench.data.arguments import call, construct, locate
+from kdbench.data.arguments import call, locate
 from kdbench.data.bundle import Bundle, ImageFiles, Images, Source, Split
 from kdbench.data.decode import gray_or_colour, sampled_statistics
 from kdbench.data.mix import make_mix
@@ -33,9 +33,9 @@ def load_bundle(
     channels: int | None = None,
     mean: list[float] | float | None = None,
     std: list[float] | float | None = None,
-    augment: Any = None,
+    augment: Augment | None = None,
     pad: int = 4,
-    teacher_augment: Any = None,
+    teacher_augment: Augment | None = None,
     mix: Mapping[str, Any] | None = None,
     noise: Mapping[str, Any] | None = None,
     transfer: Mapping[str, Any] | None = None,
@@ -45,9 +45,8 @@ def load_bundle(
     """Read a dataset and cut it as its YAML says. configs/dataset/shared/base.yaml explains each key.
 
     reader: dotted path of a function that returns a Source. It gets those of root, cache, download and channels that it
-    has parameters for, and `options`: all keys that are not kdbench's own. augment and teacher_augment are objects or
-    mappings with `_target_`; pad is there for the YAML of augmentations to refer to. Raises UserError naming the key,
-    or saying which file to put where.
+    has parameters for, and `options`: all keys that are not kdbench's own. pad is there for the YAML of augmentations
+    to refer to. Raises UserError naming the key, or saying which file to put where.
     """
     if channels not in (None, 1, 3):
         raise UserError(f"dataset.channels must be 1 (gray), 3 (colour) or null (as the images are), got {channels}")
@@ -67,18 +66,18 @@ def load_bundle(
         name, source.classes, *_normalisation(source, mean, std, cache),
         train=teacher, transfer=student, val=val, test=_outside(source.test_images, source.test_labels),
         fingerprint=_fingerprint(source, added), rows=rows + (0 if added is None else added.shape[0]),
-        augment=make_augment(augment, "augment"),
-        teacher_augment=make_augment(augment if teacher_augment is None else teacher_augment, "teacher_augment"),
+        augment=_augment(augment, "augment"),
+        teacher_augment=_augment(augment if teacher_augment is None else teacher_augment, "teacher_augment"),
         mix=make_mix(mix or {}), workers=_workers(workers),
     )  # fmt: skip
 
 
-def make_augment(value: Any, key: str) -> Augment:
-    """An augmentation from a mapping with `_target_`, or as it is; null is none. Raises UserError."""
-    made = Identity() if value is None else construct(value, f"dataset.{key}")
+def _augment(value: Augment | None, key: str) -> Augment:
+    """null is no augmentation. Raises UserError."""
+    made = Identity() if value is None else value
     if not callable(made) or not hasattr(made, "views"):
         raise UserError(f"dataset.{key} must be null or hold the _target_ of an augmentation, got {value!r}")
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _with_channels(source: Source, channels: int | None) -> Source:

@@ -63,8 +63,8 @@ def class_numbers(wanted: Sequence[str | int], classes: Sequence[str], key: str)
     numbers = []
     for item in wanted:
         # A name wins over a number: the classes of digit sets are called "0" to "9", which is the same anyway.
-        number = classes.index(str(item)) if str(item) in classes else item
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(classes):
+        number = classes.index(str(item)) if str(item) in classes else int(item) if str(item).isdigit() else -1
+        if isinstance(item, bool) or not 0 <= number < len(classes):
             some = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
             raise UserError(f"{key} must hold class names ({some}) or numbers up to {len(classes) - 1}, got {item!r}")
         numbers.append(number)

@@ -7,15 +7,14 @@ there are changes nothing, and a resumed run replays them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import resize_image
 
 from kdbench.data.bundle import ImageFiles, Split
-from kdbench.data.decode import centred, decode
+from kdbench.data.decode import FileSet, Key, loader
 from kdbench.data.mix import CutMix, Mixup
 from kdbench.data.order import Order
 from kdbench.data.prepare import Mixer, Normalise
@@ -24,31 +23,8 @@ from kdbench.data.views import Augment, Compose
 from kdbench.errors import UserError
 from kdbench.types import Batch, Target
 
-Key = tuple[int, int]  # row, seed of its crop
 
-
-class Decoded(Dataset[Tensor]):
-    """Files as uint8 [C, size, size]: a random crop of the full resolution, or the middle."""
-
-    def __init__(self, files: ImageFiles, crop: ResizedCrop | None) -> None:
-        self.files, self.crop = files, crop
-
-    def __getitem__(self, key: Key) -> Tensor:
-        row, seed = key
-        pixels = decode(self.files.path(row), self.files.channels)
-        if self.crop is None:
-            return centred(pixels, self.files.resize, self.files.size)
-        return random_crop(pixels, self.crop, seed, self.files.size)
-
-    def __getitems__(self, keys: Sequence[Key]) -> Tensor | UserError:
-        """A batch [B, C, size, size]; a broken image comes back as a value, so that its message stays as it is."""
-        try:
-            return torch.stack([self[key] for key in keys])
-        except UserError as error:
-            return error
-
-
-def random_crop(pixels: Tensor, crop: ResizedCrop, seed: int, size: int) -> Tensor:
+def random_crop(crop: ResizedCrop, size: int, pixels: Tensor, seed: int) -> Tensor:
     """The part of an image [C, H, W] that `crop` draws for this seed, resized (antialiased), maybe mirrored."""
     height, width = pixels.shape[-2:]
     left, top, wide, high, flip = (part.item() for part in crop.box(torch.tensor([seed]), width / height))
@@ -75,20 +51,13 @@ class Keys:
         return len(self.keys)
 
 
-class Loader:
+class Decoder:
     """Decoded batches on the device, in the order of their keys."""
 
     def __init__(self, files: ImageFiles, crop: ResizedCrop | None, device: torch.device, workers: int) -> None:
         self.keys, self.device = Keys(), device
-        self.loader = DataLoader(
-            Decoded(files, crop),
-            batch_sampler=self.keys,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
-        )
+        images = FileSet(files, None if crop is None else partial(random_crop, crop, files.size))
+        self.loader = loader(images, self.keys, workers, pinned=device.type == "cuda")
 
     def __iter__(self) -> Iterator[Tensor]:
         for images in self.loader:
@@ -96,10 +65,6 @@ class Loader:
                 raise images
             # From pinned memory, without waiting: the host runs ahead of the device and queues this copy (a ms) early.
             yield images.to(self.device, non_blocking=True)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def split_augment(augment: Augment) -> tuple[ResizedCrop | None, Augment | None]:
@@ -141,7 +106,7 @@ class StreamBatches:
         self.crop, self.rest = split_augment(augment)
         self.labels, self.rows = split.labels.to(self.device), split.index.to(self.device)
         self.normalise = Normalise(mean, std, self.device, dtype, channels_last)
-        self.loader = Loader(split.images, self.crop, self.device, workers)
+        self.decoder = Decoder(split.images, self.crop, self.device, workers)
         self.mixer = None
         if mix is not None:
             if num_classes is None:
@@ -152,12 +117,12 @@ class StreamBatches:
     def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0; epochs: the length of the training."""
         position, view = self.order.epoch(epoch, self.augment)
-        self.loader.keys.set(position, self._crop_seeds(view), self.order.bounds)
+        self.decoder.keys.set(position, self._crop_seeds(view), self.order.bounds)
         position, view = position.to(self.device), view.to(self.device)
         progress = self.order.progress(epoch, epochs, self.device)
         if self.mixer is not None:
             self.mixer.start(epoch, self.device)
-        for step, (images, (first, last)) in enumerate(zip(self.loader, self.order.bounds)):
+        for step, (images, (first, last)) in enumerate(zip(self.decoder, self.order.bounds)):
             here, seen = position[first:last], view[first:last]
             images, label = self.normalise(self._augmented(images, seen)), self.labels.index_select(0, here)
             if self.mixer is not None:
@@ -200,13 +165,13 @@ class StreamEval:
         self.bounds = [(first, min(first + batch_size, self.size)) for first in range(0, self.size, batch_size)]
         self.labels, self.rows = split.labels.to(self.device), split.index.to(self.device)
         self.normalise = Normalise(mean, std, self.device, dtype, channels_last)
-        self.loader = Loader(split.images, None, self.device, workers)
+        self.decoder = Decoder(split.images, None, self.device, workers)
         rows = torch.arange(self.size)
-        self.loader.keys.set(rows, rows, self.bounds)
+        self.decoder.keys.set(rows, rows, self.bounds)
         self.view = torch.full((min(batch_size, self.size),), identity, device=self.device)
         self.progress = torch.ones((), device=self.device)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, (first, last) in zip(self.loader, self.bounds):
+        for images, (first, last) in zip(self.decoder, self.bounds):
             target = Target(self.labels[first:last], self.rows[first:last], self.progress)
             yield Batch(self.normalise(images), self.view[: last - first], target)

@@ -37,9 +37,9 @@ class RandAugment:
 
     def __post_init__(self) -> None:
         if self.operations < 1:
-            raise UserError(f"dataset.augment.operations must be 1 or more, got {self.operations}")
+            raise UserError(f"operations must be 1 or more, got {self.operations}")
         if not 0 <= self.magnitude <= 30:
-            raise UserError(f"dataset.augment.magnitude must be in [0, 30], got {self.magnitude}")
+            raise UserError(f"magnitude must be in [0, 30], got {self.magnitude}")
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(SEED, (n,), generator=generator)
@@ -88,8 +88,8 @@ def _matrix(operation: Tensor, sign: Tensor, strength: float, shape: torch.Size)
     angle = amount("rotate", math.radians(30 * strength))
     # torchvision shears about the upper left corner, -1 in these coordinates: hence the shear in the offset too.
     ratio = height / width
-    first = [angle.cos(), (angle.sin() - shear_x) * ratio, -shift_x - shear_x * ratio]
-    second = [(-angle.sin() - shear_y) / ratio, angle.cos(), -shift_y - shear_y / ratio]
+    first = [angle.cos(), (shear_x - angle.sin()) * ratio, shear_x * ratio - shift_x]
+    second = [(shear_y + angle.sin()) / ratio, angle.cos(), shear_y / ratio - shift_y]
     return torch.stack([torch.stack(first, 1), torch.stack(second, 1)], 1)
 
 
@@ -135,9 +135,9 @@ class Cutout:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise UserError(f"dataset.augment.size must be 1 or more pixels, got {self.size}")
+            raise UserError(f"size must be 1 or more pixels, got {self.size}")
         if not 0 <= self.fill <= 255:
-            raise UserError(f"dataset.augment.fill must be in [0, 255], got {self.fill}")
+            raise UserError(f"fill must be in [0, 255], got {self.fill}")
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(SEED, (n,), generator=generator)
@@ -171,7 +171,7 @@ class ResizedCrop:
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= 1:
-            raise UserError(f"dataset.augment.smallest must be in (0, 1], got {self.smallest}")
+            raise UserError(f"smallest must be in (0, 1], got {self.smallest}")
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(SEED, (n,), generator=generator)

@@ -72,9 +72,9 @@ class CropFlip:
 
     def __post_init__(self) -> None:
         if self.pad < 0:
-            raise UserError(f"dataset.augment.pad must be 0 or more pixels, got {self.pad}")
+            raise UserError(f"pad must be 0 or more pixels, got {self.pad}")
         if self.padding not in ("zeros", "reflect"):
-            raise UserError(f"dataset.augment.padding must be zeros or reflect, got {self.padding}")
+            raise UserError(f"padding must be zeros or reflect, got {self.padding}")
 
     @property
     def views(self) -> int:
@@ -138,7 +138,7 @@ class Compose:
 
     def __post_init__(self) -> None:
         if not self.parts:
-            raise UserError("dataset.augment.parts must hold at least one augmentation, got none")
+            raise UserError("parts must hold at least one augmentation, got none")
         object.__setattr__(self, "parts", tuple(self.parts))
 
     @property

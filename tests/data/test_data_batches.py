@@ -1,0 +1,152 @@
+"""Resident batches: the same (seed, epoch) is the same batches, every image once, tails, tables' view of an epoch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+
+from kdbench.data.batches import ResidentBatches, ResidentEval
+from kdbench.data.bundle import Split
+from kdbench.data.mix import CutMix, Mixup
+from kdbench.data.strong import Cutout
+from kdbench.data.views import Compose, CropFlip, Identity
+from kdbench.errors import UserError
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+N = 21
+
+
+def a_split(n: int = N) -> Split:
+    images = torch.randint(256, (n, 3, 8, 8), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
+    return Split(images, torch.arange(n) % 5, torch.arange(n) * 3 + 1)
+
+
+def batches(augment=None, split=None, batch_size=4, seed=7, **options) -> ResidentBatches:
+    return ResidentBatches(split or a_split(), MEAN, STD, augment or CropFlip(pad=2), batch_size, seed, **options)
+
+
+def flattened(epoch):
+    """All tensors of an epoch."""
+    return [part for batch in epoch for part in (batch.image, batch.view, *batch.target)]
+
+
+def same(first, second) -> bool:
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+@pytest.mark.parametrize("mix", [None, Mixup(), CutMix()])
+@pytest.mark.parametrize("augment", [CropFlip(pad=1), Compose([CropFlip(pad=1), Cutout(size=2)])], ids=repr)
+def test_a_seed_and_an_epoch_are_the_same_batches_to_the_last_bit(mix, augment):
+    first, second = (batches(augment, mix=mix, num_classes=5) for _ in range(2))
+    list(second.epoch(0, 5))  # what was drawn before changes nothing
+    assert same(flattened(first.epoch(3, 5)), flattened(second.epoch(3, 5)))
+    assert not same(flattened(first.epoch(3, 5)), flattened(first.epoch(4, 5)))
+    other = batches(augment, seed=8, mix=mix, num_classes=5)
+    assert not same(flattened(first.epoch(3, 5)), flattened(other.epoch(3, 5)))
+    assert first.views == (augment.views if mix is None else None)
+
+
+def test_every_image_once_with_its_label_and_row():
+    split = a_split()
+    epoch = list(batches(Identity(), split).epoch(0, 2))
+    index = torch.cat([batch.target.index for batch in epoch])
+    label = torch.cat([batch.target.label for batch in epoch])
+    # 21 images in fours leave one: batch-norm needs two, so it is left out.
+    assert len(index) == 20 == len(set(index.tolist())) and not torch.equal(index, index.sort().values)
+    local = (index - 1) // 3
+    assert torch.equal(label, split.labels[local])
+    image = tv.normalize(split.images[local].float() / 255, list(MEAN), list(STD))
+    torch.testing.assert_close(torch.cat([batch.image for batch in epoch]), image, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "options", "steps"),
+    [
+        (20, 4, {}, [4] * 5),
+        (21, 4, {}, [4] * 5),
+        (22, 4, {}, [4] * 5 + [2]),
+        (22, 4, {"drop_last": True}, [4] * 5),
+        (22, 4, {"limit_steps": 2}, [4] * 2),
+        (22, 4, {"limit_steps": 9}, [4] * 5 + [2]),
+        (3, 100, {}, [3]),
+        (3, 1, {}, [1] * 3),
+    ],
+)
+def test_tails(n, size, options, steps):
+    made = batches(split=a_split(n), batch_size=size, **options)
+    assert [len(batch.view) for batch in made.epoch(0, 1)] == steps
+    assert made.steps == len(steps) and made.size == n
+
+
+def test_progress():
+    made = batches(split=a_split(8))
+    progress = [batch.target.progress for epoch in (0, 1) for batch in made.epoch(epoch, 2)]
+    assert [value.item() for value in progress] == [0, 0.25, 0.5, 0.75]
+    assert progress[0].dtype == torch.float32 and progress[0].shape == ()
+
+
+def test_plan_and_images_at_are_what_the_epoch_shows():
+    made = batches()
+    rows, view = made.plan(2)
+    epoch = list(made.epoch(2, 5))
+    assert torch.equal(rows, torch.cat([batch.target.index for batch in epoch]))
+    assert torch.equal(view, torch.cat([batch.view for batch in epoch]))
+    assert torch.equal(made.images_at(rows, view), torch.cat([batch.image for batch in epoch]))
+    for row in (0, 10**6, -1):
+        with pytest.raises(ValueError, match="not in this split"):
+            made.images_at(torch.tensor([row]), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("mix", [None, Mixup(), CutMix()])
+def test_a_step_reads_nothing_back_to_the_host(mix):
+    # On "meta" there are no values: a step that asks for one raises.
+    made = batches(device="meta", mix=mix, num_classes=5)
+    assert [batch.image.shape[0] for batch in made.epoch(0, 1)] == [4] * 5
+    evaluated = list(ResidentEval(a_split(), MEAN, STD, 10, device="meta"))
+    assert [batch.image.device.type for batch in evaluated] == ["meta"] * 3
+
+
+def test_moved_splits_share_their_memory():
+    split = a_split().to("cpu")
+    first, second = batches(split=split, seed=0), batches(split=split, seed=1)
+    assert first.images.data_ptr() == second.images.data_ptr() == split.images.data_ptr()
+    assert split.select(torch.arange(N)) is split
+
+
+def test_layout_and_precision():
+    made = batches(channels_last=True, dtype=torch.bfloat16)
+    image = next(made.epoch(0, 1)).image
+    assert image.dtype == torch.bfloat16 and image.is_contiguous(memory_format=torch.channels_last)
+    plain = next(batches().epoch(0, 1)).image
+    assert plain.is_contiguous() and torch.equal(plain.bfloat16(), image)
+
+
+def test_mixing_makes_soft_labels():
+    for batch in batches(Identity(), mix=Mixup(), num_classes=5).epoch(0, 1):
+        assert batch.target.label.shape == (4, 5) and batch.target.label.dtype == torch.float32
+        torch.testing.assert_close(batch.target.label.sum(1), torch.ones(4))
+
+
+def test_evaluation_is_unaugmented_and_in_order():
+    split = a_split()
+    made = ResidentEval(split, MEAN, STD, 8, identity=CropFlip(pad=2).identity)
+    for _ in range(2):
+        epoch = list(made)
+        assert [len(batch.view) for batch in epoch] == [8, 8, 5] and made.size == N
+        assert torch.equal(torch.cat([batch.target.index for batch in epoch]), split.index)
+        assert torch.equal(torch.cat([batch.target.label for batch in epoch]), split.labels)
+        # The identity view of the training augmentation gives the same image: a table can serve both.
+        view = torch.cat([batch.view for batch in epoch])
+        assert torch.equal(torch.cat([batch.image for batch in epoch]), batches().images_at(split.index, view))
+
+
+def test_what_cannot_be():
+    for make, words in [
+        (lambda: batches(batch_size=0), "schedule.batch_size must be 1 or more, got 0"),
+        (lambda: batches(batch_size=50, drop_last=True), "schedule.batch_size must be at most 21"),
+        (lambda: batches(limit_steps=0), "trainer.limit_steps must be 1 or more"),
+        (lambda: ResidentEval(a_split(), MEAN, STD, 0), "trainer.eval_batch_size must be 1 or more"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            make()

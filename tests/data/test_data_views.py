@@ -1,0 +1,117 @@
+"""Enumerable augmentation: every view against per-image PIL, numbering, and no host sync."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from kdbench.data.seeds import mixed, seed_of, uniforms
+from kdbench.data.strong import Cutout, RandAugment, ResizedCrop
+from kdbench.data.views import Compose, CropFlip, Identity, Jitter
+from kdbench.errors import UserError
+
+ENUMERABLE = [Identity(), CropFlip(), CropFlip(pad=0), Jitter(1), Compose([Jitter(1), CropFlip(pad=0)])]
+SEEDED = [RandAugment(), Cutout(size=3), ResizedCrop(), Compose([CropFlip(pad=2), Cutout(size=3), RandAugment()])]
+
+
+def some_images(count: int, channels: int, size: int) -> torch.Tensor:
+    return torch.randint(256, (count, channels, size, size), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+
+def pil_view(image: torch.Tensor, pad: int, dy: int, dx: int, flip: bool) -> torch.Tensor:
+    """Pad, crop, mirror one colour image with PIL."""
+    size = image.shape[-1]
+    padded = ImageOps.expand(Image.fromarray(image.permute(1, 2, 0).numpy()), border=pad, fill=0)
+    cropped = padded.crop((dx, dy, dx + size, dy + size))
+    return torch.from_numpy(np.array(ImageOps.mirror(cropped) if flip else cropped)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_all_162_views_are_pils(size):
+    augment, image = CropFlip(), some_images(1, 3, size)
+    assert augment.views == 162
+    got = augment(image.expand(162, -1, -1, -1), torch.arange(162))
+    for view in range(162):
+        offset, flip = divmod(view, 2)
+        assert torch.equal(got[view], pil_view(image[0], 4, *divmod(offset, 9), bool(flip))), view
+
+
+def test_all_views_with_reflection_are_numpys():
+    augment, image = CropFlip(pad=3, padding="reflect"), some_images(1, 1, 8)
+    padded = np.pad(image[0, 0].numpy(), 3, mode="reflect")
+    got = augment(image.expand(98, -1, -1, -1), torch.arange(98))[:, 0].numpy()
+    for view in range(98):
+        (dy, dx), flip = divmod(view // 2, 7), view % 2
+        crop = padded[dy : dy + 8, dx : dx + 8]
+        assert np.array_equal(got[view], crop[:, ::-1] if flip else crop), view
+
+
+def test_rows_of_a_batch_get_their_own_view():
+    images, augment = some_images(50, 3, 9), CropFlip(pad=2)
+    view = augment.draw(50, torch.Generator().manual_seed(3))
+    alone = torch.cat([augment(images[i : i + 1], view[i : i + 1]) for i in range(50)])
+    assert torch.equal(augment(images, view), alone)
+
+
+@pytest.mark.parametrize("augment", ENUMERABLE, ids=repr)
+def test_views_are_numbered(augment):
+    images = some_images(4, 1, 8)
+    assert torch.equal(augment(images, torch.full((4,), augment.identity)), images)
+    drawn = augment.draw(200 * augment.views, torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn, minlength=augment.views)
+    assert len(counts) == augment.views
+    assert (counts - 200).abs().max() < 6 * 200**0.5  # six standard deviations of a uniform count
+
+
+def test_compose_counts_the_last_part_fastest():
+    first, last, images = Jitter(1), CropFlip(pad=0), some_images(18, 1, 6)
+    whole = Compose([first, last])(images, torch.arange(18))
+    by_hand = last(first(images, torch.arange(18) // 2), torch.arange(18) % 2)
+    assert torch.equal(whole, by_hand)
+
+
+@pytest.mark.parametrize("augment", SEEDED, ids=repr)
+def test_seeded_augmentations_replay_and_depend_on_the_seed_only(augment):
+    images = some_images(6, 3, 12)
+    view = augment.draw(6, torch.Generator().manual_seed(5))
+    got = augment(images, view)
+    assert augment.views is None and augment.identity == -1
+    assert got.dtype == torch.uint8 and got.shape == images.shape
+    assert torch.equal(got, augment(images, view))
+    assert torch.equal(got[2:3], augment(images[2:3], view[2:3]))  # whatever else is in the batch
+    assert not torch.equal(got, augment(images, view + 1))
+
+
+@pytest.mark.parametrize("augment", ENUMERABLE + SEEDED, ids=repr)
+def test_nothing_is_read_back_to_the_host(augment):
+    # Tensors on "meta" have no content: whatever asks for a value (.item(), nonzero, a mask's size) raises.
+    view = augment.draw(5, torch.Generator()).to("meta")
+    assert augment(some_images(5, 3, 12).to("meta"), view).shape == (5, 3, 12, 12)
+
+
+def test_seeds_are_splitmix64():
+    state, expected = 12345, []
+    for _ in range(3):  # the published algorithm, in Python's integers
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        expected.append(z ^ (z >> 31))
+    seed = torch.tensor([12345])
+    assert [mixed(seed, k).item() % 2**64 for k in (1, 2, 3)] == expected
+    assert uniforms(seed, 3)[0].tolist() == [(value >> 40) / 2**24 for value in expected]
+    assert seed_of(1, 2, "order") != seed_of(1, 3, "order") != seed_of(1, 3, "view")
+
+
+def test_what_cannot_be():
+    for make, words in [
+        (lambda: CropFlip(pad=-1), "pad must be 0 or more pixels, got -1"),
+        (lambda: Compose([]), "parts must hold at least one"),
+        (lambda: RandAugment(magnitude=31), r"magnitude must be in \[0, 30\], got 31"),
+        (lambda: Cutout(size=0), "size must be 1 or more"),
+        (lambda: ResizedCrop(smallest=0.0), "smallest must be in"),
+        (lambda: CropFlip(pad=8, padding="reflect")(some_images(1, 1, 8), torch.tensor([0])), "below the image size"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            make()
