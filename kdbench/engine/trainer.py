@@ -18,7 +18,7 @@ from kdbench.engine.progress import ProgressView
 from kdbench.engine.writer import Writer, snapshot
 from kdbench.errors import UserError
 from kdbench.logs import RunLog
-from kdbench.types import Batch, EvalBatches, Teacher, TrainBatches
+from kdbench.types import Batch, EvalBatches, Outputs, Teacher, TrainBatches
 
 CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
 
@@ -117,31 +117,30 @@ def _train_epoch(
     members: Sequence[Member], batches: TrainBatches, teacher: Teacher, epoch: int, epochs: int, view: ProgressView,
     writer: Writer,
 ) -> None:  # fmt: skip
-    learners = [member.learner for member in members]
-    for learner in learners:
-        learner.begin_epoch(epoch)
+    for member in members:
+        member.learner.begin_epoch(epoch)
     begin = time.perf_counter()
-    images = run_steps(learners, batches.epoch(epoch, epochs), teacher, view.advance)
+    images = run_steps(members, batches.epoch(epoch, epochs), teacher, view.advance)
     seconds = time.perf_counter() - begin
     values: dict[str, float] = {}
-    for member in members:
+    for member in (member for member in members if member.failure is None):
         try:
             values = member.end_epoch(epoch, images, seconds, writer)
-        except Diverged as failure:
+        except Exception as failure:  # Diverged, or what its own evaluation raised; the caller reports it
             member.failure = failure
     view.epoch(epoch + 1, epochs, values)
 
 
 def run_steps(
-    learners: Sequence[Learner], stream: Iterable[Batch], teacher: Teacher, advance: Callable[[], None]
+    members: Sequence[Member], stream: Iterable[Batch], teacher: Teacher, advance: Callable[[], None]
 ) -> int:
-    """A step of every learner for every batch of `stream`; the number of images seen.
+    """A step of every member for every batch of `stream`; the number of images seen.
 
     `advance` is called after each batch. Returns when the device has done all of it.
     """
-    learners[0].enter()
+    members[0].learner.enter()
     # Alone, a learner owns the global random state; learners that take turns swap theirs in and out.
-    steps = [learner.step if len(learners) == 1 else learner.step_in_turn for learner in learners]
+    steps = [member.learner.step if len(members) == 1 else _in_turn(member) for member in members]
     images = 0
     for batch in stream:
         guide = teacher(batch)
@@ -149,8 +148,21 @@ def run_steps(
             step(batch, guide)
         images += len(batch.image)
         advance()
-    learners[0].distiller.placement.wait()  # once an epoch, so that images per second are of work done
+    members[0].learner.distiller.placement.wait()  # once an epoch, so that images per second are of work done
     return images
+
+
+def _in_turn(member: Member) -> Callable[[Batch, Outputs | None], None]:
+    """A member's step among others: what stops it (its loss, its memory) does not stop them."""
+
+    def step(batch: Batch, guide: Outputs | None) -> None:
+        if member.failure is None:
+            try:
+                member.learner.step_in_turn(batch, guide)
+            except Exception as failure:
+                member.failure = failure
+
+    return step
 
 
 def _diverged(member: Member, epoch: int, bad: int) -> Diverged:

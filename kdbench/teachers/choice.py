@@ -49,11 +49,11 @@ class Costs:
 
 def choose(costs: Costs) -> tuple[bool, str]:
     """Whether a table pays, and why (or why not) in words."""
-    size = f"{costs.size / 1e9:.2g} GB when full"
+    size = f"{in_bytes(costs.size)} when full"
     if costs.size > DISK * costs.disk:
-        return False, f"a table takes {size}, more than a quarter of the {costs.disk / 1e9:.2g} GB free on the disk"
+        return False, f"a table takes {size}, more than a quarter of the {in_bytes(costs.disk)} free on the disk"
     if costs.size > MEMORY * costs.memory:
-        return False, f"a table takes {size}, more than half of the {costs.memory / 1e9:.2g} GB of free memory"
+        return False, f"a table takes {size}, more than half of the {in_bytes(costs.memory)} of free memory"
     if costs.share < SHARE:
         return False, f"the teacher is only {100 * costs.share:.0f} % of a step"
     if costs.saved < WORTH:
@@ -62,6 +62,15 @@ def choose(costs: Costs) -> tuple[bool, str]:
     there = f", {100 * costs.filled:.0f} % there already" if costs.filled else ""
     gain = f"saves about {100 * costs.saved:.0f} % of this run's teacher passes and up to all of later runs'"
     return True, f"{gain}; {size}{there}"
+
+
+def in_bytes(size: float) -> str:
+    """A size in words: "3.2 GB"."""
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
 
 
 def free_disk(folder: Path) -> int:
