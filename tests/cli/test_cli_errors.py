@@ -1,0 +1,164 @@
+"""Every mistake on a command line is one message that names it, before any work; never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdbench import cli
+
+SMOKE = ["debug=smoke", "trainer.progress=none"]
+
+# (command line, words that the message must hold)
+MISTAKES = [
+    # keys
+    ("train loss.taau=3", ["loss.taau=3", "loss=kl has no key 'taau'", "Did you mean loss.tau?"]),
+    ("train +loss.weights.tsk=1", ["loss.weights.tsk", "Did you mean loss.weights.task?"]),
+    ("train +foo=1", ["foo: there is no such key", "Keys: dataset"]),
+    ("train los=kl", ["los=kl", "Did you mean loss?"]),
+    ("train hydra.run.dirr=x", ["hydra.run.dirr", "Did you mean hydra.run.dir?"]),
+    ("train seed.x=3", ["seed is a value"]),
+    ("train loss=ce loss.tau=3", ["loss=ce has no key 'tau'", "It is a key of loss=ban"]),
+    ("train schedule.milestones=[1]", ["schedule=cosine has no key 'milestones'", "schedule=step"]),
+    ("train schedule.cycles=2", ["It can be added (+schedule.cycles=2)"]),
+    ("train student.name=resnet20", ["Did you mean student=resnet20?", "It is a key of student=timm"]),
+    ("train teacher=timm teacher.shortcut=A", ["teacher=timm has no key 'shortcut'"]),
+    ("train +loss.tau=3", ["loss.tau exists; write it without the +"]),
+    ("train ~loss.tau", ["loss.tau: was removed"]),
+    ("train ~teacher", ["teacher: was removed", "kdbench list teacher"]),
+    ("train +loss@foo=kl", ["foo: there is no such key"]),
+    # options
+    ("train loss=dkdd", ["loss=dkdd", "Did you mean loss=dkd", "kdbench list loss"]),
+    ("train dataset/augment=flp", ["Did you mean dataset/augment=flip?", "crop_flip"]),
+    ("train schedule@teacher.schedule=cosin", ["Did you mean schedule@teacher.schedule=cosine?"]),
+    ("train loss=", ["loss=: loss needs one of its options", "dkd"]),
+    ("train student=null", ["student=null", "resnet8"]),
+    ("train loss=kl,dkd", ["add -m", "loss=[kl,dkd]"]),
+    ("train +experiment=nope", ["write it without the +: experiment=nope"]),
+    ("train hydra/launcher=submitit_slurm", ["pip install hydra-submitit-launcher"]),
+    # values
+    ("train seed=1.5", ["seed = 1.5", "a whole number (int)"]),
+    ("train force=yes", ["force = yes", "true or false"]),
+    ("train loss.tau=abc", ["loss.tau", "abc", "number"]),
+    ("train loss.tau=-1", ["loss.tau", "-1"]),
+    ("train loss.scale=tau", ["loss.scale = tau", "one of tau2, none", "Did you mean tau2?"]),
+    ("train trainer.precision=fp8", ["trainer.precision = fp8", "fp32"]),
+    ("train teacher.schedule.epochs=0", ["teacher.schedule.epochs = 0", "at least 1"]),
+    ("train teacher.stop_epoch=x", ["teacher.stop_epoch = x"]),
+    ("train 'loss.tau=${nope}'", ["loss.tau = ${nope}", "does not have"]),
+    ("train loss.tau=???", ["loss.tau: needs a value"]),
+    ("train loss._target_=kdbench.losses.kl.KLL", ["loss._target_", "Did you mean KL?"]),
+    ("train loss._target_=nowhere.Loss", ["cannot import nowhere"]),
+    # form
+    ("train loss.tau=[1", ["loss.tau=[1", "cannot be read as key=value"]),
+    ("train resnet20", ["resnet20: not of the form key=value"]),
+    ("train --config-dir nowhere", ["nowhere: there is no such folder"]),
+    ("trian loss=kl", ["there is no command 'trian'", "kdbench train"]),
+    ("loss=kl seed=1", ["Did you mean: kdbench train loss=kl seed=1"]),
+    ("-m loss=kl,dkd", ["Did you mean: kdbench train -m loss=kl,dkd"]),
+    # sweeps
+    ("train -m loss=kl,nope", ["loss=nope", "dkd"]),
+    ("train -m loss=kl,ce loss.tau=1,2", ["loss=ce has no key 'tau'"]),
+    ("train -m loss.tau=1,-3,abc", ["nothing was run, as 2 of 3", "loss.tau=-3", "loss.tau=abc"]),
+    # other commands
+    ("list los", ["there is no group 'los'", "Did you mean loss?"]),
+    ("list loss zzz", ["no option of loss matches 'zzz'"]),
+    ("list --config-dir nowhere", ["nowhere: there is no such folder"]),
+    ("evaluate nowhere", ["nowhere: there is no such folder"]),
+    ("evaluate .", ["not a run folder"]),
+]
+
+
+def words_of(line: str) -> list[str]:
+    """As a shell would take it apart."""
+    return [word.strip("'") for word in line.split()]
+
+
+@pytest.mark.parametrize(("line", "expected"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_is_one_message(line, expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kdbench", *words_of(line)])
+    code = cli.main()
+    captured = capsys.readouterr()
+    assert code == 1
+    assert captured.err.startswith("kdbench: ") and "Traceback" not in captured.err + captured.out
+    for words in expected:
+        assert words in captured.err
+    assert not list(Path.cwd().glob("outputs/runs/*/*")), "a refused run must leave no folder"
+
+
+def test_an_unknown_flag_shows_the_usage(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--epochs", "3"])
+    assert cli.main() == 2
+    assert "unrecognized arguments: --epochs" in capsys.readouterr().err
+
+
+def test_traceback_on_request(monkeypatch, capsys):
+    monkeypatch.setenv("KDBENCH_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", "loss.taau=3"])
+    assert cli.main() == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "has no key 'taau'" in err
+
+
+def raising(error: BaseException):
+    def run(*_arguments: object) -> None:
+        raise error
+
+    return run
+
+
+def test_a_bug_is_one_line_and_its_traceback_is_in_the_log(monkeypatch, capsys):
+    monkeypatch.setattr("kdbench.build.run", raising(RuntimeError("cannot be\nmore lines")))
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", *SMOKE])
+    assert cli.main() == 1
+    captured = capsys.readouterr()
+    assert "kdbench: unexpected RuntimeError: cannot be\n" in captured.err and "KDBENCH_TRACEBACK=1" in captured.err
+    assert "Traceback" not in captured.err + captured.out
+    (log,) = Path.cwd().glob("outputs/runs/*/*/train.log")
+    assert "Traceback" in log.read_text() and "cannot be" in log.read_text()
+
+
+def test_control_c_says_how_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr("kdbench.build.run", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", *SMOKE])
+    assert cli.main() == 130
+    err = capsys.readouterr().err
+    assert "The same command goes on" in err and "Traceback" not in err
+
+
+def test_a_users_option_may_not_hide_behind_one_of_ours(tmp_path, monkeypatch, capsys):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "kl.yaml").write_text("tau: 1\n")
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--config-dir", str(tmp_path)])
+    assert cli.main() == 1
+    assert "kl.yaml: kdbench has an option of this name itself" in capsys.readouterr().err
+
+
+def test_a_broken_configuration_file_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text("a: [1\nb: 2\n")
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--config-dir", str(tmp_path), "loss=mine"])
+    assert cli.main() == 1
+    err = capsys.readouterr().err
+    assert "mine.yaml" in err and "line 2" in err and "Traceback" not in err
+
+
+def test_an_experiment_that_names_what_does_not_exist(tmp_path, monkeypatch, capsys):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults:\n  - override /loss: kll\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--config-dir", str(tmp_path), "experiment=mine"])
+    assert cli.main() == 1
+    err = capsys.readouterr().err
+    assert "loss/kll" in err and "kl" in err and "Traceback" not in err
+
+
+def test_a_typo_in_an_experiment_is_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nloss:\n  weights: {tsk: 1}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--config-dir", str(tmp_path), "experiment=mine"])
+    assert cli.main() == 1
+    assert "loss.weights.tsk: there is no such key" in capsys.readouterr().err
