@@ -16,11 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure import check_node, config_hash, construct, locate
 from kdbench.data.bundle import Bundle
+from kdbench.data.mix import make_mix
+from kdbench.data.views import Identity
 from kdbench.engine.checkpoint import read_json
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
 from kdbench.errors import UserError
 from kdbench.procedures.folder import RESULT
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds, TeacherSpec
+from kdbench.procedures.serving import refuse_table
 from kdbench.report import show
 from kdbench.types import DataInfo
 
@@ -47,11 +50,16 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
     record = Record(config_hash(cfg), kept, tree, list(overrides), [str(tag) for tag in cfg.tags])
     catalogue = ConfigCatalogue()
     loss = make_loss(choices["loss"], tree["loss"])
-    loss.make()  # refuses values out of range now rather than after the teacher is trained
+    made = loss.make()  # refuses values out of range now rather than after the teacher is trained
+    teacher = make_teacher(choices["teacher"], tree["teacher"])
+    if teacher is not None and teacher.table == "on":
+        dataset = tree["dataset"]
+        augment = construct(dataset["augment"], "dataset.augment") if dataset.get("augment") else Identity()
+        refuse_table(made, loss.name, make_mix(dataset.get("mix") or {}), augment)
     return Recipe(
         data=functools.partial(load_data, json.dumps(tree["dataset"])),
         student=make_network(choices["student"], tree["student"], "student"),
-        teacher=make_teacher(choices["teacher"], tree["teacher"]),
+        teacher=teacher,
         loss=loss,
         optimizer=check_node(tree["optimizer"], OptimizerOptions, "optimizer"),
         schedule=check_node(tree["schedule"], ScheduleOptions, "schedule"),

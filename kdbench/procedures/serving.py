@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kdbench.data.bundle import Bundle
 from kdbench.data.views import Augment
 from kdbench.engine.device import Placement
-from kdbench.engine.learner import Learner
+from kdbench.engine.distiller import Distiller
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import flops
@@ -29,11 +29,12 @@ class Served(NamedTuple):
 
 
 def serve(
-    teacher: GivenTeacher | None, learners: Sequence[Learner], data: Bundle, batches: TrainBatches,
+    teacher: GivenTeacher | None, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainBatches,
     placement: Placement, epochs: int,
 ) -> Served:  # fmt: skip
     """Choose between table and live teacher for `epochs` more epochs of `batches`; one log line says what and why.
 
+    `students` are those that train side by side, with the names of their losses.
     Raises UserError for teacher.table=on where no table can serve.
     """
     if teacher is None:
@@ -42,12 +43,12 @@ def serve(
     if teacher.tables is None or teacher.tables.mode == "off" or epochs < 1:
         return live
     forced = teacher.tables.mode == "on"
-    reason = _obstacle(teacher, learners, data, batches)
+    reason = _obstacle(teacher, students, data, batches)
     served = None
     if reason is None:
         assert isinstance(batches, EnumerableBatches)
         try:
-            weighed = None if forced else _weigh(teacher, learners, data, batches, placement, epochs)
+            weighed = None if forced else _weigh(teacher, students, data, batches, placement, epochs)
             pays, reason = weighed or (True, "teacher.table=on")
             served = open_table(teacher, data, batches, placement) if pays else None
         except OSError as error:
@@ -56,7 +57,7 @@ def serve(
         log.info("teacher %s: logits from the table %s (%s)", teacher.name, served.filler.table.path, reason)
         return Served(Fed(served.filler.batches, served), served)
     if forced:
-        raise UserError(refusal(str(reason)))
+        raise UserError(_refusal(str(reason)))
     log.info("teacher %s: asked anew for every batch, no table (%s)", teacher.name, reason)
     return live
 
@@ -71,8 +72,14 @@ def open_table(
     return TableTeacher(Filler(table, teacher.ask, batches), store)
 
 
-def why_not(loss: DistillationLoss, loss_name: str, mix: object, augment: Augment) -> str | None:
-    """Why no table can serve a loss under an augmentation, as far as it is known before any work; None if one can."""
+def refuse_table(loss: DistillationLoss, loss_name: str, mix: object, augment: Augment) -> None:
+    """Raise the UserError for a teacher.table=on that no table can serve, as far as it is known before any work."""
+    reason = _unservable(loss, loss_name, mix, augment)
+    if reason is not None:
+        raise UserError(_refusal(reason))
+
+
+def _unservable(loss: DistillationLoss, loss_name: str, mix: object, augment: Augment) -> str | None:
     if loss.needs:
         return f"loss={loss_name} reads the teacher's features ({', '.join(loss.needs)}), and a table holds logits only"
     if mix is not None:
@@ -82,16 +89,15 @@ def why_not(loss: DistillationLoss, loss_name: str, mix: object, augment: Augmen
     return None
 
 
-def refusal(reason: str) -> str:
+def _refusal(reason: str) -> str:
     return f"teacher.table = on: must be auto or off, since {reason}"
 
 
 def _obstacle(
-    teacher: GivenTeacher, learners: Sequence[Learner], data: Bundle, batches: TrainBatches
+    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainBatches
 ) -> str | None:
-    for learner in learners:
-        loss = learner.distiller.loss
-        reason = why_not(loss, type(loss).__name__.lower(), data.mix, data.augment)
+    for name, student in students:
+        reason = _unservable(student.loss, name, data.mix, data.augment)
         if reason is not None:
             return reason
     if not isinstance(teacher.ask, LiveTeacher):
@@ -102,7 +108,7 @@ def _obstacle(
 
 
 def _weigh(
-    teacher: GivenTeacher, learners: Sequence[Learner], data: Bundle, batches: EnumerableBatches,
+    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: EnumerableBatches,
     placement: Placement, epochs: int,
 ) -> tuple[bool, str]:  # fmt: skip
     assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher) and batches.views is not None
@@ -115,7 +121,7 @@ def _weigh(
         filled=min(1.0, there / (batches.size * batches.views)),
         size=shape.bytes,
         teacher=flops(teacher.ask.network, data.info),
-        students=sum(flops(learner.distiller.student, data.info) for learner in learners),
+        students=sum(flops(student.student, data.info) for _, student in students),
         disk=free_disk(teacher.tables.folder) + 4 * there * shape.words,
         memory=free_memory(),
     )

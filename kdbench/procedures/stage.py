@@ -127,7 +127,8 @@ def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, 
         title, until * batches.steps, done * batches.steps, first.schedule.batch_size, first.trainer.progress
     )
     try:
-        served = serve(teacher, [m.learner for m in members], first.data, batches, placement, until - done)
+        students = [(s.loss.name, m.learner.distiller) for s, m in zip(stages, members, strict=True)]
+        served = serve(teacher, students, first.data, batches, placement, until - done)
         fit(members, served.batches, served.teacher, until, view)
         for stage, member in zip(stages, members, strict=True):
             if member.failure is None:
