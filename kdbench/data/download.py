@@ -80,8 +80,8 @@ def answers(url: str) -> bool:
     found: list[bool] = []
 
     def ask() -> None:
-        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "kdbench"})
         try:
+            request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "kdbench"})
             urllib.request.urlopen(request, timeout=REACH_SECONDS).close()
             found.append(True)
         except urllib.error.HTTPError:
