@@ -41,7 +41,7 @@ def make_optimizer(
 
 
 def lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], object]:
-    """What sets the learning rate of all groups: in place where it is a tensor, which a CUDA graph reads anew each time.
+    """What sets the learning rate of all groups: in place where it is a tensor, which a graph reads anew each time.
 
     To be made again after `optimizer.load_state_dict`, which replaces the groups' values.
     """

@@ -1,4 +1,5 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `parts`, which these tests share
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "losses")]  # `parts` and `tape` of these tests; `losses_parts`: all losses

@@ -1,0 +1,51 @@
+"""A CUDA graph's stand-in for CPUs: the tensor operations of a function, replayed on the same memory.
+
+Like a CUDA graph it sees nothing of Python, and refuses to read a number from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Tape:
+    """A Recording (kdbench.engine.graph) that runs anywhere."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.calls: list[tuple[Any, tuple, dict, list[torch.Tensor]]] = []
+        with _Watch(self.calls):
+            self.output = function()
+        self.ahead = True
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        if self.ahead:  # recording a CUDA graph runs nothing, watching did: this replay is done already
+            self.ahead = False
+            return
+        for function, args, kwargs, results in self.calls:
+            for old, new in zip(results, _tensors(function(*args, **kwargs)), strict=True):
+                if new is not old:
+                    old.copy_(new)
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self, calls: list) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("a number was read from the device while recording")
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:  # a view of the same memory needs no second run
+            self.calls.append((func, args, kwargs or {}, _tensors(out)))
+        return out
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
