@@ -20,10 +20,13 @@ from kdbench.data.mix import make_mix
 from kdbench.data.views import Identity
 from kdbench.engine.checkpoint import read_json
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
+from kdbench.engine.schedule import lr_factors
 from kdbench.errors import UserError
+from kdbench.procedures import tables
 from kdbench.procedures.folder import RESULT
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds, TeacherSpec
 from kdbench.procedures.serving import refuse_table
+from kdbench.procedures.tables import Filled, Watch
 from kdbench.report import show
 from kdbench.types import DataInfo
 
@@ -62,7 +65,7 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
         teacher=teacher,
         loss=loss,
         optimizer=check_node(tree["optimizer"], OptimizerOptions, "optimizer"),
-        schedule=check_node(tree["schedule"], ScheduleOptions, "schedule"),
+        schedule=make_schedule(tree["schedule"], "schedule"),
         trainer=check_node(tree["trainer"], TrainerOptions, "trainer"),
         seeds=check_node(tree["seeds"], Seeds, "seeds"),
         record=record,
@@ -70,6 +73,11 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
         teachers=Path(tree["paths"]["teachers"]),
         force=bool(cfg.force),
     )
+
+
+def fill_table(cfg: DictConfig, choices: Mapping[str, str], watch: Watch) -> Filled:
+    """Compute what the table of this configuration's teacher lacks. Raises UserError where no table can serve."""
+    return tables.fill_table(make_recipe(cfg, [], choices), watch)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
         own["source"] = locate(own["source"], "teacher.source")
     network = make_network(choice, {key: value for key, value in node.items() if key not in own_names}, "teacher")
     own["optimizer"] = check_node(node["optimizer"], OptimizerOptions, "teacher.optimizer")
-    own["schedule"] = check_node(node["schedule"], ScheduleOptions, "teacher.schedule")
+    own["schedule"] = make_schedule(node["schedule"], "teacher.schedule")
     spec = TeacherSpec(network=network, **own)
     epochs = spec.schedule.epochs
     require(
@@ -120,6 +128,13 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
         f"in 1..{epochs}",
     )
     return spec
+
+
+def make_schedule(node: Mapping[str, Any], prefix: str) -> ScheduleOptions:
+    """A schedule whose durations fit its length; how many steps an epoch has is not known yet, and does not matter."""
+    options = check_node(node, ScheduleOptions, prefix)
+    lr_factors(options, steps_per_epoch=100)
+    return options
 
 
 def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], dict[str, Any]]:

@@ -74,14 +74,19 @@ def open_table(
 
 def refuse_table(loss: DistillationLoss, loss_name: str, mix: object, augment: Augment) -> None:
     """Raise the UserError for a teacher.table=on that no table can serve, as far as it is known before any work."""
-    reason = _unservable(loss, loss_name, mix, augment)
+    reason = _too_much(loss, loss_name) or unservable(mix, augment)
     if reason is not None:
         raise UserError(_refusal(reason))
 
 
-def _unservable(loss: DistillationLoss, loss_name: str, mix: object, augment: Augment) -> str | None:
+def _too_much(loss: DistillationLoss, name: str) -> str | None:
     if loss.needs:
-        return f"loss={loss_name} reads the teacher's features ({', '.join(loss.needs)}), and a table holds logits only"
+        return f"loss={name} reads the teacher's features ({', '.join(loss.needs)}), and a table holds logits only"
+    return None
+
+
+def unservable(mix: object, augment: Augment) -> str | None:
+    """Why no table can list the images that an augmentation makes; None if one can."""
     if mix is not None:
         return f"dataset.mix={type(mix).__name__.lower()} makes new images in every epoch, which no table can list"
     if augment.views is None:
@@ -97,9 +102,12 @@ def _obstacle(
     teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainBatches
 ) -> str | None:
     for name, student in students:
-        reason = _unservable(student.loss, name, data.mix, data.augment)
+        reason = _too_much(student.loss, name)
         if reason is not None:
             return reason
+    reason = unservable(data.mix, data.augment)
+    if reason is not None:
+        return reason
     if not isinstance(teacher.ask, LiveTeacher):
         return f"teacher {teacher.name} is not a network"
     if batches.views is None or not isinstance(batches, EnumerableBatches):

@@ -196,6 +196,20 @@ def read_header(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def shape_in(header: Mapping[str, Any]) -> Shape | None:
+    """The shape that a header states; None if it is no header of this format."""
+    if header.get("format") != FORMAT:
+        return None
+    return Shape(*header["shape"], getattr(torch, header["dtype"]))
+
+
+def count_filled(path: Path, shape: Shape) -> int:
+    """How many entries a table has, by its tags alone; 0 for a file that is too short."""
+    if path.stat().st_size < shape.data:
+        return 0
+    return int(np.count_nonzero(np.memmap(path, np.uint32, "r", HEADER, (shape.entries,))))
+
+
 def _packed(header: Mapping[str, Any]) -> bytes:
     text = json.dumps(header, sort_keys=True).encode()
     if len(text) > HEADER - 16:

@@ -1,0 +1,102 @@
+"""Fill a teacher's logit table ahead, or list the tables there are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from kdbench import configure
+from kdbench.errors import UserError
+
+_USAGE = """usage: kdbench table build [group=option ...] [key=value ...]
+       kdbench table info [FOLDER]
+
+build   compute a teacher's logits for every view of every training image, for later runs to read. Takes what
+        `kdbench train` takes, e.g. dataset=cifar100 teacher=resnet56. May be stopped and started again.
+info    list the tables below FOLDER (default: outputs/teachers): size, share filled, what the teacher ran in.
+        A table may be deleted at any time: what is needed is computed again."""
+
+# No run is started, so no run folder is made: the log goes beside the teachers.
+_SETTINGS = [
+    "hydra.run.dir=${paths.teachers}", "hydra.sweep.dir=${paths.teachers}", "hydra.sweep.subdir=.",
+    "hydra.output_subdir=null", "hydra.job.name=table",
+]  # fmt: skip
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if words else 2
+    if words[0] == "info":
+        return info(words[1:])
+    if words[0] != "build":
+        raise UserError(f"kdbench table {words[0]}: must be build or info")
+    sys.argv = [sys.argv[0], *words[1:]]
+    return configure.launch(fill, overrides=_SETTINGS)
+
+
+def fill(cfg: DictConfig) -> None:
+    """Build the table of a configuration and print what was done."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from kdbench import build  # loads torch
+    from kdbench.teachers.choice import in_bytes
+
+    chosen = HydraConfig.get().runtime.choices
+    choices = {str(group): option for group, option in chosen.items() if not str(group).startswith("hydra")}
+    done = build.fill_table(cfg, choices, _progress)
+    rate = f", {done.computed / done.seconds:,.0f} a second" if done.computed else ""
+    print(f"table {done.path}  ({in_bytes(_on_disk(done.path))} on disk)")
+    print(f"{done.entries:,} entries, {done.computed:,} of them computed now in {done.seconds:.1f} s{rate}")
+
+
+def info(words: list[str]) -> int:
+    """List tables; only headers and tags are read."""
+    parser = argparse.ArgumentParser(prog="kdbench table info", description=__doc__)
+    parser.add_argument("folder", nargs="?", default="outputs/teachers", help="where to look (default: %(default)s)")
+    folder = Path(parser.parse_args(words).folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    rows = list(_described(folder))
+    if not rows:
+        print(f"no tables below {folder}")
+        return 0
+    lines = [("table", "images", "views", "classes", "type", "filled", "on disk", "full", "device"), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines))
+    return 0
+
+
+def _described(folder: Path) -> Iterator[tuple[str, ...]]:
+    from kdbench.teachers.choice import in_bytes
+    from kdbench.teachers.home import find_tables
+    from kdbench.teachers.table import count_filled, shape_in
+
+    for path, header in find_tables(folder):
+        name, on_disk = str(path.relative_to(folder)), in_bytes(_on_disk(path))
+        shape = shape_in(header)
+        if shape is None:
+            yield (name, *["?"] * 4, "damaged", on_disk, "?", "?")
+            continue
+        filled = f"{100 * count_filled(path, shape) / shape.entries:.1f} %"
+        size = [f"{shape.rows:,}", str(shape.views), str(shape.classes), str(shape.dtype).removeprefix("torch.")]
+        yield (name, *size, filled, on_disk, in_bytes(shape.bytes), header["key"]["device"])
+
+
+def _on_disk(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(TextColumn("table"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.advance(task, done)
