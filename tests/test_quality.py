@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 
 def run(repository: Path, *command: str) -> None:
@@ -34,8 +33,6 @@ def test_floors(repository):
 
 
 def _functions(path: Path):
-    import ast
-
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
@@ -45,11 +42,3 @@ def test_functions_stay_short(repository):
     files = sorted((repository / "kdbench").rglob("*.py"))
     long = [f"{path.name}:{name} {lines}" for path in files for name, lines in _functions(path) if lines > 45]
     assert files and not long, long
-
-
-@pytest.mark.parametrize("word", ["index-url", "find-links", "file:///"])
-def test_no_registry_address_is_committed(repository, word):
-    texts = [
-        p for p in (repository / "pyproject.toml", repository / ".ci/run") if word in p.read_text(encoding="utf-8")
-    ]
-    assert not texts

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import all_logits
+from kdbench.engine.graph import graphed_teacher
 from kdbench.engine.metrics import report
 from kdbench.engine.options import require
 from kdbench.errors import UserError
 from kdbench.losses.ce import CE
 from kdbench.models.base import count_parameters
+from kdbench.models.fold import fold_batchnorm
 from kdbench.models.weights import load_into, read_weights, weight_hash
 from kdbench.procedures.folder import network_of_run
 from kdbench.procedures.recipe import LossSpec, Recipe, Record, Seeds, TeacherSpec
@@ -59,7 +61,10 @@ def make_given(
     log.info("teacher %s: %s%s", name, _accuracies(metrics), where)
     if not allow_chance:
         _refuse_chance(name, metrics, data)
-    live = LiveTeacher(network, chunk_for(placement.device, recipe.schedule.batch_size), placement.autocast)
+    # A copy: the network itself is what later stages read weights from. The same copy asks and fills a table.
+    quick = placement.cast(fold_batchnorm(network, data.info.image_size))
+    chunk = chunk_for(placement.device, recipe.schedule.batch_size)
+    live = LiveTeacher(quick, chunk, placement.autocast, graphed_teacher(recipe.trainer, placement.device))
     weights = weight_hash(network.state_dict())
     parameters, tables = count_parameters(network), _tables(folder, recipe)
     return GivenTeacher(name, live, network, parameters, weights, folder, metrics, reference, tables=tables)

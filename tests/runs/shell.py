@@ -1,0 +1,53 @@
+"""Running the real command line: in this process, or in one of its own that can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from kdbench import cli
+
+# The smallest real experiment: seconds on one core.
+TINY = [
+    "dataset=fake", "dataset.n=64", "dataset.size=8", "dataset.num_classes=4", "dataset.validation=0.25", "teacher=resnet8", "student=resnet8",
+    "schedule.epochs=3", "schedule.batch_size=16", "teacher.schedule.epochs=2", "teacher.schedule.batch_size=16",
+    "teacher.allow_chance=true", "trainer.device=cpu", "trainer.progress=none",
+]  # fmt: skip
+
+
+def kdbench(*words: str) -> int:
+    """The exit code of `kdbench words...` in this process."""
+    before = sys.argv
+    sys.argv = ["kdbench", *words]
+    try:
+        return cli.main()
+    finally:
+        sys.argv = before
+
+
+def train(*words: str) -> Path:
+    """`kdbench train` on the tiny experiment in the folder `run`; returns the folder."""
+    folder = next((Path(w.split("=", 1)[1]) for w in words if w.startswith("hydra.run.dir=")), Path("run"))
+    extra = [] if any(w.startswith("hydra.run.dir=") for w in words) else ["hydra.run.dir=run"]
+    assert kdbench("train", *tiny(*words), *extra, *words) == 0
+    return folder
+
+
+def tiny(*words: str) -> list[str]:
+    """TINY without the options that only a teacher has, if `words` ask for none."""
+    return [w for w in TINY if not ("teacher=none" in words and w.startswith("teacher.allow"))]
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def in_its_own_process(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code that may kill itself, in the current folder."""
+    here = Path(__file__).parents[2]
+    path = os.pathsep.join([str(here), str(here / "kdbench/_hydra"), str(Path(__file__).parent)])
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)

@@ -1,0 +1,97 @@
+"""Killed at any moment, a run continues to the weights that it would have had."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from shell import in_its_own_process, kdbench, result, tiny, train
+
+KILLED = -signal.SIGKILL
+
+# Kills the process in its second epoch, or half-way through writing a checkpoint.
+IN_AN_EPOCH = """
+import os, signal
+from kdbench.engine.learner import Learner
+step, count = Learner.step, [0]
+def killed(self, *args):
+    step(self, *args)
+    count[0] += 1
+    if count[0] == {steps}:
+        os.kill(os.getpid(), signal.SIGKILL)
+Learner.step = killed
+from shell import train
+train({words})
+"""
+IN_A_WRITE = """
+import os, signal, torch
+save, count = torch.save, [0]
+def killed(state, path, *args):
+    count[0] += 1
+    if count[0] == 2:
+        with open(path, "wb") as file:
+            file.write(b"half a checkpoint")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, path, *args)
+torch.save = killed
+from shell import train
+train({words})
+"""
+
+
+@pytest.fixture
+def uninterrupted() -> Path:
+    return train("hydra.run.dir=whole")
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    a, b = load_file(folder / "student.safetensors"), load_file(other / "student.safetensors")
+    assert a.keys() == b.keys() and all(a[k].equal(b[k]) for k in a)
+    assert result(folder)["student"]["weights"] == result(other)["student"]["weights"]
+    lines = [(f / "metrics.jsonl").read_text(encoding="utf-8").splitlines() for f in (folder, other)]
+    assert len(lines[0]) == len(lines[1]) == 3
+    assert [p.name for p in folder.glob("*.tmp")] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [IN_AN_EPOCH.format(steps=6, words="'hydra.run.dir=cut'"), IN_A_WRITE.format(words="'hydra.run.dir=cut'")],
+    ids=["in an epoch", "in a checkpoint write"],
+)
+def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, code):
+    done = in_its_own_process(code)
+    assert done.returncode == KILLED, done.stderr
+    cut = Path("cut")
+    assert not (cut / "result.json").exists() and (cut / "checkpoint.pt").exists()
+    train("hydra.run.dir=cut")
+    assert_same_run(uninterrupted, cut)
+
+
+def test_an_interrupted_teacher_continues(uninterrupted):
+    teacher = Path(result(uninterrupted)["teacher"]["folder"])
+    code = IN_AN_EPOCH.format(steps=6, words="'hydra.run.dir=cut', 'paths.teachers=other'")
+    assert in_its_own_process(code).returncode == KILLED
+    train("hydra.run.dir=cut", "paths.teachers=other")
+    other = Path(result(Path("cut"))["teacher"]["folder"])
+    assert other != teacher and other.name == teacher.name
+    assert result(other)["student"]["weights"] == result(teacher)["student"]["weights"]
+    assert_same_run(uninterrupted, Path("cut"))
+
+
+def test_a_finished_run_is_shown_and_force_runs_it_again(capsys):
+    folder = train("loss=ce", "teacher=none")
+    finished = (folder / "result.json").stat().st_mtime_ns
+    capsys.readouterr()
+    train("loss=ce", "teacher=none")
+    assert (folder / "result.json").stat().st_mtime_ns == finished
+    assert "force=true" in capsys.readouterr().out
+    train("loss=ce", "teacher=none", "force=true")
+    assert (folder / "result.json").stat().st_mtime_ns > finished
+
+
+def test_a_folder_with_another_unfinished_run_is_refused(capsys):
+    code = IN_AN_EPOCH.format(steps=6, words="'loss=ce', 'teacher=none'")
+    assert in_its_own_process(code).returncode == KILLED
+    assert kdbench("train", *tiny("teacher=none"), "hydra.run.dir=run", "loss=ce", "teacher=none", "seed=5") != 0
+    shown = capsys.readouterr()
+    assert "another configuration" in shown.err + shown.out
