@@ -23,7 +23,9 @@ from kdbench.teachers.given import GivenTeacher
 Layer = Literal["first", "last"]
 
 
-def born_again(recipe: Recipe, out: Path, generations: int = 3, share: list[Layer] | None = None) -> dict[str, Any]:
+def born_again(
+    recipe: Recipe, out: Path, generations: int = 3, share: list[Layer] | None = None
+) -> dict[str, Any]:
     """`generations` students in turn, each with seeds of its own, taught by the one before; `teacher=` teaches the first.
 
     The result is the last generation's. Its figures: after each generation the ensemble of all so far (the mean of
@@ -74,17 +76,29 @@ class sharing:
     def __call__(self, student: nn.Module, teacher: GivenTeacher | None) -> None:
         assert teacher is not None
         if teacher.network is None:
-            raise UserError(f"procedure.share: the teacher {teacher.name} is no single network whose layers could be shared")
+            raise UserError(
+                f"procedure.share: the teacher {teacher.name} is no single network whose layers could be shared"
+            )
         for layer in self.layers:
             name_of = first_layer_name if layer == "first" else last_layer_name
-            _take(student.get_submodule(name_of(student)), teacher.network.get_submodule(name_of(teacher.network)), layer)
+            _take(
+                student.get_submodule(name_of(student)),
+                teacher.network.get_submodule(name_of(teacher.network)),
+                layer,
+            )
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise UserError(
+                "procedure.share: nothing is left to train, the student consists of the shared layers"
+            )
 
 
 def _take(own: nn.Module, given: nn.Module, layer: str) -> None:
     mine, theirs = own.state_dict(), given.state_dict()
     shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in (mine, theirs)]
     if shapes[0] != shapes[1]:
-        raise UserError(f"procedure.share: the {layer} layers differ, {shapes[0]} in the student and {shapes[1]} in the teacher")
+        raise UserError(
+            f"procedure.share: the {layer} layers differ, {shapes[0]} in the student and {shapes[1]} in the teacher"
+        )
     with torch.no_grad():
         own.load_state_dict(theirs)
     own.requires_grad_(False)

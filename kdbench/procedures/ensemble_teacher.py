@@ -44,10 +44,16 @@ def ensemble_teacher(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> GivenTe
 
     Raises UserError for fewer than two members, for a member that cannot be had, and for two with the same weights.
     """
-    options = EnsembleOptions(**{key: value for key, value in spec.network.config.items() if key != "_target_"})
+    options = EnsembleOptions(
+        **{key: value for key, value in spec.network.config.items() if key != "_target_"}
+    )
     if len(options.members) < 2:
-        raise UserError(f"teacher.members = {options.members}: must be at least two; for one use teacher=<network>")
-    members = [obtain_teacher(replace(recipe, teacher=one), data) for one in member_specs(spec, options, recipe)]
+        raise UserError(
+            f"teacher.members = {options.members}: must be at least two; for one use teacher=<network>"
+        )
+    members = [
+        obtain_teacher(replace(recipe, teacher=one), data) for one in member_specs(spec, options, recipe)
+    ]
     return ensemble_of([m for m in members if m is not None], recipe, data, options, spec.allow_chance)
 
 
@@ -63,7 +69,9 @@ def ensemble_of(
     networks = [_network(member) for member in members]
     needed = recipe.loss.make().needs
     if needed:
-        raise UserError(f"loss={recipe.loss.name} reads features ({', '.join(needed)}); an ensemble of teachers has only logits")
+        raise UserError(
+            f"loss={recipe.loss.name} reads features ({', '.join(needed)}); an ensemble of teachers has only logits"
+        )
     chosen = options or EnsembleOptions([], "")
     network = Ensemble(networks, chosen.weights, chosen.mean, chosen.tau)
     given = make_given(name, network, None, recipe, data, allow_chance)
@@ -93,7 +101,9 @@ def _about(member: int | str | Mapping[str, Any], network: str) -> dict[str, Any
     if isinstance(member, Mapping):
         unknown = [str(key) for key in member if key not in _KEYS]
         if unknown:
-            raise UserError(f"teacher.members: {unknown[0]} is no key of a member; its keys: {', '.join(_KEYS)}")
+            raise UserError(
+                f"teacher.members: {unknown[0]} is no key of a member; its keys: {', '.join(_KEYS)}"
+            )
         return {"network": network, **member}
     if (Path(member) / NETWORK).exists():
         return {"network": network, "run": member}

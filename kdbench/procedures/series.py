@@ -79,7 +79,15 @@ class Series:
         figures = {key: value for key, value in result["last"].items() if key.endswith("/top1")}
         names = {"teacher": given["name"] if given else None, "student": result["student"]["name"]}
         about = {"name": folder.name, "folder": str(folder.relative_to(self.out)), **names}
-        self.entries.append({**about, "formula": result["formula"], "seed": result["seed"], **figures, "seconds": result["seconds"]})
+        self.entries.append(
+            {
+                **about,
+                "formula": result["formula"],
+                "seed": result["seed"],
+                **figures,
+                "seconds": result["seconds"],
+            }
+        )
 
     def taught(self, folder: Path) -> GivenTeacher:
         """The network of a finished stage as a teacher. Raises UserError if it is no better than chance."""
@@ -88,7 +96,10 @@ class Series:
         return make_given(spec.name, network, folder, self.recipe, self.data, allow)
 
     def conclude(
-        self, last: Path, figures: Mapping[str, float | None] | None = None, tables: Mapping[str, Sequence[Mapping]] | None = None
+        self,
+        last: Path,
+        figures: Mapping[str, float | None] | None = None,
+        tables: Mapping[str, Sequence[Mapping]] | None = None,
     ) -> dict[str, Any]:
         """The whole as a run of its own: the network and result of the stage in folder `last`, under the recipe's name.
 
@@ -128,10 +139,18 @@ def seeds_apart(seeds: Seeds, steps: int) -> Seeds:
 def _record(record: Record, stage: Stage, teacher: GivenTeacher | None) -> Record:
     """What a stage's result.json says it is: the whole run's configuration with the stage's own parts in place."""
     tree = dict(record.tree)
-    tree |= {"student": dict(stage.student.config), "loss": dict(stage.loss.config), "seeds": asdict(stage.seeds)}
+    tree |= {
+        "student": dict(stage.student.config),
+        "loss": dict(stage.loss.config),
+        "seeds": asdict(stage.seeds),
+    }
     tree |= {"optimizer": asdict(stage.optimizer), "schedule": asdict(stage.schedule)}
     tree["procedure"] = {**tree.get("procedure", {}), "stage": stage.folder.name}
-    named = {"teacher": teacher.name if teacher else "none", "student": stage.student.name, "loss": stage.loss.name}
+    named = {
+        "teacher": teacher.name if teacher else "none",
+        "student": stage.student.name,
+        "loss": stage.loss.name,
+    }
     own = hashlib.sha256(f"{record.hash}/{stage.folder.name}".encode()).hexdigest()
     return Record(own, {**record.choices, **named}, tree, record.overrides, record.tags)
 

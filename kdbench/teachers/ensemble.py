@@ -16,7 +16,12 @@ from kdbench.types import Outputs
 Mean = Literal["arithmetic", "geometric"]
 
 
-def ensemble_logits(logits: Sequence[Tensor], weights: Sequence[float] | None = None, mean: Mean = "arithmetic", tau: float = 1.0) -> Tensor:
+def ensemble_logits(
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+    mean: Mean = "arithmetic",
+    tau: float = 1.0,
+) -> Tensor:
     """One answer [B, C] float32 of K members' logits, each [B, C].
 
     arithmetic: tau log sum_k w_k softmax(z_k / tau). Its softmax at temperature tau is exactly the weighted mean of the
@@ -31,12 +36,16 @@ def ensemble_logits(logits: Sequence[Tensor], weights: Sequence[float] | None = 
     return tau * torch.logsumexp(F.log_softmax(stacked / tau, -1) + share.log(), 0)
 
 
-def normalised_weights(weights: Sequence[float] | None, members: int, device: torch.device | str = "cpu") -> Tensor:
+def normalised_weights(
+    weights: Sequence[float] | None, members: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """[K] float32, positive, summing to 1. Raises UserError unless there is one positive number for each member."""
     if weights is None:
         return torch.full((members,), 1 / members, device=device)
     if len(weights) != members or any(not 0 < w < math.inf for w in weights):
-        raise UserError(f"teacher.weights must be {members} numbers above 0, one a member, got {list(weights)}")
+        raise UserError(
+            f"teacher.weights must be {members} numbers above 0, one a member, got {list(weights)}"
+        )
     return torch.tensor([w / sum(weights) for w in weights], device=device)
 
 
@@ -48,7 +57,11 @@ class Ensemble(nn.Module):
     """
 
     def __init__(
-        self, members: Sequence[nn.Module], weights: Sequence[float] | None = None, mean: Mean = "arithmetic", tau: float = 1.0
+        self,
+        members: Sequence[nn.Module],
+        weights: Sequence[float] | None = None,
+        mean: Mean = "arithmetic",
+        tau: float = 1.0,
     ) -> None:
         super().__init__()
         if mean not in ("arithmetic", "geometric"):
@@ -77,6 +90,8 @@ def share_recovered(student: float, members: float, ensemble: float) -> float | 
 
 def mean_metrics(members: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The mean over members of every number that all of them have."""
-    numbers = [{key: value for key, value in member.items() if isinstance(value, (int, float))} for member in members]
+    numbers = [
+        {key: value for key, value in member.items() if isinstance(value, (int, float))} for member in members
+    ]
     common = [key for key in numbers[0] if all(key in other for other in numbers)]
     return {key: sum(member[key] for member in members) / len(members) for key in common}

@@ -20,14 +20,18 @@ def problem(seed: int, specialists: int, overlap: bool) -> tuple[Tensor, Tensor,
         covers[m, first : first + 3] = True
     sharp = 4 * torch.rand(BATCH, 1, generator=generator, dtype=torch.float64)
     general = (sharp * torch.randn(BATCH, CLASSES, generator=generator, dtype=torch.float64)).softmax(1)
-    answers = (sharp[:, :, None] * torch.randn(BATCH, specialists, 4, generator=generator, dtype=torch.float64)).softmax(2)
+    answers = (
+        sharp[:, :, None] * torch.randn(BATCH, specialists, 4, generator=generator, dtype=torch.float64)
+    ).softmax(2)
     special = torch.zeros(BATCH, specialists, CLASSES, dtype=torch.float64)
     for m in range(specialists):
         special[:, m, covers[m]] = answers[:, m, :3]
     return general, special, answers[:, :, 3], covers
 
 
-def objective(q: Tensor, general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, active: Tensor) -> Tensor:
+def objective(
+    q: Tensor, general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, active: Tensor
+) -> Tensor:
     """Equation 5 of Hinton et al. 2015, written out: [B]."""
     total = (torch.xlogy(general, general) - general * q.log()).sum(1)
     for m in range(len(covers)):

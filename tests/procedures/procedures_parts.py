@@ -1,0 +1,65 @@
+"""The smallest experiments that procedures are tested on, composed and run as the command line does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from kdbench import build
+from kdbench.configure.naming import without_hydra
+from kdbench.configure.reference import group_choices
+from kdbench.configure.register import register
+from kdbench.errors import UserError
+from kdbench.paths import CONFIG_DIR
+
+# Perceptrons on 8x8 images of four made-up classes: a stage takes a few milliseconds.
+TINY = [
+    "dataset=fake", "dataset.n=64", "dataset.n_test=48", "dataset.size=8", "dataset.channels=1", "dataset.num_classes=4",
+    "dataset.validation=0.25", "dataset/augment=none", "schedule.epochs=2", "schedule.batch_size=16", "schedule.lr=0.02",
+    "schedule.warmup=0", "teacher.schedule.epochs=2", "teacher.schedule.batch_size=16", "teacher.schedule.lr=0.02",
+    "teacher.schedule.warmup=0", "teacher.allow_chance=true", "trainer.device=cpu", "trainer.progress=none",
+]  # fmt: skip
+MLPS = ["teacher=mlp", "teacher.hidden=[24]", "student=mlp", "student.hidden=[24]"]
+
+
+def train(*words: str, out: str = "run") -> Path:
+    """`kdbench train` on the tiny experiment, into folder `out`; composed once, where the command composes thrice."""
+    register()
+    typed = [*TINY, *words]
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        root = compose("train", overrides=typed, return_hydra_config=True)
+        choices = {group: option for group, option in group_choices(root.hydra).items() if option is not None}
+        build.run(without_hydra(root), Path(out), typed, choices)
+    return Path(out)
+
+
+def result(folder: Path | str) -> dict[str, Any]:
+    return json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
+
+
+def refusal(*words: str) -> str:
+    """The message of an experiment that is refused."""
+    with pytest.raises(UserError) as caught:
+        train(*words)
+    return str(caught.value)
+
+
+def stages(folder: Path) -> list[Path]:
+    return sorted((folder / "stages").iterdir(), key=lambda path: int(path.name.split("-")[0]))
+
+
+def in_its_own_process(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code that may kill itself, in the current folder."""
+    here = Path(__file__).parents[2]
+    path = os.pathsep.join([str(here), str(here / "kdbench/_hydra"), str(Path(__file__).parent)])
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )

@@ -1,0 +1,74 @@
+"""Killed in a stage, a procedure goes on from there: finished stages are not touched, the weights are the same."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from procedures_parts import MLPS, in_its_own_process, result, stages, train
+from safetensors.torch import load_file
+
+WORDS = [
+    "procedure=born_again",
+    "loss=dkpp",
+    "procedure.generations=3",
+    *MLPS,
+    "schedule.epochs=3",
+    "student.dropout=0.2",
+]
+
+# 48 training images in batches of 16: 3 steps an epoch. The teacher takes 6 steps, generation 1 nine; step 21 is in the
+# second epoch of generation 2.
+KILLED = """
+import os, signal
+from kdbench.engine.learner import Learner
+step, count = Learner.step, [0]
+def killed(self, *args):
+    step(self, *args)
+    count[0] += 1
+    if count[0] == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+Learner.step = killed
+from procedures_parts import train
+train(*{words!r}, out="cut")
+"""
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+
+
+def test_killed_in_stage_two_of_three():
+    whole = train(*WORDS, out="whole")
+    Path("outputs/teachers").rename("kept")
+    cut = Path("cut")
+    killed = in_its_own_process(KILLED.format(at=21, words=WORDS))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    first, second = stages(cut)
+    assert (first / "result.json").exists() and not (second / "result.json").exists()
+    assert not (cut / "result.json").exists()
+    before = times(first)
+    train(*WORDS, out="cut")
+    assert times(first) == before
+    ours, theirs = load_file(cut / "student.safetensors"), load_file(whole / "student.safetensors")
+    assert all(ours[key].equal(theirs[key]) for key in theirs)
+    assert result(cut)["figures"] == result(whole)["figures"]
+    before = times(cut)
+    train(*WORDS, out="cut")
+    assert times(cut) == before
+
+
+def test_the_whole_and_each_stage_can_teach():
+    out = train(*WORDS[:2], "procedure.generations=2", *MLPS)
+    for folder in (out, stages(out)[0]):
+        taught = result(train(*MLPS, f"teacher.run={folder}", out=f"taught-{folder.name}"))
+        assert taught["teacher"]["weights"] == result(folder)["student"]["weights"]
+
+
+def test_force_runs_all_stages_again():
+    words = [*WORDS[:2], "procedure.generations=1", *MLPS]
+    out = train(*words)
+    before = times(stages(out)[0])
+    train(*words, "force=true")
+    after = times(stages(out)[0])
+    assert all(after[name] > before[name] for name in ("result.json", "student.safetensors"))
