@@ -30,6 +30,16 @@ class Placement(NamedTuple):
         module = module.to(self.device)
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
+    def cast(self, network: nn.Module) -> nn.Module:
+        """Keep the weights of a frozen network's convolutions and linear layers in the compute type, in place.
+
+        The same numbers: autocast would cast them, but anew in every call.
+        """
+        for module in network.modules():
+            if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear):
+                module.to(self.dtype)
+        return network
+
     def wait(self) -> None:
         """Until the device has done all that was asked of it."""
         if self.device.type == "cuda":

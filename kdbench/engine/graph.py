@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from kdbench.engine.options import OptimizerOptions, TrainerOptions, require
 from kdbench.errors import UserError
+from kdbench.types import Outputs
 
 log = logging.getLogger(__name__)
 
@@ -102,24 +103,6 @@ class Graphed:
         return True
 
 
-class GraphedNetwork(nn.Module):
-    """A frozen network whose forward pass is replayed; the same outputs as `network`'s."""
-
-    def __init__(self, network: nn.Module, context: Callable[[], Any], record: Record) -> None:
-        super().__init__()
-        self.network = network
-        self._context = context
-        self._replayed = Graphed(self._outputs, record, strict=False, what="the teacher")
-
-    def forward(self, image: Tensor) -> Any:
-        return self._replayed(image)
-
-    def _outputs(self, image: Tensor) -> Any:
-        # The precision context is entered inside of the recording, so that no cast outlives it in autocast's cache.
-        with torch.no_grad(), self._context():
-            return self.network(image)
-
-
 def wants_graph(options: TrainerOptions, device: torch.device, optimizer: OptimizerOptions) -> bool:
     """Whether a student's step is to be recorded. Raises UserError where `on` cannot be had."""
     fits = optimizer.name in GRAPHED_OPTIMIZERS
@@ -134,6 +117,15 @@ def wants_graph(options: TrainerOptions, device: torch.device, optimizer: Optimi
 def graphed(step: Callable[..., Any], options: TrainerOptions, device: torch.device) -> Callable[..., Any]:
     """A student's step, recorded when it has run often enough."""
     return Graphed(step, recording(device), options.cuda_graph == "on", "the step")
+
+
+def graphed_teacher(
+    options: TrainerOptions, device: torch.device
+) -> Callable[[nn.Module], Callable[[Tensor], Outputs]]:
+    """What makes of a frozen network its recorded forward pass where that is to be had; elsewhere it is left alone."""
+    if options.cuda_graph == "off" or device.type != "cuda":
+        return lambda network: network
+    return lambda network: Graphed(network, recording(device), strict=False, what="the teacher")
 
 
 def recording(device: torch.device) -> Record:

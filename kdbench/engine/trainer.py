@@ -131,9 +131,7 @@ def _train_epoch(
     view.epoch(epoch + 1, epochs, values)
 
 
-def run_steps(
-    members: Sequence[Member], stream: Iterable[Batch], teacher: Teacher, advance: Callable[[], None]
-) -> int:
+def run_steps(members: Sequence[Member], stream: Iterable[Batch], teacher: Teacher, advance: Callable[[], None]) -> int:
     """A step of every member for every batch of `stream`; the number of images seen.
 
     `advance` is called after each batch. Returns when the device has done all of it.

@@ -13,7 +13,8 @@ from parts import SmallNet, Stream, make_learner
 from tape import Tape
 
 from kdbench.engine import graph
-from kdbench.engine.graph import Graphed, GraphedNetwork, wants_graph
+from kdbench.engine.device import place
+from kdbench.engine.graph import Graphed, wants_graph
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.trainer import run_steps
@@ -96,12 +97,15 @@ def test_a_resumed_learner_is_recorded_anew_and_goes_on_the_same(on_tape):
 def test_a_recorded_teacher_says_what_the_network_says():
     torch.manual_seed(3)
     network = SmallNet().eval()
-    recorded = GraphedNetwork(network, lambda: torch.autocast("cpu", enabled=False), Tape).eval()
-    answers = [(image, recorded(image)) for image in torch.randn(6, 8, 1, 6, 6)]
-    assert len(recorded._replayed._recorded) == 1
-    for image, answer in answers:  # earlier answers are not overwritten by later replays
-        assert torch.equal(answer.logits, network(image).logits)
-        assert torch.equal(answer.features["pooled"], network(image).features["pooled"])
+    recorded = Graphed(network, Tape, strict=True, what="the teacher")
+    live = LiveTeacher(network, 8, place(OPTIONS).autocast, lambda network: recorded)
+    plain = LiveTeacher(network, 8, place(OPTIONS).autocast)
+    images = torch.randn(6, 19, 1, 6, 6)
+    answers = [live.outputs(image) for image in images]
+    assert len(recorded._recorded) == 1
+    for image, answer in zip(images, answers, strict=True):  # earlier answers are not overwritten by later replays
+        assert torch.equal(answer.logits, plain.outputs(image).logits)
+        assert torch.equal(answer.features["pooled"], plain.outputs(image).features["pooled"])
 
 
 def test_what_cannot_be_recorded_runs_eagerly_or_is_refused(caplog):
