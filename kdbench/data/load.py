@@ -42,34 +42,37 @@ def load_bundle(
     workers: int | None = None,
     **options: Any,
 ) -> Bundle:
-    """Read a dataset and cut it as its YAML says. configs/dataset/shared/base.yaml explains each key.
+    """Read a dataset and cut it as its YAML says; configs/dataset/shared/base.yaml explains each key.
 
     reader: dotted path of a function that returns a Source. It gets those of root, cache, download and channels that it
     has parameters for, and `options`: all keys that are not kdbench's own. pad is there for the YAML of augmentations
     to refer to. Raises UserError naming the key, or saying which file to put where.
     """
+    source = _read(reader, options, channels, root=root, cache=cache, download=download)
+    train, val = _split(source, validation, split_seed, subset, classes)
+    teacher, student = _labelled(train, source, noise or {})
+    student, added = make_transfer(student, source.classes, len(source.labels), cache, transfer or {})
+    return Bundle(
+        name, source.classes, *_normalisation(source, mean, std, cache), teacher, student, val,
+        _outside(source.test_images, source.test_labels), *_identity(source, added),
+        _augment(augment, "augment"),
+        _augment(augment if teacher_augment is None else teacher_augment, "teacher_augment"),
+        make_mix(mix or {}), _workers(workers),
+    )  # fmt: skip
+
+
+def _read(reader: str, options: Mapping[str, Any], channels: int | None, **given: Any) -> Source:
     if channels not in (None, 1, 3):
         raise UserError(f"dataset.channels must be 1 (gray), 3 (colour) or null (as the images are), got {channels}")
-    given = {"root": root, "cache": cache, "download": download, "channels": channels}
-    source = _with_channels(call(locate(reader, "dataset.reader"), "dataset", options, **given), channels)
-    labels, whom = make_noise(source.labels, source.classes, noise or {})
-    train, val = _split(source, validation, split_seed, subset)
-    if classes is not None:
-        train = train.select(rows_of(train.labels, class_numbers(classes, source.classes, "dataset.classes")))
-    if len(train) < 2:
-        raise UserError(f"dataset.subset and dataset.classes must leave at least 2 training images, got {len(train)}")
-    teacher = noisy(train, labels) if whom != "student" else train
-    student = noisy(train, labels) if whom == "student" else teacher if whom == "both" else train
-    rows = len(source.labels)
-    student, added = make_transfer(student, source.classes, rows, cache, transfer or {})
-    return Bundle(
-        name, source.classes, *_normalisation(source, mean, std, cache),
-        train=teacher, transfer=student, val=val, test=_outside(source.test_images, source.test_labels),
-        fingerprint=_fingerprint(source, added), rows=rows + (0 if added is None else added.shape[0]),
-        augment=_augment(augment, "augment"),
-        teacher_augment=_augment(augment if teacher_augment is None else teacher_augment, "teacher_augment"),
-        mix=make_mix(mix or {}), workers=_workers(workers),
-    )  # fmt: skip
+    source = call(locate(reader, "dataset.reader"), "dataset", options, channels=channels, **given)
+    return _with_channels(source, channels)
+
+
+def _labelled(train: Split, source: Source, noise: Mapping[str, Any]) -> tuple[Split, Split]:
+    """What the teacher and what the student trains on: right or wrong labels, of the same images."""
+    labels, whom = make_noise(source.labels, source.classes, noise)
+    wrong = noisy(train, labels)
+    return train if whom == "student" else wrong, train if whom == "teacher" else wrong
 
 
 def _augment(value: Augment | None, key: str) -> Augment:
@@ -93,7 +96,9 @@ def _with_channels(source: Source, channels: int | None) -> Source:
     return source._replace(images=changed(source.images), test_images=test, val=val, fingerprint=None, stats=None)
 
 
-def _split(source: Source, validation: float, seed: int, subset: float | None) -> tuple[Split, Split | None]:
+def _split(
+    source: Source, validation: float, seed: int, subset: float | None, classes: list[str | int] | None
+) -> tuple[Split, Split | None]:
     """Validation takes the rows with the largest keys of a class, a subset those with the smallest: they never meet."""
     whole = Split(source.images, source.labels, torch.arange(len(source.labels)))
     keys = order_keys(len(whole), seed, "split")
@@ -109,6 +114,10 @@ def _split(source: Source, validation: float, seed: int, subset: float | None) -
     if subset is not None:
         count = count_of(subset, len(rest), "dataset.subset", whole=True)
         rest = rest[stratified(whole.labels[rest], count, keys[rest])]
+    if classes is not None:
+        rest = rest[rows_of(whole.labels[rest], class_numbers(classes, source.classes, "dataset.classes"))]
+    if len(rest) < 2:
+        raise UserError(f"dataset.subset and dataset.classes must leave at least 2 training images, got {len(rest)}")
     return whole.select(rest), val
 
 
@@ -137,10 +146,10 @@ def _normalisation(source: Source, mean: Any, std: Any, cache: str) -> tuple[tup
     return result[0], result[1]
 
 
-def _fingerprint(source: Source, added: Images | None) -> str:
-    """The training images' own; with unlabelled extras a table has rows for them too, so they are part of its name."""
-    own = source.fingerprint or bundles.fingerprint(source.images)
-    return own if added is None else f"{own[:32]}{bundles.fingerprint(added)[:32]}"
+def _identity(source: Source, added: Images | None) -> tuple[str, int]:
+    """The training images' fingerprint and number; a table has rows for unlabelled extras too, so both include them."""
+    own, rows = source.fingerprint or bundles.fingerprint(source.images), len(source.labels)
+    return (own, rows) if added is None else (f"{own[:32]}{bundles.fingerprint(added)[:32]}", rows + added.shape[0])
 
 
 def _workers(workers: int | None) -> int:

@@ -123,6 +123,8 @@ class CropFlip:
 
 def Jitter(pixels: int = 2) -> CropFlip:
     """Shift by up to `pixels` in both directions, black borders: Hinton et al. 2015, section 3 (MNIST)."""
+    if pixels < 0:
+        raise UserError(f"pixels must be 0 or more, got {pixels}")
     return CropFlip(pad=pixels, flip=False)
 
 

@@ -26,9 +26,10 @@ def imagefolder(
     test: float = 0.2,
     in_memory_limit: float = 4.0,
 ) -> Source:
-    """A folder of class folders, or one with train/ and test/ (or val/ in place of test/, or both).
+    """A folder of class folders, or one with train/ and test/ (or val/ in place of test/).
 
-    Without a test folder a stratified share `test` of the images (or that many) becomes the test set, always the same.
+    With both, val/ is the validation set, unless dataset.validation sets images of train/ aside. Without a test folder
+    a stratified share `test` of the images (or that many) becomes the test set, always the same.
     size: pixels a side after resizing the shorter side to `resize` (null: to `size`) and cutting out the middle;
     null where all images have one size. in_memory_limit in GB of decoded images: above it they stream from the files.
     Raises UserError that names the path for whatever is missing.
