@@ -13,9 +13,11 @@ class UserError(ValueError):
 
 def nearest(word: str, known: Iterable[str], question: str = "Did you mean {}?") -> str:
     """A sentence offering the known words closest to `word`, or "" if none is close."""
-    names = {str(name).lower(): str(name) for name in known}
-    close = get_close_matches(str(word).lower(), names, n=2, cutoff=0.55)
-    return question.format(" or ".join(names[name] for name in close)) if close else ""
+    names = list(dict.fromkeys(map(str, known)))
+    lower = {name.lower(): name for name in names}
+    close = get_close_matches(str(word), names, n=2, cutoff=0.55)
+    close = close or [lower[name] for name in get_close_matches(str(word).lower(), lower, n=2, cutoff=0.55)]
+    return question.format(" or ".join(close)) if close else ""
 
 
 def traced() -> bool:

@@ -51,6 +51,7 @@ def launch(task: Task, refuse: Task | None = None, config_name: str = "train", o
     except UserError:
         raise
     except Exception as error:
+        sweep.report()  # a sweeper without a single result gives up
         message = explain(error, arguments, config_name)
         if message is None:
             raise
@@ -107,11 +108,11 @@ class Sweep:
             del plugins.instantiate_launcher
 
     def take(self, job: JobReturn) -> None:
-        """Note a run that has ended. A failed one counts as NaN from here on, so that sweepers go on with the rest."""
+        """Note a run that has ended. A failed one has no value from here on, so that sweepers go on with the rest."""
         self.runs += 1
         if job.status == JobStatus.FAILED:
             self.failed.append((" ".join(filter_overrides(job.overrides or [])), job._return_value))
-            job.status, job.return_value = JobStatus.COMPLETED, float("nan")
+            job.status, job.return_value = JobStatus.COMPLETED, None
 
     def report(self) -> int:
         """Print what failed; the exit code."""
