@@ -26,7 +26,7 @@ Layer = Literal["first", "last"]
 def born_again(
     recipe: Recipe, out: Path, generations: int = 3, share: list[Layer] | None = None
 ) -> dict[str, Any]:
-    """`generations` students in turn, each with seeds of its own, taught by the one before; `teacher=` teaches the first.
+    """`generations` students in turn, each with its own seeds, taught by the one before; `teacher=` teaches the first.
 
     The result is the last generation's. Its figures: after each generation the ensemble of all so far (the mean of
     their predictions), without the first teacher and with it. `share`: layers of its teacher, "first" and "last", that

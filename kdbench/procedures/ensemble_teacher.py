@@ -11,7 +11,6 @@ from typing import Any, Literal
 from torch import nn
 
 from kdbench.data.bundle import Bundle
-from kdbench.engine.device import place
 from kdbench.errors import UserError
 from kdbench.procedures.folder import NETWORK
 from kdbench.procedures.recipe import Recipe, TeacherSpec
@@ -61,7 +60,7 @@ def ensemble_of(
     members: Sequence[GivenTeacher], recipe: Recipe, data: Bundle, options: EnsembleOptions | None = None,
     allow_chance: bool = False, name: str = "ensemble",
 ) -> GivenTeacher:  # fmt: skip
-    """Teachers as one, measured; it remembers its members, for their mean and the share of the gain that a student keeps."""
+    """Teachers as one, measured; it remembers its members, for their mean and the share of the gain a student keeps."""
     weights = [member.weights for member in members]
     twice = next((m.name for i, m in enumerate(members) if m.weights in weights[:i]), None)
     if twice is not None:
@@ -80,7 +79,7 @@ def ensemble_of(
 
 
 def member_specs(spec: TeacherSpec, options: EnsembleOptions, recipe: Recipe) -> list[TeacherSpec]:
-    """Each member as a teacher of its own: the ensemble's schedule, optimizer and label smoothing, its network and seed."""
+    """Each member as a teacher of its own: its network and seed, all else (schedule, optimizer, ...) the ensemble's."""
     used: dict[str, int] = {}
     specs = []
     for member in options.members:

@@ -1,4 +1,4 @@
-"""Sequential distillation: a chain of networks, each taught by the one before it (teacher assistants, Mirzadeh et al. 2020)."""
+"""Sequential distillation: each network is taught by the one before it (teacher assistants, Mirzadeh et al. 2020)."""
 
 from __future__ import annotations
 

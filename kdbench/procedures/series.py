@@ -1,4 +1,4 @@
-"""What procedures of several stages share: their folders and records, teachers from stages, and the result of the whole."""
+"""What procedures of several stages share: folders and records, teachers from stages, and the result of the whole."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Series:
         schedule: ScheduleOptions | None = None,
         adapt: Adapt | None = None,
     ) -> Stage:
-        """The next stage: the recipe's own student, loss, data, ..., unless another is given. Its number is its turn."""
+        """The next stage: the recipe's own student, loss, data, ..., unless given. Its number is its turn."""
         recipe, data = self.recipe, data or self.data
         stage = Stage(
             folder=self.out / "stages" / f"{len(self.entries) + 1}-{name.replace('/', '_')}",

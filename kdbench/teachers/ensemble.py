@@ -29,24 +29,23 @@ def ensemble_logits(
     geometric: sum_k w_k z_k, whose softmax at any temperature is the members' weighted geometric mean, normalised
     (both means: Hinton et al. 2015, section 2). `weights` are normalised to sum to 1; None: equal.
     """
-    stacked = torch.stack([z.to(torch.float32) for z in logits])
-    share = normalised_weights(weights, len(logits), stacked.device)[:, None, None]
+    shares = normalised_weights(weights, len(logits))
+    answers = [z.to(torch.float32) for z in logits]
     if mean == "geometric" or math.isinf(tau):
-        return (share * stacked).sum(0)
-    return tau * torch.logsumexp(F.log_softmax(stacked / tau, -1) + share.log(), 0)
+        return torch.stack([share * z for share, z in zip(shares, answers, strict=True)]).sum(0)
+    logs = [F.log_softmax(z / tau, -1) + math.log(share) for share, z in zip(shares, answers, strict=True)]
+    return tau * torch.logsumexp(torch.stack(logs), 0)
 
 
-def normalised_weights(
-    weights: Sequence[float] | None, members: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """[K] float32, positive, summing to 1. Raises UserError unless there is one positive number for each member."""
+def normalised_weights(weights: Sequence[float] | None, members: int) -> list[float]:
+    """Positive, summing to 1. Raises UserError unless there is one positive number for each member."""
     if weights is None:
-        return torch.full((members,), 1 / members, device=device)
+        return [1 / members] * members
     if len(weights) != members or any(not 0 < w < math.inf for w in weights):
         raise UserError(
             f"teacher.weights must be {members} numbers above 0, one a member, got {list(weights)}"
         )
-    return torch.tensor([w / sum(weights) for w in weights], device=device)
+    return [w / sum(weights) for w in weights]
 
 
 class Ensemble(nn.Module):
@@ -70,8 +69,7 @@ class Ensemble(nn.Module):
             raise UserError(f"teacher.tau must be above 0 (inf: the geometric mean), got {tau}")
         self.members = nn.ModuleList(members)
         self.mean, self.tau = mean, float(tau)
-        share = normalised_weights(weights, len(members))
-        self.weights = share.tolist()
+        self.weights = normalised_weights(weights, len(members))
         # Where the temperature has no effect it does not count: the same teacher keeps the same hash.
         made_with = [math.inf if mean == "geometric" else self.tau, *self.weights]
         self.register_buffer("made_with", torch.tensor(made_with, dtype=torch.float64))
@@ -83,8 +81,8 @@ class Ensemble(nn.Module):
 
 
 def share_recovered(student: float, members: float, ensemble: float) -> float | None:
-    """(student - members' mean) / (ensemble - members' mean): 1 if the student is as good as the ensemble, 0 if it is no
-    better than a member (Hinton et al. 2015, section 4: "more than 80 %"). None where the ensemble gains nothing."""
+    """(student - members' mean) / (ensemble - members' mean): 1 if the student is as good as the ensemble, 0 if it is
+    no better than a member (Hinton et al. 2015, section 4: above 80 %). None where the ensemble gains nothing."""
     return (student - members) / (ensemble - members) if ensemble > members else None
 
 

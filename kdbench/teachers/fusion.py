@@ -1,4 +1,4 @@
-"""A generalist and specialists as one teacher: the distribution that is nearest to all of theirs (Hinton et al. 2015, 5.3)."""
+"""A generalist and specialists as one teacher: the distribution that is nearest to all of theirs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def fuse(
     instead of one a class: with a = general + sum of special, q = a / (L - sum of r_m over the m that do not cover the
     class), L = 1 + number of active specialists, and r maximises the concave sum_i a_i log(a_i / q_i) + sum_m
     dustbin_m log r_m. Newton with backtracking; one active specialist starts at its closed form, r = L dustbin /
-    (sum of a outside + dustbin), which is the solution. No active specialist: q is `general` itself. Where some are, the
-    generalist's probabilities count as FLOOR at least, and a smaller dustbin as empty: a specialist may be sure of what
-    the generalist rules out.
+    (sum of a outside + dustbin), which is the solution. No active specialist: q is `general` itself. Where some are,
+    the generalist's probabilities count as FLOOR at least, and a smaller dustbin as empty: a specialist may be sure of
+    what the generalist rules out.
     """
     on = active.to(general.dtype)
     dust = torch.where(dustbin > FLOOR, dustbin, 0.0) * on
@@ -49,8 +49,9 @@ def fuse(
 
 
 def fuse_one(general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor) -> Tensor:
-    """The closed form of `fuse` for one active specialist: general [B, C], special [B, C], dustbin [B], covers [B, C] or [C].
+    """The closed form of `fuse` for one active specialist.
 
+    general [B, C], special [B, C], dustbin [B], covers [B, C] or [C].
     Inside of its classes the mean of both; outside, the mean of both masses, spread as the generalist spreads its own.
     """
     inside = (general + special) / 2
@@ -111,9 +112,14 @@ class Fused(nn.Module):
     """
 
     def __init__(
-        self, generalist: nn.Module, specialists: Sequence[nn.Module], sets: Sequence[Sequence[int]], offsets: Sequence[float],
-        num_classes: int, top: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        generalist: nn.Module,
+        specialists: Sequence[nn.Module],
+        sets: Sequence[Sequence[int]],
+        offsets: Sequence[float],
+        num_classes: int,
+        top: int = 1,
+    ) -> None:
         super().__init__()
         self.generalist, self.specialists = generalist, nn.ModuleList(specialists)
         self.sets, self.top = [list(classes) for classes in sets], top
@@ -121,24 +127,27 @@ class Fused(nn.Module):
         for row, classes in zip(covers, self.sets, strict=True):
             row[classes] = True
         self.covers: Tensor
-        self.offsets: Tensor
+        # Known before any image: at most one specialist is ever active, and the solver has nothing to do.
+        self.closed = top == 1 and bool((covers.sum(0) <= 1).all())
         self.register_buffer("covers", covers)
-        self.register_buffer("offsets", torch.tensor(list(offsets), dtype=torch.float64))
+        # The precision that networks are cast to must not reach these: plain numbers in the forward, a copy for the hash.
+        self.offsets = list(offsets)
+        self.register_buffer("made_with", torch.tensor([float(top), *offsets], dtype=torch.float64))
+        for m, classes in enumerate(self.sets):
+            self.register_buffer(f"classes{m}", torch.tensor(classes))
 
     def forward(self, image: Tensor) -> Outputs:
         """image [B, C, H, W] -> log q [B, C] float32."""
         general = _probabilities(self.generalist(image).logits)
-        batch, device = len(image), image.device
+        batch = len(image)
         special = general.new_zeros(batch, len(self.sets), general.shape[1])
         dustbin = general.new_zeros(batch, len(self.sets))
-        for m, (network, classes) in enumerate(zip(self.specialists, self.sets, strict=True)):
+        for m, (network, offset) in enumerate(zip(self.specialists, self.offsets, strict=True)):
             logits = network(image).logits.to(general.dtype)
-            shift = torch.zeros_like(logits)
-            shift[:, -1] = self.offsets[m]
-            answer = F.softmax(logits + shift, 1)
-            special[:, m, torch.tensor(classes, device=device)] = answer[:, :-1]
+            answer = F.softmax(torch.cat([logits[:, :-1], logits[:, -1:] + offset], 1), 1)
+            special[:, m, self.get_buffer(f"classes{m}")] = answer[:, :-1]
             dustbin[:, m] = answer[:, -1]
-        q = fuse(general, special, dustbin, self.covers, self.active(general))
+        q = fuse(general, special, dustbin, self.covers, self.active(general), 0 if self.closed else 60)
         return Outputs(q.clamp_min(1e-30).log().float(), {})
 
     def active(self, general: Tensor) -> Tensor:

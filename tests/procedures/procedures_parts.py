@@ -21,9 +21,10 @@ from kdbench.paths import CONFIG_DIR
 
 # Perceptrons on 8x8 images of four made-up classes: a stage takes a few milliseconds.
 TINY = [
-    "dataset=fake", "dataset.n=64", "dataset.n_test=48", "dataset.size=8", "dataset.channels=1", "dataset.num_classes=4",
-    "dataset.validation=0.25", "dataset/augment=none", "schedule.epochs=2", "schedule.batch_size=16", "schedule.lr=0.02",
-    "schedule.warmup=0", "teacher.schedule.epochs=2", "teacher.schedule.batch_size=16", "teacher.schedule.lr=0.02",
+    "dataset=fake", "dataset.n=64", "dataset.n_test=48", "dataset.size=8", "dataset.channels=1",
+    "dataset.num_classes=4", "dataset.validation=0.25", "dataset/augment=none",
+    "schedule.epochs=2", "schedule.batch_size=16", "schedule.lr=0.02", "schedule.warmup=0",
+    "teacher.schedule.epochs=2", "teacher.schedule.batch_size=16", "teacher.schedule.lr=0.02",
     "teacher.schedule.warmup=0", "teacher.allow_chance=true", "trainer.device=cpu", "trainer.progress=none",
 ]  # fmt: skip
 MLPS = ["teacher=mlp", "teacher.hidden=[24]", "student=mlp", "student.hidden=[24]"]

@@ -45,8 +45,8 @@ def objective(
 def by_gradient(*parts: Tensor) -> Tensor:
     """The paper's own way: gradient descent on the logits of q (here with L-BFGS), image by image in one sum."""
     logits = parts[0].log().clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([logits], lr=1.0, max_iter=400, tolerance_grad=1e-12, tolerance_change=1e-15, history_size=30,
-                                  line_search_fn="strong_wolfe")  # fmt: skip
+    limits = {"max_iter": 400, "tolerance_grad": 1e-12, "tolerance_change": 1e-15, "history_size": 30}
+    optimizer = torch.optim.LBFGS([logits], lr=1.0, line_search_fn="strong_wolfe", **limits)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
