@@ -79,7 +79,7 @@ class LogitTable:
         self._tags = np.memmap(path, np.uint32, "r", HEADER, (shape.entries,))
         self._words = np.memmap(path, np.uint32, "r", shape.data, (shape.entries, shape.words))
         self._seen = np.zeros(shape.entries, bool)  # entries whose checksum this process has found right
-        self.damaged = 0  # entries found damaged so far
+        self.damaged = False  # whether any entry was found damaged
         self._full_disk = False
 
     @property
@@ -96,7 +96,7 @@ class LogitTable:
             good[part] = checksums(self._words[entries[part]], entries[part]) == tags[part]
         if len(unsure):
             self._seen[entries[good]] = True
-            self._report(len(unsure) - int(good[unsure].sum()))
+            self._report(not good[unsure].all())
         return good
 
     def read(self, entries: np.ndarray) -> Tensor:
@@ -163,10 +163,10 @@ class LogitTable:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _report(self, damaged: int) -> None:
+    def _report(self, damaged: bool) -> None:
         if damaged and not self.damaged:
             log.warning("table %s: damaged entries found; they are computed again", self.path)
-        self.damaged += damaged
+        self.damaged |= damaged
 
 
 def checksums(words: np.ndarray, entries: np.ndarray) -> np.ndarray:
