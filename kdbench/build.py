@@ -149,15 +149,15 @@ class ConfigCatalogue:
     """Networks and losses by the names of their YAML files."""
 
     def network(self, name: str, options: Mapping[str, Any] | None = None) -> NetworkSpec:
-        return make_network(name, {**self._node("student", name), **(options or {})}, "student")
+        return make_network(name, {**self.node("student", name), **(options or {})}, "student")
 
     def network_from(self, name: str, config: Mapping[str, Any]) -> NetworkSpec:
         return make_network(name, config, "student")
 
     def loss(self, name: str, options: Mapping[str, Any] | None = None) -> LossSpec:
-        return make_loss(name, {**self._node("loss", name), **(options or {})})
+        return make_loss(name, {**self.node("loss", name), **(options or {})})
 
-    def _node(self, group: str, name: str) -> dict[str, Any]:
+    def node(self, group: str, name: str) -> dict[str, Any]:
         try:
             composed = compose("train", overrides=[f"{group}={name}"])
         except MissingConfigException as error:

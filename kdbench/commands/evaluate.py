@@ -15,9 +15,10 @@ def main() -> int:
     arguments = _parse()
     folder = find_run(Path(arguments.run))
     overrides = [f"dataset={arguments.dataset}"] if arguments.dataset else []
-    from kdbench import build  # loads torch
+    from kdbench.evaluate import evaluate_run  # loads torch
 
-    figures = build.evaluate_run(folder, arguments.split, [*overrides, *arguments.overrides])
+    named = Path(arguments.run).name if Path(arguments.run).is_file() else "student.safetensors"
+    figures = evaluate_run(folder, arguments.split, [*overrides, *arguments.overrides], named)
     if arguments.json:
         print(json.dumps(figures))
     else:
@@ -42,8 +43,8 @@ def find_run(path: Path) -> Path:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="kdbench evaluate", description=__doc__)
-    parser.add_argument("run", help="a run folder, or a checkpoint inside one")
-    parser.add_argument("overrides", nargs="*", help="changes to the run's dataset, e.g. dataset.noise=0.2")
+    parser.add_argument("run", help="a run folder, or a weights file in one (best.safetensors)")
+    parser.add_argument("overrides", nargs="*", help="changes to the run's dataset, e.g. dataset.root=/data")
     parser.add_argument(
         "--split", choices=("test", "val", "train"), default="test", help="which images (default: test)"
     )
@@ -52,7 +53,7 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_intermixed_args()
     for override in arguments.overrides:
         if "=" not in override or not override.startswith("dataset"):
-            raise UserError(f"{override}: only changes to the dataset make sense here, e.g. dataset.noise=0.2")
+            raise UserError(f"{override}: only changes to the dataset make sense here, e.g. dataset.root=/data")
     return arguments
 
 

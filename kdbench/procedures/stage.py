@@ -173,12 +173,11 @@ def eval_sets(data: Bundle, trainer: TrainerOptions, placement: Placement) -> di
     """ "val" (where there is one) and "test", as batches on the device."""
     splits = {"val": data.val, "test": data.test}
     kept = {name: split for name, split in splits.items() if split is not None}
-    options = {
-        "batch_size": trainer.eval_batch_size,
-        "device": placement.device,
-        "channels_last": placement.channels_last,
+    size, device, channels_last = trainer.eval_batch_size, placement.device, placement.channels_last
+    return {
+        name: make_eval_batches(data, split, batch_size=size, device=device, channels_last=channels_last)
+        for name, split in kept.items()
     }
-    return {name: make_eval_batches(data, split, **options) for name, split in kept.items()}
 
 
 def _member(

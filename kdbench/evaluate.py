@@ -1,0 +1,61 @@
+"""A finished run's student, built again and measured on any split of its own or another dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+from kdbench.build import ConfigCatalogue, load_data, plain
+from kdbench.configure import register
+from kdbench.data.batches import make_eval_batches
+from kdbench.engine.device import place
+from kdbench.engine.evaluate import evaluate
+from kdbench.engine.options import TrainerOptions, require
+from kdbench.engine.trainer import STUDENT
+from kdbench.errors import UserError, nearest
+from kdbench.paths import CONFIG_DIR
+from kdbench.procedures.folder import network_of_run
+from kdbench.procedures.recipe import flatten
+
+
+def evaluate_run(folder: Path, split: str, overrides: list[str], weights: str = STUDENT) -> dict[str, float]:
+    """A run's student on one split ("test", "val" or "train", un-augmented) of its own or another dataset.
+
+    `overrides` are `dataset=<name>` or `dataset.<key>=<value>`. Returns `metrics.report` and the number of images.
+    Raises UserError if the folder holds no finished student or if the dataset does not fit it.
+    """
+    tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    dataset = dataset_node(tree["dataset"], overrides)
+    data = load_data(json.dumps(dataset))
+    _, network, info = network_of_run(folder, ConfigCatalogue(), weights)
+    require(info == data.info, "dataset", f"{data.name} {tuple(data.info)}", f"like the run's: {tuple(info)}")
+    images = getattr(data, split)
+    require(images is not None, "--split", split, "test or train: this dataset has no validation split")
+    placement = place(TrainerOptions(**tree["trainer"]))
+    batches = make_eval_batches(data, images, batch_size=500, device=placement.device, channels_last=False)
+    return {"images": len(images), **evaluate(placement.put(network), batches, placement)}
+
+
+def dataset_node(node: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A dataset's plain node after overrides; a `dataset=<name>` replaces it, a key changes it."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "dataset":
+            register()
+            with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+                node = ConfigCatalogue().node("dataset", value)
+            continue
+        changed = OmegaConf.create({"dataset": node})
+        OmegaConf.set_struct(changed, True)
+        try:
+            OmegaConf.update(changed, key, yaml.safe_load(value))
+        except (ConfigKeyError, ConfigAttributeError) as error:
+            raise UserError(f"{key}: {nearest(key, flatten({'dataset': node}), 'no such key. Nearest: {}')}") from error
+        node = plain(changed)["dataset"]
+    return node
