@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from kdbench.engine.memory import keep_freed_memory
 from kdbench.engine.options import TrainerOptions
 from kdbench.errors import UserError
 
@@ -57,6 +58,8 @@ def place(options: TrainerOptions) -> Placement:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     bf16 = options.precision == "bf16" or (options.precision == "auto" and _has_fast_bf16(device))
     if bf16 and device.type == "mps":
         raise UserError("trainer.precision = bf16: must be fp32 on MPS")
