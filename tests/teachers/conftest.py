@@ -1,4 +1,5 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `tables_parts`, which these tests share
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "runs")]  # for `tables_parts`, and for `shell`: the command line
