@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss, number
 from kdbench.losses.checks import count, inside, positive
 from kdbench.losses.features import layer_names, student_maps, teacher_maps
@@ -63,8 +64,8 @@ class CRD(DistillationLoss):
     the student's), in learned linear embeddings of length 1 (Tian et al. 2020, L_critic; 0.8, K = 16384 in the paper).
 
     Each image's pair is told from `negatives` other rows of a memory of all `images` training images, drawn evenly from
-    torch's generator (the paper's default draws from other classes only: its labels are not known here). Set `images`
-    to the size of the training set: `target.index` must lie below it. Costs 8 B `negatives` `dimensions` bytes a step
+    torch's generator (the paper's default draws from other classes only: its labels are not known here). `images` null
+    is the size of the training set; `target.index` must lie below it. Costs 8 B `negatives` `dimensions` bytes a step
     and 8 `images` `dimensions` bytes in every checkpoint.
     """
 
@@ -74,7 +75,7 @@ class CRD(DistillationLoss):
     def __init__(
         self,
         weights: Mapping[str, float],
-        images: int,
+        images: int | None = None,
         negatives: int = 16384,
         tau: float = 0.07,
         momentum: float = 0.5,
@@ -84,16 +85,17 @@ class CRD(DistillationLoss):
     ) -> None:
         super().__init__(weights, label_smoothing)
         self.needs = layer_names("layer", [layer])
-        self.images, self.negatives = count("images", images), count("negatives", negatives)
+        self.images = None if images is None else count("images", images)
+        self.negatives = count("negatives", negatives)
         self.tau, self.momentum = positive("tau", tau), inside("momentum", momentum)
         self.dimensions = count("dimensions", dimensions)
         self.embed = nn.ModuleList()
-        self.memory = nn.ModuleList(Memory(self.images, self.dimensions) for _ in range(2))
+        self.memory = nn.ModuleList()
 
     @property
     def formula(self) -> str:
         text = self.written(task=self.task_text, distill="(NCE(s, memory t) + NCE(t, memory s))")
-        size = f"K = {self.negatives} of {self.images} images, tau = {number(self.tau)}"
+        size = f"K = {self.negatives} of {self.images or 'all'} images, tau = {number(self.tau)}"
         kept = f"memory momentum {number(self.momentum)}"
         return f"{text}, {size}, {self.dimensions} learned dimensions of {self.needs[0]}, {kept}"
 
@@ -101,11 +103,15 @@ class CRD(DistillationLoss):
         both = (student_maps(student, self.needs)[0], teacher_maps(teacher, self.needs, "crd")[0])
         device = student.logits.device
         self.embed = nn.ModuleList(nn.Linear(f.flatten(1).shape[1], self.dimensions, device=device) for f in both)
-        self.memory.to(device)
+        self.images = self.images or self.rows
+        if self.images is None:
+            raise UserError("loss.images must be the size of the training set, got null")
+        self.memory = nn.ModuleList(Memory(self.images, self.dimensions) for _ in range(2)).to(device)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         features = student_maps(student, self.needs)[0], teacher_maps(teacher, self.needs, "crd")[0]
         s, t = (F.normalize(embed(f.flatten(1))) for embed, f in zip(self.embed, features))
+        assert self.images is not None
         others = torch.randint(self.images, (len(s), self.negatives), device=s.device)
         chosen = torch.cat([target.index.unsqueeze(1), others], dim=1)
         of_s, of_t = self.memory[0], self.memory[1]

@@ -19,6 +19,7 @@ from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import read_json, save_weights, write_json
 from kdbench.engine.device import Placement, place
 from kdbench.engine.distiller import Distiller
+from kdbench.engine.evaluate import evaluating
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
 from kdbench.engine.progress import ProgressView
@@ -225,25 +226,28 @@ def _learner(
         "none",
         f"a network, since loss={stage.loss.name} learns from one",
     )
-    _prepare_loss(loss, student, teacher, stage, sets, batches, placement)
+    _prepare_loss(loss, student, teacher, stage.data, sets, placement)
     distiller = Distiller(student, loss.to(placement.device), placement)
     factors = lr_factors(stage.schedule, batches.steps)
     return Learner(distiller, stage.optimizer, stage.trainer, factors, batches.steps, stage.seeds.init)
 
 
 def _prepare_loss(
-    loss: DistillationLoss, student: nn.Module, teacher: GivenTeacher | None, stage: Stage,
-    sets: Mapping[str, EvalBatches], batches: TrainBatches, placement: Placement,
-) -> None:  # fmt: skip
-    """Adapters from real shapes, for losses that have them. Costs one evaluation batch through both networks."""
+    loss: DistillationLoss,
+    student: nn.Module,
+    teacher: GivenTeacher | None,
+    data: Bundle,
+    sets: Mapping[str, EvalBatches],
+    placement: Placement,
+) -> None:
+    """Adapters from real shapes, for losses that have them. Costs two evaluation images through both networks."""
+    loss.rows = data.rows
     if type(loss).setup is DistillationLoss.setup:
         return
-    state = torch.get_rng_state()
     batch = next(iter(sets["test"]))
-    with torch.no_grad(), placement.autocast():
-        outputs = student.eval()(batch.image[:2])
     small = batch._replace(image=batch.image[:2], view=batch.view[:2])
-    torch.set_rng_state(state)
+    with evaluating(student), placement.autocast():
+        outputs = student(small.image)
     loss.setup(outputs, teacher.ask(small) if teacher else None)
 
 

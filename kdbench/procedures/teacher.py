@@ -149,7 +149,7 @@ def teacher_stage(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:
     loss = LossSpec("ce", {"label_smoothing": smoothing}, lambda: CE({"task": 1.0}, smoothing))
     return Stage(
         folder=recipe.teachers / data.name / f"{_slug(spec.network.name)}-{key[:10]}",
-        data=data,
+        data=data.for_teacher(),
         split=data.train,
         student=spec.network,
         loss=loss,
@@ -167,10 +167,10 @@ def store_key(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> str:
     trainer = recipe.trainer
     identity = {
         "format": STORE_FORMAT,
-        "images": data.fingerprint,
+        "images": data.fingerprint[:32],  # the second half names unlabelled extras, which only the student sees
         "rows": _digest(data.train.index),
         "labels": _digest(data.train.labels),
-        "augment": recipe.record.tree["dataset"].get("augment"),
+        "augment": repr(data.teacher_augment),
         "normalise": [list(data.mean), list(data.std)],
         "network": dict(spec.network.config),
         "optimizer": asdict(spec.optimizer),
