@@ -191,7 +191,7 @@ def _member(
     epochs_done, state = resume_epoch(stage.folder)
     if epochs_done:
         log.info("%s: continues after epoch %d", stage.folder, epochs_done)
-    learner = _learner(stage, teacher, batches, sets, placement)
+    learner = make_learner(stage, teacher, batches, sets, placement)
     calibration = _calibrate(learner.distiller.loss, stage, teacher, sets) if state is None else None
     write_json(stage.folder / "run.json", {"hash": stage.record.hash, "started": _now()})
     save_config(stage.folder, stage.record.tree)
@@ -207,13 +207,14 @@ def _member(
     return member
 
 
-def _learner(
+def make_learner(
     stage: Stage,
     teacher: GivenTeacher | None,
     batches: TrainBatches,
     sets: Mapping[str, EvalBatches],
     placement: Placement,
 ) -> Learner:
+    """A stage's student under its loss, with its optimizer, ready for the first step."""
     torch.manual_seed(stage.seeds.init)
     student = stage.student.make(stage.data.info)
     if stage.adapt is not None:

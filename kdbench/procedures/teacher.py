@@ -61,13 +61,17 @@ def make_given(
     log.info("teacher %s: %s%s", name, _accuracies(metrics), where)
     if not allow_chance:
         _refuse_chance(name, metrics, data)
-    # A copy: the network itself is what later stages read weights from. The same copy asks and fills a table.
-    quick = placement.cast(fold_batchnorm(network, data.info.image_size))
-    chunk = chunk_for(placement.device, recipe.schedule.batch_size)
-    live = LiveTeacher(quick, chunk, placement.autocast, graphed_teacher(recipe.trainer, placement.device))
     weights = weight_hash(network.state_dict())
     parameters, tables = count_parameters(network), _tables(folder, recipe)
+    live = live_teacher(network, recipe, data, placement)
     return GivenTeacher(name, live, network, parameters, weights, folder, metrics, reference, tables=tables)
+
+
+def live_teacher(network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement) -> LiveTeacher:
+    """What answers batches, and fills tables, in place of a trained network: a copy of it made quick."""
+    quick = placement.cast(fold_batchnorm(network, data.info.image_size))
+    chunk = chunk_for(placement.device, recipe.schedule.batch_size)
+    return LiveTeacher(quick, chunk, placement.autocast, graphed_teacher(recipe.trainer, placement.device))
 
 
 def _tables(folder: Path | None, recipe: Recipe) -> Tables:
