@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 
 import pytest
 import torch
@@ -74,15 +73,13 @@ def test_it_finds_a_proxy_nearer_to_the_truth(method, tau, planted_epsilon):
 def test_a_calibrated_teacher_is_left_nearly_alone(method):
     """Labels drawn from the teacher itself: nothing can be gained, and little is lost by choosing from few labels."""
     z = truth(1000, 5, seed=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a choice that loses on the held-out half says so
-        found = loss(method)
-        record = found.calibrate(z, labels(z, 5)).record
+    found = loss(method)
+    record = found.calibrate(z, labels(z, 5)).record
     assert distance(z, z, found.epsilon.double(), 1.0) < 2e-3
     assert abs(record["held_out_gain"]) < 4 * record["held_out_stderr"] + 1e-12
 
 
-def test_the_unsquared_norm_misleads():
+def test_the_unsquared_norm_misleads(caplog):
     """The paper's score of a perfectly calibrated teacher is best far away from it; the squared norm's is at it."""
     z = truth(1500, 5, seed=6)
     y = labels(z, 7)
@@ -93,8 +90,8 @@ def test_the_unsquared_norm_misleads():
         scores = score_all(z.exp(), y, candidates, options, 1.0).mean(1)
         far[criterion] = distance(z, z, candidates[int(scores.argmin())].epsilon, 1.0)
     assert max(far["brier"], far["nll"]) < 1e-3 < 1e-2 < min(far["l2"], far["l2_entropy"])
-    with pytest.warns(UserWarning, match="criterion=l2 is not a proper score"):
-        loss("search", criterion="l2", count=3).calibrate(z[:100], y[:100])
+    loss("search", criterion="l2", count=3).calibrate(z[:100], y[:100])
+    assert "criterion=l2 is not a proper score" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["search", "gradient"])
@@ -106,22 +103,20 @@ def test_held_out_labels_have_no_say(method):
     others[held] = (others[held] + 1) % 4
     results = []
     for label in (y, others):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = loss(method, count=20, seed=seed)
-            results.append((found, found.calibrate(2 * z, label).record))
+        found = loss(method, count=20, seed=seed)
+        results.append((found, found.calibrate(2 * z, label).record))
     (a, first), (b, second) = results
     assert torch.equal(a.epsilon, b.epsilon) and first["scores"]["choose"] == second["scores"]["choose"]
     assert first["scores"]["held_out"] != second["scores"]["held_out"]
 
 
-def test_a_worse_result_is_said():
+def test_a_worse_result_is_said(caplog):
     z = truth(200, 4, seed=8)
     y = labels(z, 9)
     held = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:100]
     y[held] = z[held].argmax(-1)  # the held-out half wants a sharper proxy, the other half a smoother one
-    with pytest.warns(UserWarning, match="worse than the plain teacher on held-out images: brier is"):
-        assert loss("search", count=50).calibrate(3 * z, y).record["held_out_gain"] < 0
+    assert loss("search", count=50).calibrate(3 * z, y).record["held_out_gain"] < 0
+    assert "worse than the plain teacher on held-out images: brier is" in caplog.text
 
 
 def test_images_are_dealt_out_once():
@@ -150,7 +145,7 @@ def test_what_is_recorded():
         1.0,
     ]
     assert record["images"] == {"all": 120, "choose": 60, "held_out": 60} and record["seconds"] > 0
-    assert torch.tensor(record["epsilon"]).shape == (4, 5)
+    assert torch.tensor(record["epsilon"]).shape == (4, 5) and 0 < record["strength"] < 10
     assert [row["rank"] for row in table] == list(range(1, 8)) and table == sorted(table, key=lambda row: row["choose"])
     assert table[0]["origin"] == record["origin"] and sum(row["origin"].startswith("teacher") for row in table) == 1
     assert table[0]["choose"] == pytest.approx(record["scores"]["choose"]["best"], abs=1e-5)
@@ -165,10 +160,8 @@ def test_the_same_seed_gives_the_same_choice():
     z = truth(200, 4, seed=2)
     y = labels(z, 2)
     for method in ("search", "gradient"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            a, b = loss(method, count=30), loss(method, count=30)
-            same = a.calibrate(2 * z, y).table == b.calibrate(2 * z, y).table
+        a, b = loss(method, count=30), loss(method, count=30)
+        same = a.calibrate(2 * z, y).table == b.calibrate(2 * z, y).table
         assert same and torch.equal(a.epsilon, b.epsilon)
 
 
@@ -197,9 +190,9 @@ def test_quick_scores_are_the_exact_ones(per_class, criterion):
     candidates = draw(options, 5, 12)
     quick = score_all((z / 2).softmax(-1), labels(z, 3), candidates, options, 2.0)
     for k, candidate in enumerate(candidates):
-        exact, residual = score_exactly((z / 2).softmax(-1), labels(z, 3), candidate.epsilon, options, 2.0)
-        torch.testing.assert_close(quick[k], exact.float(), rtol=2e-4, atol=2e-5)
-        assert residual < 1e-9
+        exact = score_exactly((z / 2).softmax(-1), labels(z, 3), candidate.epsilon, options, 2.0)
+        torch.testing.assert_close(quick[k], exact.score.float(), rtol=2e-4, atol=2e-5)
+        assert exact.residual < 1e-9
 
 
 def test_criteria_by_hand():
@@ -218,9 +211,7 @@ def test_a_checkpoint_carries_the_choice():
             one.setup(Outputs(z[:2].float(), {}), None)
             assert one.needs_calibration
         shape = first.epsilon.shape
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            first.calibrate(2 * z, labels(z, 2))
+        first.calibrate(2 * z, labels(z, 2))
         assert first.epsilon.shape == shape and not first.needs_calibration
         second.load_state_dict(first.state_dict())
         assert not second.needs_calibration and torch.equal(first.epsilon, second.epsilon)
@@ -231,7 +222,7 @@ def test_a_checkpoint_carries_the_choice():
         assert third.needs_calibration
 
 
-def test_what_cannot_be_calibrated():
+def test_what_cannot_be_calibrated(caplog):
     z = truth(100, 4, seed=2)
     y = labels(z, 2)
     with pytest.raises(UserError, match="at least 20 labelled validation images, there are 10"):
@@ -242,5 +233,5 @@ def test_what_cannot_be_calibrated():
         loss("search").calibrate(z * torch.nan, y)
     with pytest.raises(UserError, match="must be search or gradient"):
         PTLoss({"distill": 1.0}).calibrate(z, y)
-    with pytest.warns(UserWarning, match="under 10 images a class"):
-        loss("search", count=2, per_class=True).calibrate(truth(30, 4, 2), labels(truth(30, 4, 2), 2))
+    loss("search", count=2, per_class=True).calibrate(z[:30], y[:30])
+    assert "under 10 images a class" in caplog.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
+import re
 
 import numpy
 import pytest
@@ -47,13 +47,12 @@ def test_epsilon_from_files(tmp_path):
     numpy.save(tmp_path / "table.npy", numpy.array(TABLE))
     (tmp_path / "table.csv").write_text("".join(f"{a}, {b}\n" for a, b in TABLE))
     (tmp_path / "row.csv").write_text("0.1,0.2\n")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for path in tmp_path.iterdir():
-            expected = table[0] if path.name == "row.csv" else table
-            torch.testing.assert_close(loss(epsilon=str(path)).epsilon, expected)
-    with pytest.warns(UserWarning, match=r"fitted at tau = 4 and does not carry over to loss.tau=2"):
-        loss(epsilon=str(tmp_path / "found.json"), tau=2.0)
+    for path in tmp_path.iterdir():
+        read = loss(epsilon=str(path))
+        torch.testing.assert_close(read.epsilon, table[0] if path.name == "row.csv" else table)
+        assert not read.doubts
+    (doubt,) = loss(epsilon=str(tmp_path / "found.json"), tau=2.0).doubts
+    assert doubt == "loss.epsilon was fitted at tau = 4, it does not carry over to 2"
 
 
 @pytest.mark.parametrize(
@@ -146,29 +145,28 @@ def test_settings_that_cannot_be(changes, message):
         ([3.0, -3.0], 2, r"eps_2 = -3 is below -1/2"),
     ],
 )
-def test_an_epsilon_outside_the_safe_region_is_named(epsilon, order, message):
-    with pytest.warns(UserWarning, match=message):
-        loss(epsilon=epsilon, order=order)
+def test_an_epsilon_outside_the_safe_region_is_named(epsilon, order, message, caplog):
+    doubted = loss(epsilon=epsilon, order=order)
+    (doubt,) = doubted.doubts
+    assert re.search(message, doubt)
+    student = Outputs(torch.zeros(2, 2), {})
+    doubted.setup(student, student)
+    assert doubt in caplog.text
 
 
 @pytest.mark.parametrize("m, threshold", [(2, -0.5), (3, -1.125), (4, -4 / 3), (5, -1.4467592592)])
 def test_the_exact_threshold_of_one_order(m, threshold):
     """Convex iff eps_m >= -1 / (m (m-1) (2/m)^2 (1-2/m)^(m-2)), where the coefficient test already fails at -1/m."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        loss(epsilon=[0.0] * (m - 1) + [threshold * 0.999], order=m)
-    with pytest.warns(UserWarning, match="not convex"):
-        loss(epsilon=[0.0] * (m - 1) + [threshold * 1.001], order=m)
+    assert not loss(epsilon=[0.0] * (m - 1) + [threshold * 0.999], order=m).doubts
+    (doubt,) = loss(epsilon=[0.0] * (m - 1) + [threshold * 1.001], order=m).doubts
+    assert "not convex" in doubt and f"eps_{m}" in doubt
 
 
 def test_the_cut_series_warns():
-    with pytest.warns(UserWarning, match="its best student is not the teacher even with epsilon = 0"):
-        cut = loss(series="truncated")
+    cut = loss(series="truncated")
+    assert "its best student is not the teacher even with epsilon = 0" in cut.doubts[0]
     assert "sum_(m<=2) (1 - s_c)^m / m" in cut.formula
-    with (
-        pytest.warns(UserWarning),
-        pytest.raises(UserError, match=r"loss\.series must be exact with loss.epsilon=search"),
-    ):
+    with pytest.raises(UserError, match=r"loss\.series must be exact with loss\.epsilon=search"):
         loss(series="truncated", epsilon="search")
 
 

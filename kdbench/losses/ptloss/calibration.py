@@ -7,8 +7,8 @@ selection bias, and it is recorded beside the first half's, which is not. epsilo
 
 from __future__ import annotations
 
+import logging
 import time
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from kdbench.losses.ptloss.criteria import IMPROPER
 from kdbench.losses.ptloss.fitting import fit_path
 from kdbench.losses.ptloss.scoring import score_all, score_exactly
 from kdbench.types import Calibration
+
+log = logging.getLogger(__name__)
 
 FEWEST = 20
 
@@ -47,10 +49,10 @@ def calibrate(
     """The chosen epsilon ([M] or [C, M] float64, on the CPU) and how it was found.
 
     logits [N, C] the teacher's on the validation split, label [N] int64 (-1: left out). Raises UserError with fewer
-    than 20 labelled images or wrong shapes; warns if the result does not help on the held-out half.
+    than 20 labelled images or wrong shapes; logs a warning if the result does not help on the held-out half.
     """
     began = time.perf_counter()
-    _warn_of(options, logits, label)
+    _doubt(options, logits, label)
     images = split(logits, label, method, options, tau)
     classes = images.teacher.shape[1]
     if method == "search":
@@ -92,29 +94,32 @@ def split(logits: Tensor, label: Tensor, method: str, options: SearchOptions, ta
     held_out, first = rows[:judged], rows[judged:]
     third = max(1, len(first) // 3) if method == "gradient" else 0
     fit, choose = (first[third:], first[:third]) if third else (first, first)
-    return Images(teacher, label[kept].to(place), fit, choose, held_out)
+    return Images(teacher, label[kept.to(label.device)].to(place), fit, choose, held_out)
 
 
 def _exact(best: Candidate, teacher: Candidate, images: Images, options: SearchOptions, tau: float) -> dict[str, Any]:
-    """Criterion of the teacher and of the chosen set on both halves in float64; the solver's residual; whether it
-    helps."""
-    found: dict[str, Any] = {}
-    scores = {}
-    for name, candidate in (("teacher", teacher), ("best", best)):
-        epsilon = candidate.epsilon.to(images.teacher)
-        scores[name], found["residual"] = score_exactly(images.teacher, images.label, epsilon, options, tau)
+    """Teacher and chosen set on both halves in float64, how hard the loss pulls, and whether it helps."""
+    first, chosen = (
+        score_exactly(images.teacher, images.label, one.epsilon.to(images.teacher), options, tau)
+        for one in (teacher, best)
+    )
     halves = {"choose": images.choose, "held_out": images.held_out}
-    found["scores"] = {
-        half: {name: float(score[rows].mean()) for name, score in scores.items()} for half, rows in halves.items()
+    scores = {
+        half: {"teacher": float(first.score[rows].mean()), "best": float(chosen.score[rows].mean())}
+        for half, rows in halves.items()
     }
-    gain = (scores["teacher"] - scores["best"])[images.held_out]
-    found["held_out_gain"], found["held_out_stderr"] = float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
+    gain = (first.score - chosen.score)[images.held_out]
+    found: dict[str, Any] = {"scores": scores, "held_out_gain": float(gain.mean())}
+    found["held_out_stderr"] = float(gain.std() / len(gain) ** 0.5)
+    found |= {"strength": chosen.strength, "residual": chosen.residual}
     if found["held_out_gain"] < 0:
-        warnings.warn(
-            f"the chosen epsilon ({best.origin}) does worse than the plain teacher on held-out images: "
-            f"{options.criterion} is {-found['held_out_gain']:.3g} higher (standard error "
-            f"{found['held_out_stderr']:.2g})",
-            stacklevel=4,
+        log.warning(
+            "the chosen epsilon (%s) does worse than the plain teacher on held-out images: %s is %.3g higher "
+            "(standard error %.2g)",
+            best.origin,
+            options.criterion,
+            -found["held_out_gain"],
+            found["held_out_stderr"],
         )
     return found
 
@@ -140,16 +145,15 @@ def _figures(best: Candidate, record: dict[str, Any], table: list[dict[str, Any]
     }
 
 
-def _warn_of(options: SearchOptions, logits: Tensor, label: Tensor) -> None:
+def _doubt(options: SearchOptions, logits: Tensor, label: Tensor) -> None:
     if options.criterion in IMPROPER:
-        warnings.warn(
-            f"loss.search.criterion={options.criterion} is not a proper score: against labels it prefers too sharp "
-            "a proxy even to a perfectly calibrated teacher; brier and nll are proper",
-            stacklevel=4,
+        log.warning(
+            "loss.search.criterion=%s is not a proper score: against labels it prefers too sharp a proxy even to a "
+            "perfectly calibrated teacher; brier and nll are proper",
+            options.criterion,
         )
     if options.per_class and len(logits) < 10 * logits.shape[1]:
-        warnings.warn(
-            f"a set of coefficients per class from {len(logits)} images of {logits.shape[1]} classes: "
-            "under 10 images a class, the choice is mostly noise",
-            stacklevel=4,
+        log.warning(
+            "coefficients per class from %d images of %d classes: under 10 images a class, the choice is mostly noise",
+            *logits.shape,
         )

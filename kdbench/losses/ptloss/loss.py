@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,8 @@ from kdbench.losses.ptloss.functional import Series, perturbed_kl
 from kdbench.losses.ptloss.validity import check
 from kdbench.types import Calibration, LossTerms, Outputs, Target
 
+log = logging.getLogger(__name__)
+
 SHOWN = 60  # coefficients that `formula` writes out
 
 
@@ -30,9 +32,10 @@ class PTLoss(DistillationLoss):
     `epsilon`: a number (eps_1), M numbers for all classes, C rows of them, "r/m" (eps_m = r/m; r < 0 teaches a
     smoother, r > 0 a sharper proxy of the teacher), a file (.json, .pt, .npy, .csv), null (zeros: plain KL), or
     `search` / `gradient`: chosen on the validation split before training (`search`, see SearchOptions). The loss
-    may be negative where epsilon is. `series`: exact keeps the logarithm; truncated cuts its series at `order` too,
-    and warns. Temperature, tau^2 and the label's term are this project's, as in loss=kl; the paper's setting has
-    neither (tau=1, weights.task=0).
+    may be negative where epsilon is. Its gradient is G times that of KL towards the proxy, G between 1 and about 1
+    + r for "r/m": r < 0 also slows training down. `series`: exact keeps the logarithm; truncated cuts its series at
+    `order` too (see `doubts`). Temperature, tau^2 and the label's term are this project's, as in loss=kl; the paper's
+    setting has neither (tau=1, weights.task=0).
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
@@ -61,7 +64,11 @@ class PTLoss(DistillationLoss):
         self.known = source.values is not None
         unknown = torch.full((self.order,), torch.nan)
         self.register_buffer("epsilon", unknown if source.values is None else source.values.float())
-        self._warn(source.tau)
+        self.fitted_tau = source.tau
+        if self.series == "truncated" and not self.known:
+            raise UserError(
+                f"loss.series must be exact with loss.epsilon={self.method}: a cut series has no proxy teacher"
+            )
 
     @property
     def formula(self) -> str:
@@ -71,8 +78,28 @@ class PTLoss(DistillationLoss):
         text = self.written(task=self.task_text, distill=distill)
         return f"{text}, t and s at tau = {number(self.tau)}, eps = {self._numbers()}"
 
+    @property
+    def doubts(self) -> list[str]:
+        """What a user should know of these settings before believing in them; logged when a training starts."""
+        found = []
+        if self.series == "truncated":
+            found.append(
+                f"loss.series=truncated drops -log s beyond order {self.order}: its best student is not the teacher "
+                "even with epsilon = 0, and classes may vanish; series=exact is PTLoss"
+            )
+        if self.fitted_tau is not None and self.fitted_tau != self.tau:
+            found.append(
+                f"loss.epsilon was fitted at tau = {self.fitted_tau:g}, it does not carry over to {self.tau:g}"
+            )
+        validity = check(self.epsilon) if self.known else None
+        if validity is not None and not validity.safe:
+            found.append(f"loss.epsilon: {validity.complaint}; the student may settle in a wrong place")
+        return found
+
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         """Check the class count of coefficients per class; make room for those that are still to be chosen."""
+        for doubt in self.doubts:
+            log.warning("%s", doubt)
         classes = student.logits.shape[-1]
         if not self.known and self.search.per_class:
             self.epsilon = self.epsilon.new_full((classes, self.order), torch.nan)
@@ -118,29 +145,6 @@ class PTLoss(DistillationLoss):
             f"[{rows.shape[0]} classes x {rows.shape[1]}, sha256 {digest}, min {low}, max {high}]".replace("'", "")
             + chosen
         )
-
-    def _warn(self, fitted_tau: float | None) -> None:
-        if self.series == "truncated":
-            warnings.warn(
-                f"loss.series=truncated drops -log s beyond order {self.order}: its best student is not the teacher "
-                "even with epsilon = 0, and classes may vanish; series=exact is PTLoss",
-                stacklevel=3,
-            )
-            if not self.known:
-                raise UserError(
-                    f"loss.series must be exact with loss.epsilon={self.method}: a cut series has no proxy teacher"
-                )
-        if fitted_tau is not None and fitted_tau != self.tau:
-            warnings.warn(
-                f"loss.epsilon was fitted at tau = {fitted_tau:g} and does not carry over to loss.tau={self.tau:g}",
-                stacklevel=3,
-            )
-        if self.known:
-            validity = check(self.epsilon)
-            if not validity.safe:
-                warnings.warn(
-                    f"loss.epsilon: {validity.complaint}; the student may settle in a wrong place", stacklevel=3
-                )
 
 
 def _rounded(value: Any) -> Any:

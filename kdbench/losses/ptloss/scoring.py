@@ -1,13 +1,14 @@
 """The criterion of many candidates at once.
 
-Scoring runs Newton in float32 without a line search until the proxy's residual is below 1e-4 (one more step makes
-that about 1e-7); rows it cannot finish go to the exact solver. The chosen candidate is always scored again in
-float64.
+Scoring runs Newton in float32 without a line search until the proxy's residual is below 1e-3, and takes one more step
+(rows then differ from the exact score by 1e-5 at most, means by 1e-7); rows it cannot finish go to the exact solver. The
+chosen candidate is always scored again in float64. 200 sets of order 5 on 5,000 images of 100 classes: 6 s of CPU time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from kdbench.losses.ptloss.candidates import Candidate, SearchOptions
 from kdbench.losses.ptloss.criteria import CRITERIA, prediction
+from kdbench.losses.ptloss.functional import pull
 from kdbench.losses.ptloss.newton import Coefficients, plain_step
 from kdbench.losses.ptloss.proxy import log_teacher, proxy_teacher
 
-BLOCK = 1 << 18  # numbers per block: 1 MB in float32, so that a step's arrays stay in cache
-ROUGH = 1e-4
+BLOCK = 1 << 17  # numbers per block: half a megabyte in float32, so that a step's arrays stay in cache
+ROUGH = 1e-3
 STEPS = 10
 
 
@@ -43,14 +45,21 @@ def score_all(
     return out
 
 
+class Exact(NamedTuple):
+    """One set of coefficients, judged in float64."""
+
+    score: Tensor  # [N] the criterion of every row
+    residual: float  # the worst of the proxy teacher
+    strength: float  # mean G at the proxy: how hard the loss pulls, in units of plain KL's gradient
+
+
 @torch.no_grad()
-def score_exactly(
-    teacher: Tensor, label: Tensor, epsilon: Tensor, options: SearchOptions, tau: float
-) -> tuple[Tensor, float]:
-    """Criterion of one set on every row [N] float64, and the worst residual of its proxy teacher."""
+def score_exactly(teacher: Tensor, label: Tensor, epsilon: Tensor, options: SearchOptions, tau: float) -> Exact:
+    """teacher [N, C] float64 probabilities; label [N]; epsilon [M] or [C, M]."""
     proxy = proxy_teacher(teacher, epsilon)
     said = prediction(proxy.probability.log(), tau, options.score_at)  # type: ignore[arg-type]
-    return CRITERIA[options.criterion](said, label), float(proxy.residual.max())
+    strength = pull(proxy.probability, teacher, epsilon)[0].mean()
+    return Exact(CRITERIA[options.criterion](said, label), float(proxy.residual.max()), float(strength))
 
 
 def _rough(log_t: Tensor, epsilon: Tensor) -> Tensor:

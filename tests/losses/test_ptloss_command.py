@@ -1,0 +1,100 @@
+"""`kdbench search-epsilon` for real, and the training that uses what it found."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdbench import cli
+from kdbench.losses.ptloss import PTLoss
+
+TINY = ["debug=smoke", "teacher=mlp", "student=mlp", "trainer.progress=none"]
+
+
+@pytest.fixture
+def kdbench(monkeypatch, capsys):
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kdbench", *words])
+        code = cli.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_it_writes_what_train_reads(kdbench, monkeypatch):
+    asked = []
+    calibrate = PTLoss.calibrate
+    monkeypatch.setattr(PTLoss, "calibrate", lambda self, *given: asked.append(given) or calibrate(self, *given))
+    code, out, err = kdbench("search-epsilon", *TINY, "loss.search.count=12", "loss.tau=2")
+    assert code == 0, err
+    ((logits, label),) = asked
+    (folder,) = Path("outputs/epsilon/fake").iterdir()
+    names = ["candidates.csv", "candidates.png", "curves.png", "epsilon.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    record = json.loads((folder / "epsilon.json").read_text())
+    assert record["images"]["all"] == len(label) == len(logits) == 24  # the validation split, not the 48 test images
+    assert record["count"] == 12 and record["tau"] == 2 and record["teacher"]["name"] == "mlp"
+    assert not re.search(r"test", json.dumps(record))
+    rows = list(csv.DictReader((folder / "candidates.csv").open()))
+    assert len(rows) == 12 and rows[0]["origin"] == record["origin"]
+    assert float(rows[0]["eps_1"]) == pytest.approx(record["epsilon"][0], abs=1e-6)
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names[1:3])
+    assert f"where chosen (n={record['images']['choose']})" in out and "held out" in out
+
+    again = kdbench("search-epsilon", *TINY, "loss.search.count=12", "loss.tau=2")[1]
+    assert len(asked) == 1 and again[again.index("brier") :] == out[out.index("brier") :]  # shown, not searched again
+
+    (line,) = [line for line in out.splitlines() if line.startswith("next ")]
+    words = shlex.split(line.removeprefix("next"))
+    assert words[:2] == ["kdbench", "train"] and "loss.tau=2" in words and not any("search" in word for word in words)
+    code, out, err = kdbench(*words[1:])
+    assert code == 0, err
+    (result,) = Path("outputs/runs/fake").glob("*/result.json")
+    shown = [format(value, ".6g") for value in record["epsilon"]]
+    assert json.loads(result.read_text())["formula"].endswith(f"tau = 2, eps = [{', '.join(shown)}]")
+
+
+def test_training_may_choose_for_itself(kdbench):
+    code, _, err = kdbench("train", *TINY, "loss=ptloss", "loss.epsilon=gradient", "loss.search.per_class=true")
+    assert code == 0, err
+    (folder,) = Path("outputs/runs/fake").iterdir()
+    found = json.loads((folder / "epsilon.json").read_text())
+    assert len(found["epsilon"]) == 10 and len(found["candidates"]) == found["count"]
+    formula = json.loads((folder / "result.json").read_text())["formula"]
+    assert formula.endswith("(gradient)")
+    (folder / "result.json").unlink()  # interrupted after the last epoch: the checkpoint carries the choice
+    assert kdbench("train", *TINY, "loss=ptloss", "loss.epsilon=gradient", "loss.search.per_class=true")[0] == 0
+    assert json.loads((folder / "result.json").read_text())["formula"] == formula
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["loss=kl"], "loss.epsilon: there is no such key"),
+        (["loss.epsilon=0.5/m"], "loss.epsilon must be search or gradient, got 0.5/m"),
+        (["teacher=none"], "teacher must be a network"),
+        (["loss.search.counts=3"], "Did you mean loss.search.count?"),
+        (["loss.search.count=1"], "loss.search.count"),
+    ],
+)
+def test_what_it_refuses(kdbench, words, message):
+    code, _, err = kdbench("search-epsilon", *words)
+    assert code == 1 and message in err and err.startswith("kdbench: ")
+    assert not list(Path().rglob("epsilon.json"))
+
+
+def test_it_needs_a_validation_split(kdbench):
+    code, _, err = kdbench("search-epsilon", *TINY, "dataset.validation=0")
+    assert code == 1 and "dataset.validation must be above 0" in err
+
+
+def test_help(kdbench):
+    code, out, _ = kdbench("search-epsilon", "--help")
+    assert code == 0 and out.startswith("kdbench search-epsilon") and "loss.search.count=200" in out
