@@ -190,7 +190,7 @@ def _member(
 ) -> Member:
     epochs_done, state = resume_epoch(stage.folder)
     if epochs_done:
-        log.info("%s: continues after epoch %d", stage.folder, epochs_done)
+        log.info("%s: continues after epoch %d", stage.folder, epochs_done, extra=_about(stage))
     learner = make_learner(stage, teacher, batches, sets, placement)
     calibration = _calibrate(learner.distiller.loss, stage, teacher, sets) if state is None else None
     write_json(stage.folder / "run.json", {"hash": stage.record.hash, "started": _now()})
@@ -268,7 +268,7 @@ def _calibrate(
 
 
 def _announce(run_log: RunLog, stage: Stage, loss: DistillationLoss, calibration: Calibration | None) -> None:
-    log.info("loss %s: %s", stage.loss.name, loss.formula)
+    log.info("loss %s: %s", stage.loss.name, loss.formula, extra=_about(stage))
     rows = "\n".join(f"| {key} | {value} |" for key, value in stage.record.config.items())
     run_log.text("config", f"| key | value |\n|---|---|\n{rows}")
     run_log.text("formula", loss.formula)
@@ -276,6 +276,11 @@ def _announce(run_log: RunLog, stage: Stage, loss: DistillationLoss, calibration
     if calibration is not None:
         for name, figure in calibration.figures.items():
             run_log.figure(f"{calibration.name}/{name}", figure)
+
+
+def _about(stage: Stage) -> dict[str, str]:
+    """Marks a log line as one run's own: in a cohort it goes into that run's log file only."""
+    return {"run": str(stage.folder)}
 
 
 def _hparams(record: Record) -> dict[str, Any]:
