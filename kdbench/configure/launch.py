@@ -52,7 +52,7 @@ def launch(task: Task, refuse: Task | None = None, config_name: str = "train", o
         raise
     except Exception as error:
         sweep.report()  # a sweeper without a single result gives up
-        message = explain(error, arguments, config_name)
+        message = explain(error, [*overrides, *arguments], config_name)
         if message is None:
             raise
         raise UserError(message) from error

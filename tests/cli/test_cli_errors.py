@@ -17,7 +17,6 @@ MISTAKES = [
     ("train loss.taau=3", ["loss.taau=3", "loss=kl has no key 'taau'", "Did you mean loss.tau?"]),
     ("train +loss.weights.tsk=1", ["loss.weights.tsk", "Did you mean loss.weights.task?"]),
     ("train +foo=1", ["foo: there is no such key", "Keys: dataset"]),
-    ("train los=kl", ["los=kl", "Did you mean loss?"]),
     ("train hydra.run.dirr=x", ["hydra.run.dirr", "Did you mean hydra.run.dir?"]),
     ("train seed.x=3", ["seed is a value"]),
     ("train loss=ce loss.tau=3", ["loss=ce has no key 'tau'", "It is a key of loss=ban"]),
@@ -32,7 +31,6 @@ MISTAKES = [
     # options
     ("train loss=dkdd", ["loss=dkdd", "Did you mean loss=dkd", "kdbench list loss"]),
     ("train dataset/augment=flp", ["Did you mean dataset/augment=flip?", "crop_flip"]),
-    ("train schedule@teacher.schedule=cosin", ["Did you mean schedule@teacher.schedule=cosine?"]),
     ("train loss=", ["loss=: loss needs one of its options", "dkd"]),
     ("train student=null", ["student=null", "resnet8"]),
     ("train loss=kl,dkd", ["add -m", "loss=[kl,dkd]"]),
@@ -40,17 +38,13 @@ MISTAKES = [
     ("train hydra/launcher=submitit_slurm", ["pip install hydra-submitit-launcher"]),
     # values
     ("train seed=1.5", ["seed = 1.5", "a whole number (int)"]),
-    ("train force=yes", ["force = yes", "true or false"]),
     ("train loss.tau=abc", ["loss.tau", "abc", "number"]),
     ("train loss.tau=-1", ["loss.tau", "-1"]),
     ("train loss.scale=tau", ["loss.scale = tau", "one of tau2, none", "Did you mean tau2?"]),
-    ("train trainer.precision=fp8", ["trainer.precision = fp8", "fp32"]),
     ("train teacher.schedule.epochs=0", ["teacher.schedule.epochs = 0", "at least 1"]),
-    ("train teacher.stop_epoch=x", ["teacher.stop_epoch = x"]),
     ("train 'loss.tau=${nope}'", ["loss.tau = ${nope}", "does not have"]),
     ("train loss.tau=???", ["loss.tau: needs a value"]),
     ("train loss._target_=kdbench.losses.kl.KLL", ["loss._target_", "Did you mean KL?"]),
-    ("train loss._target_=nowhere.Loss", ["cannot import nowhere"]),
     # form
     ("train loss.tau=[1", ["loss.tau=[1", "cannot be read as key=value"]),
     ("train resnet20", ["resnet20: not of the form key=value"]),
@@ -64,7 +58,6 @@ MISTAKES = [
     ("train -m loss.tau=1,-3,abc", ["nothing was run, as 2 of 3", "loss.tau=-3", "loss.tau=abc"]),
     # other commands
     ("list los", ["there is no group 'los'", "Did you mean loss?"]),
-    ("list loss zzz", ["no option of loss matches 'zzz'"]),
     ("list --config-dir nowhere", ["nowhere: there is no such folder"]),
     ("evaluate nowhere", ["nowhere: there is no such folder"]),
     ("evaluate .", ["not a run folder"]),
