@@ -99,15 +99,18 @@ class Series:
         self,
         last: Path,
         figures: Mapping[str, float | None] | None = None,
-        tables: Mapping[str, Sequence[Mapping]] | None = None,
+        tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        instead: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The whole as a run of its own: the network and result of the stage in folder `last`, under the recipe's name.
 
         Adds `stages`, `figures` (numbers by name) and `tables` (rows by name) to the result, which is written last.
+        `instead`: entries of the result that replace those of `last`, whose network is not the outcome then.
         """
         recipe, out = self.recipe, self.out
-        for name in (NETWORK, STUDENT):
-            _link(last / name, out / name)
+        if instead is None:
+            for name in (NETWORK, STUDENT):
+                _link(last / name, out / name)
         save_config(out, recipe.record.tree)
         record = recipe.record
         own = {
@@ -115,7 +118,7 @@ class Series:
             "overrides": record.overrides, "tags": record.tags, "seed": recipe.seeds.init,
             "seconds": round(sum(entry["seconds"] for entry in self.entries), 3),
         }  # fmt: skip
-        result = read_json(last / RESULT)
+        result = read_json(last / RESULT) | dict(instead or {})
         more = {"figures": {**result.get("figures", {}), **(figures or {})}, "stages": self.entries}
         result |= own | more | {"tables": {name: list(rows) for name, rows in (tables or {}).items()}}
         write_json(out / RESULT, result)

@@ -130,7 +130,7 @@ class Fused(nn.Module):
         # Known before any image: at most one specialist is ever active, and the solver has nothing to do.
         self.closed = top == 1 and bool((covers.sum(0) <= 1).all())
         self.register_buffer("covers", covers)
-        # The precision that networks are cast to must not reach these: plain numbers in the forward, a copy for the hash.
+        # Plain numbers in the forward, out of reach of what networks are cast to; a copy for the hash.
         self.offsets = list(offsets)
         self.register_buffer("made_with", torch.tensor([float(top), *offsets], dtype=torch.float64))
         for m, classes in enumerate(self.sets):

@@ -1,0 +1,268 @@
+"""A generalist and specialists for the classes it confuses (Hinton et al. 2015, section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.data.batches import make_eval_batches
+from kdbench.data.bundle import Bundle, Split
+from kdbench.data.seeds import torch_generator
+from kdbench.engine.device import place
+from kdbench.engine.evaluate import all_logits
+from kdbench.engine.metrics import report
+from kdbench.engine.options import require
+from kdbench.models.base import last_layer_name
+from kdbench.procedures.clusters import confusable_classes
+from kdbench.procedures.folder import network_of_run
+from kdbench.procedures.recipe import NetworkSpec, Recipe
+from kdbench.procedures.series import Series, opened, seeds_apart
+from kdbench.procedures.teacher import make_given, obtain_teacher
+from kdbench.teachers.fusion import Fused
+from kdbench.teachers.given import GivenTeacher
+
+
+@dataclass(frozen=True)
+class SpecialistOptions:
+    specialists: int
+    size: int | None
+    top: int
+    epochs: int | None
+    lr: float | None
+
+
+def specialists(
+    recipe: Recipe, out: Path, specialists: int = 3, size: int | None = None, top: int = 1, epochs: int | None = None,
+    lr: float | None = None, distil: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """`teacher=` is the generalist. Its classes are grouped by what it confuses; each group gets a specialist, the
+    generalist's network started from its weights, with one output for all other classes (the dustbin).
+
+    A specialist trains on labels, half of its images from its classes, half from the others; `epochs` and `lr` are its
+    training's (null: those of the schedule, and a tenth of the optimizer's). Afterwards the logarithm of how much its
+    classes were oversampled is added to its dustbin's logit. In use, the specialists that have one of the generalist's
+    `top` most probable classes are fused with it (`teachers.fusion`). `distil`: also teach `student=` by the fusion.
+
+    The figures compare the generalist and the fusion, over all images and conditionally (images of the specialists'
+    classes, answers among these classes only); the table `covering` does so by the number of specialists of a class.
+    """
+    options = SpecialistOptions(specialists, size, top, epochs, lr)
+    require(recipe.teacher is not None, "teacher", "none", "a network: it is the generalist")
+    with opened(recipe, out) as series:
+        data = series.data
+        classes = len(data.classes)
+        require(
+            1 <= top < classes, "procedure.top", top, f"from 1 to {classes - 1}, one less than the classes"
+        )
+        generalist = obtain_teacher(recipe, data)
+        assert generalist is not None and generalist.network is not None
+        groups = confusable_classes(
+            _predictions(generalist, recipe, data), specialists, size, recipe.seeds.init
+        )
+        trained = [
+            _train(series, generalist, group, number, options) for number, group in enumerate(groups, start=1)
+        ]
+        offsets = [offset(data.train, group) for group in groups]
+        networks = [network_of_run(folder, recipe.catalogue)[1] for folder in trained]
+        fused = Fused(generalist.network, networks, groups, offsets, classes, top)
+        given = make_given(
+            "fused", fused, None, recipe, data, recipe.teacher.allow_chance if recipe.teacher else False
+        )
+        if not fused.closed:
+            given = replace(given, tables=None)  # its solver cannot be counted without being run
+        figures = _figures(generalist, given, groups, data)
+        tables = {
+            "specialists": _about(series, groups, offsets),
+            "covering": covering(generalist, given, groups, data),
+        }
+        if distil:
+            stage = series.stage("student", teacher=given)
+            series.run(stage, given)
+            return series.conclude(stage.folder, figures, tables)
+        return series.conclude(trained[-1], figures, tables, _fused_result(series, generalist, given))
+
+
+def offset(split: Split, group: Sequence[int]) -> float:
+    """log((1 - p) / p), p the group's share of the training images: what makes up for its share of one half."""
+    inside = int(torch.isin(split.labels, torch.tensor(group)).sum())
+    return math.log((len(split) - inside) / inside)
+
+
+def half_special(split: Split, group: Sequence[int], classes: int, seed: int) -> Split:
+    """As many images as the split has, half from the group's classes, half from the others, with the specialist's
+    labels: the place in the group, or len(group) for all others. A half that has too few images repeats them."""
+    inside = torch.isin(split.labels, torch.tensor(group))
+    halves = []
+    for part, rows in enumerate((inside.nonzero()[:, 0], (~inside).nonzero()[:, 0])):
+        count = len(split) // 2
+        order = torch.randperm(len(rows), generator=torch_generator(seed, "specialist", part))
+        halves.append(rows[order].repeat(math.ceil(count / len(rows)))[:count])
+    return relabelled(split.select(torch.cat(halves)), group, classes)
+
+
+def relabelled(split: Split, group: Sequence[int], classes: int) -> Split:
+    """The split with a specialist's labels."""
+    labels = torch.full((classes + 1,), len(group))
+    labels[list(group)] = torch.arange(len(group))
+    labels[-1] = -1  # the label of images that have none
+    return replace(split, labels=labels[split.labels], clean=None)
+
+
+def _train(
+    series: Series, generalist: GivenTeacher, group: Sequence[int], number: int, options: SpecialistOptions
+) -> Path:
+    """The folder of one trained specialist."""
+    recipe, data, classes = series.recipe, series.data, len(series.data.classes)
+    seeds = seeds_apart(recipe.seeds, number)
+    special = replace(
+        data,
+        classes=(*(data.classes[c] for c in group), "other"),
+        train=half_special(data.train, group, classes, seeds.data),
+        transfer=half_special(data.train, group, classes, seeds.data),
+        val=None if data.val is None else relabelled(data.val, group, classes),
+        test=relabelled(data.test, group, classes),
+    )
+    schedule, optimizer = recipe.schedule, recipe.optimizer
+    stage = series.stage(
+        f"specialist{number}",
+        student=_network(recipe, generalist),
+        loss=recipe.catalogue.loss("ce"),
+        data=special,
+        seeds=seeds,
+        schedule=replace(schedule, epochs=options.epochs or schedule.epochs, warmup=0),
+        optimizer=replace(optimizer, lr=optimizer.lr / 10 if options.lr is None else options.lr),
+        adapt=started_from(generalist.network, group),
+    )
+    series.run(stage, None)
+    return stage.folder
+
+
+class started_from:
+    """The adaptation of a fresh specialist: the generalist's weights, and its classifier's rows for the group.
+
+    The dustbin starts as the mean of all other rows, its bias raised by the logarithm of their number.
+    """
+
+    def __init__(self, generalist: nn.Module | None, group: Sequence[int]) -> None:
+        assert generalist is not None
+        self.generalist, self.group = generalist, list(group)
+
+    def __call__(self, student: nn.Module, teacher: GivenTeacher | None) -> None:
+        head = last_layer_name(self.generalist)
+        state = {key: value.detach().cpu().clone() for key, value in self.generalist.state_dict().items()}
+        for part in ("weight", "bias"):
+            if f"{head}.{part}" in state:
+                rows = state[f"{head}.{part}"]
+                others = [c for c in range(len(rows)) if c not in self.group]
+                rest = rows[others].mean(0, keepdim=True) + (math.log(len(others)) if part == "bias" else 0.0)
+                state[f"{head}.{part}"] = torch.cat([rows[self.group], rest])
+        student.load_state_dict(state)
+
+
+def _network(recipe: Recipe, generalist: GivenTeacher) -> NetworkSpec:
+    """The generalist's network, to be built with another number of classes and without published weights."""
+    assert recipe.teacher is not None
+    spec = recipe.teacher.network
+    if recipe.teacher.run:
+        spec = network_of_run(Path(recipe.teacher.run), recipe.catalogue)[0]
+    config = dict(spec.config) | ({"pretrained": False} if "pretrained" in spec.config else {})
+    return recipe.catalogue.network_from(spec.name, config)
+
+
+def _predictions(generalist: GivenTeacher, recipe: Recipe, data: Bundle) -> Tensor:
+    """Probabilities [N, C] of the training images, not augmented."""
+    placement = place(recipe.trainer)
+    batches = make_eval_batches(
+        data,
+        data.train,
+        recipe.trainer.eval_batch_size,
+        placement.device,
+        channels_last=placement.channels_last,
+    )
+    assert generalist.network is not None
+    return all_logits(generalist.network, batches, placement)[0].softmax(1)
+
+
+def _figures(
+    generalist: GivenTeacher, fused: GivenTeacher, groups: Sequence[Sequence[int]], data: Bundle
+) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {}
+    covered = sorted({c for group in groups for c in group})
+    for name, split in (("val", data.val), ("test", data.test)):
+        if split is None:
+            continue
+        before, after = generalist.reference[name], fused.reference[name]
+        labels = split.labels.to(before.device)
+        figures |= {f"generalist/{name}/top1": generalist.metrics[f"{name}/top1"]}
+        figures |= {f"fused/{name}/top1": fused.metrics[f"{name}/top1"]}
+        for who, logits in (("generalist", before), ("fused", after)):
+            figures[f"conditional/{who}/{name}/top1"] = conditional(logits, labels, covered)
+        top = before.argmax(1)
+        outside = ~torch.isin(top, torch.tensor(covered, device=top.device))
+        changed = (after.argmax(1) != top) & outside
+        figures[f"changed_uncovered/{name}"] = float(changed.sum())
+    return figures
+
+
+def conditional(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> float | None:
+    """Accuracy on the images of `classes` when only these classes may be answered; None if there is no such image."""
+    allowed = torch.tensor(classes, device=labels.device)
+    mine = torch.isin(labels, allowed)
+    if not bool(mine.any()):
+        return None
+    return (allowed[logits[mine][:, allowed].argmax(1)] == labels[mine]).float().mean().item()
+
+
+def covering(
+    generalist: GivenTeacher, fused: GivenTeacher, groups: Sequence[Sequence[int]], data: Bundle
+) -> list[dict[str, Any]]:
+    """Test images by the number of specialists that have their class: both accuracies and the relative gain
+    (Hinton et al. 2015, table 4)."""
+    labels = data.test.labels.to(fused.reference["test"].device)
+    times = torch.tensor(
+        [sum(c in group for group in groups) for c in range(len(data.classes))], device=labels.device
+    )
+    rows = []
+    for number in sorted(set(times[labels].tolist())):
+        mine = times[labels] == number
+        before, after = (
+            (given.reference["test"].argmax(1) == labels)[mine].float().mean().item()
+            for given in (generalist, fused)
+        )
+        gain = (after - before) / before if before else None
+        about = {"specialists": number, "images": int(mine.sum()), "generalist": before, "fused": after}
+        rows.append({**about, "relative_gain": gain})
+    return rows
+
+
+def _about(series: Series, groups: Sequence[Sequence[int]], offsets: Sequence[float]) -> list[dict[str, Any]]:
+    names = series.data.classes
+    return [
+        {"folder": entry["folder"], "classes": [names[c] for c in group], "dustbin_offset": value}
+        for entry, group, value in zip(series.entries, groups, offsets, strict=True)
+    ]
+
+
+def _fused_result(series: Series, generalist: GivenTeacher, fused: GivenTeacher) -> Mapping[str, Any]:
+    """What stands for the student's result where the fusion itself is the outcome."""
+    last: dict[str, float] = {"epoch": float(series.recipe.schedule.epochs)}
+    for name, split in (("val", series.data.val), ("test", series.data.test)):
+        if split is not None:
+            logits = fused.reference[name]
+            found = report(logits, split.labels.to(logits.device), generalist.reference[name])
+            last |= {f"{name}/{key}": value for key, value in found.items()}
+    student = {"name": "fused", "parameters": fused.parameters, "weights": fused.weights}
+    formula = "min_q KL(generalist || q) + sum over active specialists KL(specialist || q)"
+    return {
+        "teacher": generalist.record(),
+        "student": student,
+        "last": last,
+        "best": None,
+        "formula": formula,
+    }
