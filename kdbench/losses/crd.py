@@ -103,7 +103,7 @@ class CRD(DistillationLoss):
         both = (student_maps(student, self.needs)[0], teacher_maps(teacher, self.needs, "crd")[0])
         device = student.logits.device
         self.embed = nn.ModuleList(nn.Linear(f.flatten(1).shape[1], self.dimensions, device=device) for f in both)
-        self.images = self.images or self.rows
+        self.images = self.images or self.train_rows
         if self.images is None:
             raise UserError("loss.images must be the size of the training set, got null")
         self.memory = nn.ModuleList(Memory(self.images, self.dimensions) for _ in range(2)).to(device)

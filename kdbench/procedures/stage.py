@@ -242,7 +242,7 @@ def _prepare_loss(
     placement: Placement,
 ) -> None:
     """Adapters from real shapes, for losses that have them. Costs two evaluation images through both networks."""
-    loss.rows = data.rows
+    loss.train_rows = data.rows
     if type(loss).setup is DistillationLoss.setup:
         return
     batch = next(iter(sets["test"]))
