@@ -76,7 +76,7 @@ class KL(DistillationLoss):
         factor = "tau^2 " if self.scale == "tau2" else ""
         return self.written(task=self.task_text, distill=f"{factor}KL(t/tau || s/tau)") + f", tau = {number(self.tau)}"
 
-    def rows(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def distances(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The teacher's term a sample [B], in nats."""
         if self.tau == math.inf:
             return logit_matching_rows(student, teacher)
@@ -87,5 +87,5 @@ class KL(DistillationLoss):
         return tempered_kl_rows(student, teacher, self.tau)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        distill = self.rows(student.logits, detached(teacher, "kl")).mean()
+        distill = self.distances(student.logits, detached(teacher, "kl")).mean()
         return self.combine(task=self.task(student.logits, target.label), distill=distill)
