@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 import shlex
 import sys
@@ -25,7 +26,9 @@ def kdbench(monkeypatch, capsys):
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    return run
+    handlers = logging.getLogger().handlers[:]
+    yield run
+    logging.getLogger().handlers[:] = handlers  # a run's handlers write to its folder and to the captured stdout
 
 
 def test_it_writes_what_train_reads(kdbench, monkeypatch):
