@@ -91,7 +91,7 @@ def test_the_whole(words: list[str]):
     groups = [row["classes"] for row in found["tables"]["specialists"]]
     assert len(stages(out)) == len(groups) and found["student"]["name"] == "fused"
     if not words:
-        assert sorted(c for group in groups for c in group) == ["0", "1", "2", "3"]
+        assert sorted(c for group in groups for c in group) == [f"class {c}" for c in range(4)]
         assert [row["specialists"] for row in found["tables"]["covering"]] == [1]
     for row, stage in zip(found["tables"]["specialists"], stages(out)):
         assert result(stage)["last"]["epoch"] == 1 and len(row["classes"]) + 1 in (2, 3, 4)
