@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from kdbench.data.batches import make_eval_batches
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import read_json, write_json
+from kdbench.engine.device import place
+from kdbench.engine.evaluate import all_logits
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions
 from kdbench.engine.trainer import STUDENT
 from kdbench.procedures.folder import NETWORK, RESULT, clear, network_of_run, save_config
@@ -94,6 +97,14 @@ class Series:
         spec, network, _ = network_of_run(folder, self.recipe.catalogue)
         allow = self.recipe.teacher.allow_chance if self.recipe.teacher else False
         return make_given(spec.name, network, folder, self.recipe, self.data, allow)
+
+    def answers(self, teacher: GivenTeacher, split: Split) -> Tensor:
+        """A teacher's logits [N, C] on the images of a split as they are, not augmented."""
+        assert teacher.network is not None
+        options, placement = self.recipe.trainer, place(self.recipe.trainer)
+        layout = {"channels_last": placement.channels_last}
+        batches = make_eval_batches(self.data, split, options.eval_batch_size, placement.device, **layout)
+        return all_logits(teacher.network, batches, placement)[0]
 
     def conclude(
         self,

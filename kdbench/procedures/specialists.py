@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batches import make_eval_batches
 from kdbench.data.bundle import Bundle, Split
 from kdbench.data.seeds import torch_generator
-from kdbench.engine.device import place
-from kdbench.engine.evaluate import all_logits
 from kdbench.engine.metrics import report
 from kdbench.engine.options import require
 from kdbench.models.base import last_layer_name
@@ -62,9 +59,8 @@ def specialists(
         )
         generalist = obtain_teacher(recipe, data)
         assert generalist is not None and generalist.network is not None
-        groups = confusable_classes(
-            _predictions(generalist, recipe, data), specialists, size, recipe.seeds.init
-        )
+        answers = series.answers(generalist, data.train).softmax(1)
+        groups = confusable_classes(answers, specialists, size, recipe.seeds.init)
         trained = [
             _train(series, generalist, group, number, options) for number, group in enumerate(groups, start=1)
         ]
@@ -173,20 +169,6 @@ def _network(recipe: Recipe, generalist: GivenTeacher) -> NetworkSpec:
         spec = network_of_run(Path(recipe.teacher.run), recipe.catalogue)[0]
     config = dict(spec.config) | ({"pretrained": False} if "pretrained" in spec.config else {})
     return recipe.catalogue.network_from(spec.name, config)
-
-
-def _predictions(generalist: GivenTeacher, recipe: Recipe, data: Bundle) -> Tensor:
-    """Probabilities [N, C] of the training images, not augmented."""
-    placement = place(recipe.trainer)
-    batches = make_eval_batches(
-        data,
-        data.train,
-        recipe.trainer.eval_batch_size,
-        placement.device,
-        channels_last=placement.channels_last,
-    )
-    assert generalist.network is not None
-    return all_logits(generalist.network, batches, placement)[0].softmax(1)
 
 
 def _figures(
