@@ -31,6 +31,8 @@ class RunLog:
         self._lines.write(json.dumps({"epoch": epoch, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
+            if name == "step":  # for reading the file; as a curve it would be a straight line
+                continue
             self._board.add_scalar(name, value, epoch)
 
     def text(self, name: str, text: str) -> None:

@@ -1,0 +1,65 @@
+"""What the README shows works as it is written there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdbench import cli
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def kdbench(*words: str) -> int:
+    before = sys.argv
+    sys.argv = ["kdbench", *words]
+    try:
+        return cli.main()
+    finally:
+        sys.argv = before
+
+
+def block(language: str, containing: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return next(b for b in blocks if containing in b)
+
+
+def commands() -> list[str]:
+    """Every `kdbench train` line of the README's shell blocks, without comments and placeholders."""
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)).splitlines()
+    found = [line.split("#")[0].strip() for line in lines]
+    return [line for line in found if line.startswith("kdbench train") and "<" not in line]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_composes(line):
+    words = shlex.split(line)[1:]
+    if "my" in words:  # --config-dir my student=mine: the user's own file
+        Path("my/student").mkdir(parents=True)
+        Path("my/student/mine.yaml").write_text(
+            "_target_: kdbench.models.resnet.ResNet\ndepth: 8\nwidths: [16, 16, 32, 64]\n"
+        )
+    if "-m" in words:  # Hydra composes sweeps only when it runs them: take the first point
+        words = [w.split(",")[0] for w in words if w != "-m"]
+    assert kdbench(*words, "--cfg", "job") == 0
+
+
+def test_a_loss_is_one_file_and_one_yaml(monkeypatch):
+    Path("entropy_kd.py").write_text(block("python", "class EntropyKD"), encoding="utf-8")
+    Path("my/loss").mkdir(parents=True)
+    Path("my/loss/entropy_kd.yaml").write_text(block("yaml", "entropy_kd.EntropyKD"), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    words = ["train", "--config-dir", "my", "debug=smoke", "loss=entropy_kd", "loss.power=2", "hydra.run.dir=run"]
+    assert kdbench(*words) == 0
+    result = (Path("run") / "result.json").read_text(encoding="utf-8")
+    assert "0.5 CE(y, s) + 0.5 max(t)^2 CE(t, s)" in result.replace("2.0", "2")
+    assert kdbench("train", "--config-dir", "my", "debug=smoke", "loss=entropy_kd", "loss.power=much") == 1
+
+
+def test_the_tree_names_real_folders(repository):
+    named = re.findall(r"^\| `([^`]+)`", README.split("## The tree")[1], flags=re.MULTILINE)
+    assert len(named) >= 12 and all((repository / name).exists() for name in named)
