@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,6 +27,15 @@ class Diverged(UserError):
     """A loss became NaN or infinite."""
 
 
+@runtime_checkable
+class Resumable(Protocol):
+    """A teacher that learns as it teaches: what it has become is kept in the students' checkpoints."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
 @dataclass
 class Member:
     """A learner and the run folder that it fills."""
@@ -39,6 +48,7 @@ class Member:
     trainer: TrainerOptions
     epochs: int  # of the whole schedule
     about: dict[str, str] = field(default_factory=dict)  # kept in the header of the weight files
+    learning: Resumable | None = None  # a teacher that learns too
     epochs_done: int = 0
     seconds: float = 0.0
     last: dict[str, float] = field(default_factory=dict)
@@ -83,12 +93,15 @@ class Member:
 
     def state(self) -> dict[str, Any]:
         kept = {"epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best}
-        return {**kept, "learner": self.learner.state()}
+        teacher = {"teacher": self.learning.state()} if self.learning else {}
+        return {**kept, **teacher, "learner": self.learner.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.epochs_done, self.seconds = state["epochs_done"], state["seconds"]
         self.last, self.best = state["last"], state["best"]
         self.learner.restore(state["learner"])
+        if self.learning:
+            self.learning.restore(state["teacher"])
 
 
 def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:

@@ -24,7 +24,7 @@ from kdbench.engine.learner import Learner
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.schedule import lr_factors
-from kdbench.engine.trainer import STUDENT, Member, fit, resume_epoch
+from kdbench.engine.trainer import STUDENT, Member, Resumable, fit, resume_epoch
 from kdbench.errors import UserError
 from kdbench.logs import RunLog
 from kdbench.losses.base import DistillationLoss
@@ -200,7 +200,10 @@ def _member(
         _announce(run_log, stage, learner.distiller.loss, calibration)
     reference = teacher.reference if teacher else {}
     about = {"network": stage.student.name, "dataset": stage.data.name, "hash": stage.record.hash}
-    member = Member(learner, stage.folder, run_log, sets, reference, stage.trainer, stage.schedule.epochs, about)
+    learning = teacher.ask if teacher is not None and isinstance(teacher.ask, Resumable) else None
+    member = Member(
+        learner, stage.folder, run_log, sets, reference, stage.trainer, stage.schedule.epochs, about, learning
+    )
     save_network(stage.folder, stage.student, stage.data)
     if state is not None:
         member.restore(state)
