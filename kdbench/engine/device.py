@@ -57,7 +57,7 @@ def place(options: TrainerOptions) -> Placement:
     """Resolve `auto`. Raises UserError if the named device or precision is not to be had here."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = _device(options.device)
+    device = named_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
     bf16 = options.precision == "bf16" or (options.precision == "auto" and _has_fast_bf16(device))
@@ -67,7 +67,7 @@ def place(options: TrainerOptions) -> Placement:
     return Placement(device, torch.bfloat16 if bf16 else torch.float32, channels_last)
 
 
-def _device(name: str) -> torch.device:
+def named_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -1,0 +1,130 @@
+"""The loop that kdbench is compared with: plain PyTorch, as most public code for distillation writes it.
+
+Every image is a PIL image that is cropped, mirrored and normalised by itself in a worker process of a DataLoader; the
+teacher runs for every batch; networks are float32 in the usual memory layout; every step waits for the loss and two
+accuracies (`.item()`). Networks, loss and optimizer settings are those of the configuration. Nothing here is made slow
+on purpose: what kdbench does about each of these is what the comparison is about.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from kdbench.data.bundle import Bundle, ImageFiles, Images
+from kdbench.data.views import CropFlip
+from kdbench.engine.device import named_device
+from kdbench.engine.options import OptimizerOptions
+from kdbench.errors import UserError
+from kdbench.procedures.recipe import Recipe
+from kdbench.types import Outputs, Target
+
+
+class PlainImages(Dataset[tuple[Any, int, int]]):
+    """The training images of a bundle, one at a time, through torchvision's transforms."""
+
+    def __init__(self, data: Bundle) -> None:
+        from torchvision import transforms as tv
+
+        self.images, self.labels = data.transfer.images, data.transfer.labels.tolist()
+        size, augment = data.info.image_size, data.augment
+        steps: list[Any] = []
+        if isinstance(self.images, ImageFiles):
+            steps += [tv.RandomResizedCrop(size), tv.RandomHorizontalFlip()]
+        elif isinstance(augment, CropFlip):
+            steps += [tv.RandomCrop(size, padding=augment.pad)] if augment.pad else []
+            steps += [tv.RandomHorizontalFlip()] if augment.flip else []
+        self.transform = tv.Compose([*steps, tv.ToTensor(), tv.Normalize(data.mean, data.std)])
+        self.arrays = None if isinstance(self.images, ImageFiles) else _arrays(self.images)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Any, int, int]:
+        return self.transform(self._open(row)), self.labels[row], row
+
+    def _open(self, row: int) -> Image.Image:
+        if self.arrays is not None:
+            return Image.fromarray(self.arrays[row])
+        assert isinstance(self.images, ImageFiles)
+        return Image.open(self.images.path(row)).convert("RGB" if self.images.channels == 3 else "L")
+
+
+def _arrays(images: Images) -> Any:
+    assert isinstance(images, Tensor)
+    arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
+    return arrays[..., 0] if arrays.shape[-1] == 1 else arrays
+
+
+class ReferenceLoop:
+    """One student under a live teacher; `turn(steps)` trains and returns the seconds that it took."""
+
+    def __init__(self, recipe: Recipe, data: Bundle, workers: int) -> None:
+        self.device = named_device(recipe.trainer.device)
+        self.student = recipe.student.make(data.info).to(self.device).train()
+        self.teacher = recipe.teacher.network.make(data.info).to(self.device).eval() if recipe.teacher else None
+        self.loss = recipe.loss.make()
+        if self.loss.needs:
+            raise UserError(
+                f"loss={recipe.loss.name}: the plain loop has no adapters for features; compare with loss=kl"
+            )
+        self.optimizer = _optimizer(recipe.optimizer, self.student)
+        pin = self.device.type == "cuda"
+        batch = recipe.schedule.batch_size
+        self.loader = DataLoader(
+            PlainImages(data), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pin
+        )
+        self._stream: Iterator[Any] | None = None
+        self.sums = [0.0, 0.0, 0.0]
+
+    def turn(self, steps: int) -> float:
+        """The workers run on between turns until their queue is full, in this loop's favour."""
+        self.step(*self._next())
+        begin = time.perf_counter()
+        for _ in range(steps):
+            self.step(*self._next())
+        return time.perf_counter() - begin
+
+    def _next(self) -> Any:
+        batch = next(self._stream, None) if self._stream is not None else None
+        if batch is None:
+            self._stream = iter(self.loader)
+            batch = next(self._stream)
+        return batch
+
+    def step(self, image: Tensor, label: Tensor, index: Tensor) -> None:
+        image, label, index = image.to(self.device), label.to(self.device), index.to(self.device)
+        answer = self.student(image)
+        with torch.no_grad():
+            guide = None if self.teacher is None else self.teacher(image)
+        target = Target(label, index, torch.tensor(0.5, device=self.device))
+        total = self.loss(Outputs(answer.logits, {}), guide, target).total
+        right = answer.logits.topk(min(5, answer.logits.shape[1]), 1).indices == label[:, None]
+        figures = (total, right[:, 0].float().mean(), right.any(1).float().mean())
+        self.sums = [have + value.item() for have, value in zip(self.sums, figures, strict=True)]
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+
+
+def _optimizer(options: OptimizerOptions, student: nn.Module) -> torch.optim.Optimizer:
+    """torch's optimizer of that name as it comes; SGD for one that torch has not."""
+    kinds: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    given: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
+    if options.name in kinds:
+        return kinds[options.name](student.parameters(), **given)
+    return torch.optim.SGD(student.parameters(), momentum=options.momentum or 0.0, **given)
+
+
+def serve(loop: ReferenceLoop) -> None:
+    """Answer the other end of bench.remote: a line "<steps>" on stdin, the seconds that they took on stdout."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(loop.turn(int(line)), flush=True)

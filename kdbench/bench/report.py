@@ -1,0 +1,179 @@
+"""One benchmark: everything measured, as plain values for a file and as text for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdbench.bench.cost import Cost
+from kdbench.bench.machine import describe, measure_roofline, peak_memory
+from kdbench.bench.parts import time_parts
+from kdbench.bench.timing import Contender, Figure, Race, race
+from kdbench.bench.workbench import Workbench
+from kdbench.models.base import count_parameters
+
+TABLE, LIVE, PLAIN = "teacher's logits from a table", "teacher asked for every batch", "plain loop"
+
+
+def contenders(bench: Workbench, members: int) -> dict[str, Contender]:
+    """What can train this configuration: with a table (if one can serve), with the live teacher, and as a cohort."""
+    ways = {TABLE: bench.table(), LIVE if bench.teacher else "no teacher": bench.live()}
+    made: dict[str, Contender] = {}
+    for name, served in ways.items():
+        if served is not None:
+            made[name] = bench.steps(served, [bench.learner()])
+            if members > 1:
+                made[cohort(name, members)] = bench.steps(served, [bench.learner() for _ in range(members)])
+    return made
+
+
+def cohort(name: str, members: int) -> str:
+    return f"{members} students at once, {name}"
+
+
+def measure(
+    bench: Workbench, others: Mapping[str, Contender], budget: float, members: int = 1, quick: bool = False
+) -> dict[str, Any]:
+    """Time a configuration for about `budget` seconds. `others` (the plain loop, a peer) take turns with it.
+
+    `quick` measures almost nothing, for tests.
+    """
+    ours = contenders(bench, members)
+    turn = 0.0 if quick else min(2.0, budget / (4 * (len(ours) + len(others))))
+    timed = race(ours | dict(others), 0.0 if quick else budget, turn)
+    # Where the time goes in the fastest way that one student has.
+    served = bench.table() or bench.live()
+    parts = time_parts(bench, served, 2 if quick else 7)
+    roofline = measure_roofline(bench.placement, small=quick)
+    uses_teacher = TABLE not in ours and bench.teacher is not None
+    cost = parts.student + parts.teacher if uses_teacher else parts.student
+    floor = roofline.floor(cost.flops, 0)
+    batch = bench.recipe.schedule.batch_size
+    return {
+        "configuration": about(bench),
+        "machine": describe(bench.placement),
+        "steps": {name: _step(timed.step(name), batch, members if "at once" in name else 1) for name in timed.seconds},
+        "ratios": {**_ratios(timed, ours, others, members)},
+        "parts": {name: value._asdict() for name, value in parts.seconds.items()},
+        "evaluation": {"seconds_an_image": parts.evaluation._asdict(), "images": bench.sets["test"].size},
+        "cost": {"student": parts.student._asdict(), "teacher": parts.teacher._asdict()},
+        "roofline": roofline._asdict(),
+        "floor": {"seconds": floor, "reached": floor / timed.step(next(iter(ours))).median},
+        "peak_memory": peak_memory(bench.placement),
+    }
+
+
+def about(bench: Workbench) -> dict[str, Any]:
+    recipe, data = bench.recipe, bench.data
+    student = recipe.student.make(data.info)
+    return {
+        "dataset": data.name,
+        "images": list(data.train.images.shape),
+        "teacher": bench.teacher.name if bench.teacher else None,
+        "teacher_parameters": bench.teacher.parameters if bench.teacher else None,
+        "student": recipe.student.name,
+        "student_parameters": count_parameters(student),
+        "loss": recipe.loss.name,
+        "batch_size": recipe.schedule.batch_size,
+        "steps_per_epoch": bench.batches.steps,
+        "epochs": recipe.schedule.epochs,
+    }
+
+
+def _step(seconds: Figure, batch: int, students: int) -> dict[str, Any]:
+    return {**seconds._asdict(), "students": students, "images_per_second": batch * students / seconds.median}
+
+
+def _ratios(timed: Race, ours: Mapping[str, Any], others: Mapping[str, Any], members: int) -> dict[str, Any]:
+    """How many times as long the others take for the same training: so many students, so many of its runs."""
+    found: dict[str, Any] = {}
+    for other in others:
+        for name in ours:
+            times = members if "at once" in name else 1
+            found[f"{other} / {name}"] = {**timed.ratio(other, name, times)._asdict(), "times": times}
+    if members > 1:
+        for name in ours:
+            if cohort(name, members) in ours:
+                figure = timed.ratio(name, cohort(name, members), members)
+                found[f"one after the other / {cohort(name, members)}"] = {**figure._asdict(), "times": members}
+    return found
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """The whole result for a terminal."""
+    lines = [*_head(result), "", *_steps(result), ""]
+    if result["ratios"]:
+        lines += [*_ratio_lines(result["ratios"]), ""]
+    lines += [*_part_lines(result), "", *_cost_lines(result)]
+    return "\n".join(lines)
+
+
+def _head(result: Mapping[str, Any]) -> list[str]:
+    c, m = result["configuration"], result["machine"]
+    taught = f"{c['teacher']} ({c['teacher_parameters']:,}) -> " if c["teacher"] else ""
+    shape = "x".join(str(side) for side in c["images"][1:])
+    kind = "channels_last" if m["channels_last"] else "channels_first"
+    return [
+        f"{taught}{c['student']} ({c['student_parameters']:,} parameters), loss {c['loss']}, {c['dataset']}: "
+        f"{c['images'][0]:,} images of {shape}, batch {c['batch_size']}",
+        f"{m['name']}: {m['device']}, {m['threads']} threads of {m['cores']} cores (load {m['load']}), "
+        f"{m['precision']}, {kind}, torch {m['torch']}",
+    ]
+
+
+def _steps(result: Mapping[str, Any]) -> list[str]:
+    steps, epoch = result["steps"], result["configuration"]["steps_per_epoch"]
+    width = max(map(len, steps))
+    lines = [f"{'':<{width}}  ms a step, quartiles    n   images/s   an epoch"]
+    for name, step in steps.items():
+        low, high = 1e3 * step["low"], 1e3 * step["high"]
+        lines.append(
+            f"{name:<{width}}  {1e3 * step['median']:9.2f} ({low:.2f} to {high:.2f})  {step['n']:>3}"
+            f"  {step['images_per_second']:>9,.0f}  {_duration(step['median'] * epoch):>8}"
+        )
+    return lines
+
+
+def _ratio_lines(ratios: Mapping[str, Any]) -> list[str]:
+    width = max(map(len, ratios))
+    lines = ["how many times as long (median of the rounds, quartiles)"]
+    for name, ratio in ratios.items():
+        note = f", {ratio['times']} runs against one cohort" if ratio["times"] > 1 else ""
+        spread = f"({ratio['low']:.2f} to {ratio['high']:.2f}), n = {ratio['n']}"
+        lines.append(f"{name:<{width}}  {ratio['median']:6.2f} {spread}{note}")
+    return lines
+
+
+def _part_lines(result: Mapping[str, Any]) -> list[str]:
+    parts = result["parts"]
+    whole = sum(part["median"] for part in parts.values())
+    lines = ["where a step goes, part by part"]
+    lines += [
+        f"  {name:<22}{1e3 * part['median']:9.2f} ms  {100 * part['median'] / whole:5.1f} %"
+        for name, part in parts.items()
+    ]
+    evaluation = result["evaluation"]
+    seconds = evaluation["seconds_an_image"]["median"]
+    return [*lines, f"  evaluation of {evaluation['images']:,} images: {_duration(seconds * evaluation['images'])}"]
+
+
+def _cost_lines(result: Mapping[str, Any]) -> list[str]:
+    cost, roofline, floor = result["cost"], result["roofline"], result["floor"]
+    student, teacher = (Cost(**cost[name]) for name in ("student", "teacher"))
+    return [
+        f"cost of a step: student {_cost(student)}; teacher {_cost(teacher)}",
+        f"this machine: copies {roofline['bandwidth'] / 1e9:,.1f} GB/s, multiplies matrices in {roofline['dtype']} at "
+        f"{roofline['rate'] / 1e9:,.0f} GFLOP/s",
+        f"arithmetic alone would take {1e3 * floor['seconds']:.2f} ms: {100 * floor['reached']:.0f} % of it reached",
+        f"peak memory {result['peak_memory'] / 2**20:,.0f} MiB",
+    ]
+
+
+def _cost(cost: Cost) -> str:
+    return f"{cost.flops / 1e9:,.2f} GFLOP, {cost.moved / 1e6:,.0f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

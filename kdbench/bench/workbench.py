@@ -1,0 +1,130 @@
+"""A configuration made ready for timing: the objects of a training, with untrained networks, and nothing written."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kdbench.bench.timing import Contender
+from kdbench.data.bundle import Bundle
+from kdbench.engine.device import Placement, place
+from kdbench.engine.learner import Learner
+from kdbench.engine.trainer import run_steps
+from kdbench.models.base import count_parameters
+from kdbench.procedures.recipe import Recipe
+from kdbench.procedures.serving import open_table, unservable
+from kdbench.procedures.single import student_stage
+from kdbench.procedures.stage import Stage, eval_sets, make_learner, train_batches
+from kdbench.procedures.teacher import live_teacher
+from kdbench.teachers.feed import EnumerableBatches, Fed
+from kdbench.teachers.given import GivenTeacher, no_teacher
+from kdbench.teachers.home import Tables
+from kdbench.types import EvalBatches, Teacher, TrainBatches
+
+
+@dataclass
+class Running:
+    """What the training loop asks of a member."""
+
+    learner: Learner
+    failure: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Everything of one training but its run folder."""
+
+    recipe: Recipe
+    data: Bundle
+    placement: Placement
+    stage: Stage
+    batches: TrainBatches
+    sets: dict[str, EvalBatches]
+    teacher: GivenTeacher | None
+
+    def learner(self) -> Learner:
+        """A fresh student under its loss."""
+        return make_learner(self.stage, self.teacher, self.batches, self.sets, self.placement)
+
+    def table(self) -> tuple[TrainBatches, Teacher] | None:
+        """Batches and teacher of a run whose teacher's logits are in a table; None where no table can serve."""
+        teacher, batches = self.teacher, self.batches
+        if teacher is None or teacher.tables is None or self.stage.loss.make().needs:
+            return None
+        if unservable(self.data.mix, self.data.augment) or not isinstance(batches, EnumerableBatches):
+            return None
+        served = open_table(teacher, self.data, batches, self.placement)
+        return Fed(served.filler.batches, served), served
+
+    def live(self) -> tuple[TrainBatches, Teacher]:
+        """Batches and teacher of a run without a table."""
+        return self.batches, self.teacher.ask if self.teacher else no_teacher
+
+    def steps(self, served: tuple[TrainBatches, Teacher], learners: Sequence[Learner]) -> Contender:
+        """The training loop's own steps over the first batches of the first epoch, which a table knows after one turn.
+
+        Each turn begins with one step outside of the measurement, so that what happens once an epoch stays out of it.
+        """
+        batches, teacher = served
+        members = [Running(learner) for learner in learners]
+        whole = batches.size // self.recipe.schedule.batch_size  # batches of the full size
+        lead = 1 if whole > 1 else 0
+
+        def part(steps: int) -> float:
+            for learner in learners:
+                learner.begin_epoch(0)
+                learner.steps_done = 0
+            stream = itertools.islice(batches.epoch(0, 1), lead + steps)
+            run_steps(members, itertools.islice(stream, lead), teacher, _nothing)
+            begin = time.perf_counter()
+            run_steps(members, stream, teacher, _nothing)
+            return time.perf_counter() - begin
+
+        def turn(steps: int) -> float:
+            seconds = 0.0
+            while steps:
+                some = min(steps, max(1, whole - lead))
+                seconds, steps = seconds + part(some), steps - some
+            for member in members:
+                if member.failure is not None:
+                    raise member.failure
+            return seconds
+
+        return turn
+
+
+def _nothing() -> None:
+    pass
+
+
+def prepare(recipe: Recipe, data: Bundle, scratch: Path) -> Workbench:
+    """`scratch` is a folder for the teacher's table, to be removed afterwards."""
+    placement = place(recipe.trainer)
+    stage = replace(student_stage(recipe, data, scratch), trainer=replace(recipe.trainer, progress="none"))
+    batches = train_batches(stage, placement)
+    sets = eval_sets(data, recipe.trainer, placement)
+    return Workbench(recipe, data, placement, stage, batches, sets, untrained(recipe, data, placement, scratch))
+
+
+def untrained(recipe: Recipe, data: Bundle, placement: Placement, scratch: Path) -> GivenTeacher | None:
+    """The recipe's teacher with random weights, and made-up answers on the evaluation sets."""
+    spec = recipe.teacher
+    if spec is None:
+        return None
+    torch.manual_seed(0)
+    network = placement.put(spec.network.make(data.info))
+    live = live_teacher(network, recipe, data, placement)
+    splits = {"val": data.val, "test": data.test}
+    reference = {
+        name: torch.randn(len(split), data.info.num_classes, device=placement.device)
+        for name, split in splits.items()
+        if split is not None
+    }
+    parameters = count_parameters(network)
+    tables = Tables("on", scratch)
+    return GivenTeacher(spec.network.name, live, network, parameters, "untrained", None, {}, reference, tables=tables)

@@ -1,0 +1,129 @@
+"""Time a configuration's training on this machine, part by part, and against the plain loop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from kdbench import configure
+from kdbench.commands.train import chosen
+from kdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from kdbench.data.bundle import Bundle
+    from kdbench.procedures.recipe import Recipe
+
+OWN = (  # this command's defaults; what the user types of them counts instead
+    "hydra.run.dir=${paths.outputs}/bench",
+    "hydra.output_subdir=null",
+    "hydra.job.name=bench",
+)
+HELP = """kdbench bench [--baseline] [--members N] [--seconds S] [--workers W] [--json FILE] [key=value ...]
+Time a configuration's training on this machine, part by part, and against the plain loop.
+
+It takes the keys of `kdbench train`; nothing is trained to the end and no run is written. Networks start with random
+weights. Where the dataset is not on this machine, random images of its shapes stand in for it.
+
+  --baseline     also time the plain loop: PIL transforms in a DataLoader's workers, float32, a live teacher, and
+                 `.item()` in every step; both take turns, and the ratio is taken round by round
+  --members N    also time N students trained side by side (a sweep of N points)
+  --seconds S    how long the turns go on (default 20)
+  --workers W    worker processes of the plain loop (default: one a core, at most 8)
+  --json FILE    write all figures there, too
+
+Examples:
+  kdbench bench dataset=cifar100 teacher=resnet56 student=resnet20 schedule=crd240 --baseline
+  kdbench bench dataset=cifar100 teacher=resnet32x4 student=resnet8x4 trainer.precision=bf16 --members 8"""
+
+
+def main() -> int:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(HELP)
+        return 0
+    options, words = _parse(sys.argv[1:])
+    typed = {word.lstrip("+~").partition("=")[0] for word in words}
+    sys.argv[1:] = [*(own for own in OWN if own.partition("=")[0] not in typed), *words]
+    if options.serve:
+        return configure.launch(lambda cfg: serve(cfg, options.workers))
+    return configure.launch(lambda cfg: bench(cfg, options, words))
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """This command's own options, and the words that are Hydra's."""
+    parser = argparse.ArgumentParser(prog="kdbench bench", add_help=False, allow_abbrev=False)
+    parser.add_argument("--baseline", action="store_true")
+    parser.add_argument("--members", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", action="store_true")  # be the plain loop of another `kdbench bench`
+    options, words = parser.parse_known_args(arguments)
+    if options.members < 1 or options.seconds <= 0 or (options.workers or 0) < 0:
+        raise UserError("--members must be 1 or more, --seconds above 0, --workers 0 or more")
+    return options, words
+
+
+def bench(cfg: DictConfig, options: argparse.Namespace, words: list[str]) -> None:
+    """One benchmark, printed and, if asked for, written."""
+    from kdbench.bench.remote import Remote
+    from kdbench.bench.report import PLAIN, measure, text
+    from kdbench.bench.workbench import prepare
+
+    recipe = _recipe(cfg)
+    with ExitStack() as stack:
+        others: dict[str, Any] = {}
+        if options.baseline:
+            # A process of its own: kdbench's settings of memory and threads must not help the plain loop.
+            workers = [] if options.workers is None else [f"--workers={options.workers}"]
+            others[PLAIN] = stack.enter_context(
+                Remote([sys.executable, "-m", "kdbench", "bench", "--serve", *workers, *words])
+            )
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdbench-bench-")))
+        data, real = _data(recipe)
+        quick = options.seconds < 1
+        result = measure(prepare(recipe, data, scratch), others, options.seconds, options.members, quick)
+    if not real:
+        print(f"dataset {data.name} is not here: random images of its shapes stand in for it")
+    print(text(result))
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def serve(cfg: DictConfig, workers: int | None) -> None:
+    """The plain loop, on stdin and stdout."""
+    import os
+
+    from kdbench.bench.reference import ReferenceLoop, serve
+
+    recipe = _recipe(cfg)
+    serve(ReferenceLoop(recipe, _data(recipe)[0], min(os.cpu_count() or 1, 8) if workers is None else workers))
+
+
+def _recipe(cfg: DictConfig) -> Recipe:
+    from kdbench import build
+
+    return build.make_recipe(cfg, list(HydraConfig.get().overrides.task), chosen())
+
+
+def _data(recipe: Recipe) -> tuple[Bundle, bool]:
+    """The configured data if it is on this machine, else a stand-in; and which of the two."""
+    from kdbench import build
+    from kdbench.bench.standin import stand_in
+
+    node = recipe.record.tree["dataset"]
+    try:
+        return build.load_data(json.dumps({**node, "download": False})), True
+    except UserError:
+        other = stand_in(node)
+        if other is None:
+            raise
+        return build.load_data(json.dumps(other)), False
