@@ -106,7 +106,10 @@ def locate(path: object, prefix: str = "") -> Any:
 def _evaluate(annotation: Any, scope: dict[str, Any]) -> Any:
     if annotation is inspect.Parameter.empty:
         return Any
-    holder = type("Holder", (), {"__annotations__": {"value": annotation}})
+
+    def holder() -> None: ...
+
+    holder.__annotations__ = {"value": annotation}
     try:
         return get_type_hints(holder, globalns=scope)["value"]
     except Exception:  # a name that is only imported for type checkers
