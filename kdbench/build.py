@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +20,7 @@ from kdbench.data.bundle import Bundle
 from kdbench.data.mix import make_mix
 from kdbench.data.views import Identity
 from kdbench.engine.checkpoint import read_json
+from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
 from kdbench.engine.schedule import lr_factors
 from kdbench.errors import UserError
@@ -41,6 +43,8 @@ def run(cfg: DictConfig, out: Path, overrides: list[str], choices: dict[str, str
     recipe = make_recipe(cfg, overrides, choices)
     procedure = make_procedure(cfg.procedure)
     done = (out / RESULT).exists() and not recipe.force
+    if not done:
+        try_networks(recipe)
     result = read_json(out / RESULT) if done else procedure(recipe, out)
     show(result, out, already=done)
     return monitored(result, cfg.monitor)
@@ -64,7 +68,7 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
         student=make_network(choices["student"], tree["student"], "student"),
         teacher=teacher,
         loss=loss,
-        optimizer=check_node(tree["optimizer"], OptimizerOptions, "optimizer"),
+        optimizer=make_optimizer_options(tree["optimizer"], "optimizer"),
         schedule=make_schedule(tree["schedule"], "schedule"),
         trainer=check_node(tree["trainer"], TrainerOptions, "trainer"),
         seeds=check_node(tree["seeds"], Seeds, "seeds"),
@@ -103,6 +107,17 @@ def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSp
     return NetworkSpec(str(config.get("name") or choice), config, make)
 
 
+def try_networks(recipe: Recipe) -> None:
+    """Build student and teacher without memory (on the meta device): what cannot be built shows before any training."""
+    info = recipe.data().info
+    teacher = recipe.teacher
+    named = [recipe.student] if teacher is None or teacher.run else [recipe.student, teacher.network]
+    for spec in named:
+        real = bool(spec.config.get("pretrained"))  # weights are read into real memory
+        with torch.device("cpu" if real else "meta"):
+            spec.make(info)
+
+
 def make_loss(choice: str, node: Mapping[str, Any]) -> LossSpec:
     config = dict(node)
     return LossSpec(choice, config, functools.partial(construct, config, "loss"))
@@ -117,7 +132,7 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
     if own.get("source"):
         own["source"] = locate(own["source"], "teacher.source")
     network = make_network(choice, {key: value for key, value in node.items() if key not in own_names}, "teacher")
-    own["optimizer"] = check_node(node["optimizer"], OptimizerOptions, "teacher.optimizer")
+    own["optimizer"] = make_optimizer_options(node["optimizer"], "teacher.optimizer")
     own["schedule"] = make_schedule(node["schedule"], "teacher.schedule")
     spec = TeacherSpec(network=network, **own)
     epochs = spec.schedule.epochs
@@ -128,6 +143,13 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
         f"in 1..{epochs}",
     )
     return spec
+
+
+def make_optimizer_options(node: Mapping[str, Any], prefix: str) -> OptimizerOptions:
+    """An optimizer's options, tried on one parameter: an unknown name or argument shows before any work."""
+    options = check_node(node, OptimizerOptions, prefix)
+    make_optimizer(options, [torch.nn.Linear(1, 1)])
+    return options
 
 
 def make_schedule(node: Mapping[str, Any], prefix: str) -> ScheduleOptions:

@@ -123,6 +123,8 @@ def _report(error: Exception) -> int:
         traceback.print_exception(error)
     if isinstance(error, UserError):
         print(f"kdbench: {error}", file=sys.stderr)
+    elif isinstance(error, OSError):  # a full disk, a folder that may not be written: not a fault of the program
+        print(f"kdbench: {error}", file=sys.stderr)
     else:
         first = str(error).partition("\n")[0]
         print(f"kdbench: unexpected {type(error).__name__}: {first}", file=sys.stderr)

@@ -41,6 +41,9 @@ def launch(task: Task, refuse: Task | None = None, config_name: str = "train", o
     failed. Raises UserError for a command line that cannot run; in a single run whatever the task raises.
     """
     arguments = sys.argv[1:]
+    # argparse wants all overrides in one row: a -m between them would cut it in two.
+    flags = [word for word in arguments if word in ("-m", "--multirun")]
+    arguments = [*flags, *(word for word in arguments if word not in flags)]
     sys.argv = [sys.argv[0], *overrides, *arguments]
     register(arguments)
     failures: list[Exception] = []

@@ -36,6 +36,8 @@ def make_optimizer(
             lr = torch.tensor(options.lr, device=parameters[0].device) if graphed else options.lr
             return _TORCH[options.name](groups, lr=lr, **extra)
         return _from_timm(options, groups, extra)
+    except UserError:
+        raise
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer.name = {options.name}: {error}") from error
 
@@ -79,6 +81,7 @@ def _from_timm(options: OptimizerOptions, groups: list[dict[str, Any]], extra: d
 
     known = [str(name) for name in list_optimizers()]
     if options.name not in known:
-        near = difflib.get_close_matches(options.name, [*_TORCH, *known], n=5) or [*_TORCH, "lamb", "lion", "muon"]
+        names = sorted({*_TORCH, *known})
+        near = difflib.get_close_matches(options.name, names, n=5) or [*_TORCH, "lamb", "lion", "muon"]
         raise UserError(f"optimizer.name = {options.name}: no such optimizer. Nearest: {', '.join(near)}")
     return create_optimizer_v2(groups, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, **extra)
