@@ -1,0 +1,118 @@
+"""Meta pseudo labels: the teacher of unlabelled images is updated by the student's feedback (Pham et al. 2021)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from kdbench.data.batches import make_train_batches
+from kdbench.engine.device import place
+from kdbench.engine.optimizer import make_optimizer
+from kdbench.engine.options import require
+from kdbench.engine.trainer import resume_epoch
+from kdbench.procedures.folder import network_of_run
+from kdbench.procedures.recipe import Recipe
+from kdbench.procedures.series import Series, opened
+from kdbench.procedures.teacher import make_given, obtain_teacher
+from kdbench.procedures.unlabelled import Pool, make_pool
+from kdbench.teachers.given import GivenTeacher
+from kdbench.teachers.meta import MetaTeacher
+
+
+def meta_pseudo_labels(
+    recipe: Recipe, out: Path, labelled: float | None = 0.1, pseudo: Literal["sample", "argmax"] = "sample",
+    teacher_lr: float = 0.01, supervised: float = 1.0, finetune_epochs: int = 5, finetune_lr: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """`teacher=` learns from the labelled images first, then labels the others for `student=` and is updated at every
+    step, with `teacher_lr`, by what its labels did to the student's loss on labelled images and by `supervised` times
+    its own loss on them (`teachers.meta`). The student sees pseudo-labels only; at the end it is fine-tuned on the
+    labelled images for `finetune_epochs` (0: not at all) with `finetune_lr` (null: a tenth of the optimizer's).
+
+    `labelled`: share or number of the training images that keep their labels. Left out of the paper's recipe are its
+    augmentation of the teacher's images (UDA) and the moving average of the student's weights (trainer.ema has one).
+    The figures hold the teacher's accuracy before and after.
+    """
+    require(recipe.teacher is not None, "teacher", "none", "a network: it labels the images")
+    require(pseudo in ("sample", "argmax"), "procedure.pseudo", pseudo, "sample or argmax")
+    require(teacher_lr > 0, "procedure.teacher_lr", teacher_lr, "above 0")
+    require(supervised >= 0, "procedure.supervised", supervised, "at least 0")
+    require(finetune_epochs >= 0, "procedure.finetune_epochs", finetune_epochs, "at least 0")
+    uses = recipe.loss.make().uses_teacher
+    require(
+        uses,
+        "loss",
+        recipe.loss.name,
+        "a loss that learns from a teacher: loss=ban is cross-entropy with its labels",
+    )
+    with opened(recipe, out) as opening:
+        require(
+            opening.data.mix is None,
+            "dataset.mix.kind",
+            "mixup or cutmix",
+            "none: a label here belongs to one image",
+        )
+        pool = make_pool(opening.data, labelled, recipe.seeds.data)
+        series = replace(opening, data=pool.data(opening.data))
+        given = obtain_teacher(recipe, series.data)
+        assert given is not None and given.network is not None
+        meta = _meta(series, given.network, teacher_lr, pseudo == "sample", supervised)
+        stage = series.stage(
+            "taught", teacher=given, split=pool.unlabelled, adapt=lambda student, _: meta.attach(student)
+        )
+        series.run(stage, replace(given, ask=meta, tables=None))
+        figures = {
+            f"teacher_before/{key}": value for key, value in given.metrics.items() if key.endswith("/top1")
+        }
+        figures |= _teacher_after(series, stage.folder, given)
+        last = (
+            _finetune(series, pool, stage.folder, finetune_epochs, finetune_lr)
+            if finetune_epochs
+            else stage.folder
+        )
+        return series.conclude(last, figures)
+
+
+def _meta(series: Series, network: nn.Module, lr: float, sample: bool, supervised: float) -> MetaTeacher:
+    recipe, data = series.recipe, series.data
+    assert recipe.teacher is not None
+    placement = place(recipe.trainer)
+    # As many labelled images a step as unlabelled ones, or all there are.
+    size = min(recipe.schedule.batch_size, len(data.train))
+    labelled = make_train_batches(
+        data, data.train, size, recipe.seeds.data, placement.device, channels_last=placement.channels_last
+    )
+    network = placement.put(copy.deepcopy(network)).requires_grad_(True)
+    optimizer = make_optimizer(replace(recipe.teacher.optimizer, lr=lr), [network])
+    return MetaTeacher(
+        network, optimizer, labelled, placement.autocast, recipe.seeds.init, sample, supervised
+    )
+
+
+def _teacher_after(series: Series, folder: Path, given: GivenTeacher) -> dict[str, float]:
+    """The teacher's accuracy after its last update: its weights lie in the stage's checkpoint."""
+    state = resume_epoch(folder)[1]
+    assert state is not None
+    network = copy.deepcopy(given.network)
+    assert network is not None
+    network.load_state_dict(state["teacher"]["network"])
+    after = make_given(given.name, network, folder, series.recipe, series.data, allow_chance=True)
+    return {f"teacher_after/{key}": value for key, value in after.metrics.items() if key.endswith("/top1")}
+
+
+def _finetune(series: Series, pool: Pool, start: Path, epochs: int, lr: float | None) -> Path:
+    recipe = series.recipe
+    state = network_of_run(start, recipe.catalogue)[1].state_dict()
+    stage = series.stage(
+        "finetuned",
+        loss=recipe.catalogue.loss("ce"),
+        split=pool.labelled,
+        schedule=replace(recipe.schedule, epochs=epochs, warmup=0),
+        optimizer=replace(recipe.optimizer, lr=recipe.optimizer.lr / 10 if lr is None else lr),
+        adapt=lambda student, _: student.load_state_dict(state),
+    )
+    series.run(stage, None)
+    return stage.folder

@@ -1,0 +1,197 @@
+"""Deep mutual learning: several students teach each other as they train (Zhang et al. 2018)."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.engine.checkpoint import read_json, save_weights, write_json
+from kdbench.engine.device import place
+from kdbench.engine.options import require
+from kdbench.engine.trainer import STUDENT
+from kdbench.losses.base import DistillationLoss
+from kdbench.models.base import count_parameters
+from kdbench.models.weights import weight_hash
+from kdbench.procedures.born_again import ensemble_figures
+from kdbench.procedures.folder import RESULT, network_of_run, save_config, save_network
+from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe
+from kdbench.procedures.series import Series, opened
+from kdbench.procedures.teacher import measure
+from kdbench.teachers.given import GivenTeacher
+from kdbench.types import LossTerms, Outputs, Target
+
+
+def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None = None) -> dict[str, Any]:
+    """Train `peers` students of `student=`, or those named in `students`, each under the recipe's loss with every other
+    as its teacher, averaged over the others; there is no `teacher=`.
+
+    One training (stage 1) moves all of them: each step every peer's term is computed from the same forward pass, where
+    the paper updates one peer after the other. Afterwards each peer is a run folder of its own (stages 2, ...), and the
+    result is the first peer's. The paper's loss is loss=kl, loss.tau=1, loss.weights={task: 1, distill: 1}.
+    """
+    require(
+        recipe.teacher is None,
+        "teacher",
+        recipe.record.choices.get("teacher"),
+        "none: the students teach each other",
+    )
+    specs = [recipe.student] * peers if students is None else [_spec(recipe, name) for name in students]
+    require(len(specs) >= 2, "procedure.peers", len(specs), "at least 2")
+    require(
+        recipe.loss.make().uses_teacher,
+        "loss",
+        recipe.loss.name,
+        "a loss that learns from a teacher, e.g. kl",
+    )
+    with opened(recipe, out) as series:
+        joint = NetworkSpec(f"{len(specs)} peers", _joint_config(specs), lambda info: Peers.of(specs, info))
+        base = recipe.loss
+        loss = LossSpec(
+            base.name, base.config, lambda: Mutual([base.make() for _ in _pairs(len(specs))], len(specs))
+        )
+        stage = series.stage("together", student=joint, loss=loss)
+        series.run(stage, None)
+        together = network_of_run(stage.folder, recipe.catalogue)[1]
+        assert isinstance(together, Peers)
+        apart = [
+            _publish(series, spec, peer, stage.folder)
+            for spec, peer in zip(specs, together.peers, strict=True)
+        ]
+        figures = {}
+        for number, peer in enumerate(apart, start=1):
+            figures |= {
+                f"peer{number}/{key}": value for key, value in peer.metrics.items() if key.endswith("/top1")
+            }
+        figures |= ensemble_figures(apart, series.data, "ensemble")
+        assert apart[0].folder is not None
+        return series.conclude(apart[0].folder, figures)
+
+
+class Peers(nn.Module):
+    """Several networks as one: the logits are the first one's; features "0.logits", "0.pooled", "1.logits", ... are all
+    of theirs."""
+
+    def __init__(self, peers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.peers = nn.ModuleList(peers)
+
+    @classmethod
+    def of(cls, specs: Sequence[NetworkSpec], info: Any) -> Peers:
+        return cls([spec.make(info) for spec in specs])
+
+    def forward(self, image: Tensor) -> Outputs:
+        answers = [peer(image) for peer in self.peers]
+        features = {
+            f"{i}.{key}": value for i, answer in enumerate(answers) for key, value in answer.features.items()
+        }
+        features |= {f"{i}.logits": answer.logits for i, answer in enumerate(answers)}
+        return Outputs(answers[0].logits, features)
+
+
+def peers_from(networks: list[str], num_classes: int, in_channels: int, image_size: int) -> Peers:
+    """Peers from their configurations as JSON: what a joint run's network.json holds."""
+    given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    made = []
+    for text in networks:
+        config = json.loads(text)
+        module, _, name = config.pop("_target_").rpartition(".")
+        made.append(getattr(importlib.import_module(module), name)(**config, **given))
+    return Peers(made)
+
+
+class Mutual(DistillationLoss):
+    """The sum over peers of each one's mean loss with every other peer, detached, as its teacher.
+
+    `losses`: one for each ordered pair, in the order of `itertools.permutations`; a loss with adapters has its own for
+    each pair. With KL at tau = 1 and both weights 1 this is Zhang et al. 2018, eq. 8 and 9.
+    """
+
+    uses_teacher = False
+
+    def __init__(self, losses: Sequence[DistillationLoss], peers: int) -> None:
+        super().__init__({})
+        self.losses, self.peers = nn.ModuleList(losses), peers
+
+    @property
+    def formula(self) -> str:
+        first = self.losses[0]
+        assert isinstance(first, DistillationLoss)
+        return f"sum over {self.peers} peers s of the mean over the others t of: {first.formula}"
+
+    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
+        for loss, (one, other) in self._pairs():
+            loss.train_rows = self.train_rows
+            loss.setup(peer(student, one), peer(student, other))
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        totals, parts = [], []
+        for loss, (one, other) in self._pairs():
+            taught = Outputs(*_detached(peer(student, other)))
+            terms = loss(peer(student, one), taught, target)
+            totals.append(terms.total)
+            parts.append(terms.parts)
+        mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        return LossTerms(torch.stack(totals).sum() / (self.peers - 1), mean)
+
+    def _pairs(self) -> list[tuple[DistillationLoss, tuple[int, int]]]:
+        return list(zip(self.losses, _pairs(self.peers), strict=True))  # type: ignore[arg-type]
+
+
+def peer(outputs: Outputs, number: int) -> Outputs:
+    """One peer's own outputs."""
+    own = {
+        key.partition(".")[2]: value
+        for key, value in outputs.features.items()
+        if key.startswith(f"{number}.")
+    }
+    return Outputs(own.pop("logits"), own)
+
+
+def _detached(outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
+    return outputs.logits.detach(), {key: value.detach() for key, value in outputs.features.items()}
+
+
+def _pairs(peers: int) -> list[tuple[int, int]]:
+    return list(itertools.permutations(range(peers), 2))
+
+
+def _spec(recipe: Recipe, name: str) -> NetworkSpec:
+    return recipe.student if name == recipe.student.name else recipe.catalogue.network(name)
+
+
+def _joint_config(specs: Sequence[NetworkSpec]) -> dict[str, Any]:
+    return {
+        "_target_": f"{__name__}.{peers_from.__name__}",
+        "networks": [json.dumps(dict(spec.config)) for spec in specs],
+    }
+
+
+def _publish(series: Series, spec: NetworkSpec, network: nn.Module, together: Path) -> GivenTeacher:
+    """One peer as a finished run folder, measured; what it says of time and images is the joint training's."""
+    stage = series.stage(f"peer-{spec.name}", student=spec)
+    if not (stage.folder / RESULT).exists():
+        save_network(stage.folder, spec, series.data)
+        save_config(stage.folder, stage.record.tree)
+        save_weights(stage.folder / STUDENT, network, {"network": spec.name, "dataset": series.data.name})
+        joint = read_json(together / RESULT)
+        placement = place(series.recipe.trainer)
+        metrics = measure(placement.put(network), series.recipe, series.data, placement)[1]
+        about = {
+            "name": spec.name,
+            "parameters": count_parameters(network),
+            "weights": weight_hash(network.state_dict()),
+        }
+        last = {"epoch": joint["last"]["epoch"], **metrics}
+        own = {"name": stage.folder.name, "hash": stage.record.hash, "choices": dict(stage.record.choices)}
+        more = {"config": stage.record.config, "student": about, "last": last, "best": None, "seconds": 0.0}
+        write_json(stage.folder / RESULT, {**joint, **own, **more})
+    result = read_json(stage.folder / RESULT)
+    series.note(stage.folder, result)
+    return series.taught(stage.folder)

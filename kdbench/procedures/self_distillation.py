@@ -1,0 +1,49 @@
+"""Self-distillation: a student taught by its own past while it trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from kdbench.data.order import Order
+from kdbench.engine.device import place
+from kdbench.engine.options import require
+from kdbench.procedures.recipe import Recipe
+from kdbench.procedures.single import student_stage
+from kdbench.procedures.stage import Stage, run_stage
+from kdbench.teachers.given import GivenTeacher
+from kdbench.teachers.past import PastSelf
+
+
+def self_distillation(
+    recipe: Recipe, out: Path, past: Literal["epoch", "average"] = "epoch", decay: float = 0.999
+) -> dict[str, Any]:
+    """Train `student=` under the recipe's loss with itself as the teacher; there is no `teacher=`.
+
+    `past`: epoch, its weights at the end of the epoch before (Kim et al. 2021, PS-KD; use loss=pskd); average, the
+    exponential moving average of its weights over steps, with `decay` (Tarvainen and Valpola 2017).
+    """
+    require(
+        recipe.teacher is None,
+        "teacher",
+        recipe.record.choices.get("teacher"),
+        "none: the student teaches itself",
+    )
+    require(past in ("epoch", "average"), "procedure.past", past, "epoch or average")
+    require(0 < decay < 1, "procedure.decay", decay, "in (0, 1)")
+    stage = student_stage(recipe, recipe.data(), out)
+    itself = PastSelf(
+        steps_in_epoch(stage), place(recipe.trainer).autocast, decay if past == "average" else None
+    )
+    stage = replace(stage, adapt=lambda student, _: itself.attach(student))
+    return run_stage(stage, GivenTeacher("itself", itself, None, 0, "", None, {}, {}))
+
+
+def steps_in_epoch(stage: Stage) -> int:
+    """Batches in an epoch of the stage, without reading its images."""
+    trainer = stage.trainer
+    order = Order(
+        len(stage.split), stage.schedule.batch_size, stage.seeds.data, trainer.drop_last, trainer.limit_steps
+    )
+    return order.steps

@@ -1,0 +1,62 @@
+"""A student as its own teacher: its weights of the epoch before, or their moving average."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.teachers.live import Context, freeze
+from kdbench.types import Batch, Outputs
+
+
+class PastSelf:
+    """Answers by an earlier state of a student in training, in evaluation mode.
+
+    `decay` None: the weights that the student had at the end of the epoch before (Kim et al. 2021, PS-KD); in the first
+    epoch those it starts with. A number: their exponential moving average over steps (Tarvainen and Valpola 2017).
+    `steps`: in an epoch, counted here because a batch does not say. Costs one more forward pass a step.
+    """
+
+    def __init__(self, steps: int, context: Context, decay: float | None = None) -> None:
+        self.steps, self.context, self.decay = steps, context, decay
+        self._calls = 0
+
+    def attach(self, student: nn.Module) -> None:
+        """The student, before it is trained; the same object must be trained."""
+        self.student = student
+        self.past = freeze(copy.deepcopy(student))
+
+    def __call__(self, batch: Batch) -> Outputs:
+        self._follow()
+        with torch.no_grad(), self.context():
+            return self.past(batch.image)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        at_start, self._calls = self._calls == 0, (self._calls + 1) % self.steps
+        if at_start:
+            self.past.to(next(self.student.parameters()).device)
+        if self.decay is None and not at_start:
+            return
+        keep = 0.0 if self.decay is None else self.decay
+        mine, theirs = self.past.state_dict(), self.student.state_dict()
+        for name, value in theirs.items():
+            _move(mine[name], value, keep)
+
+    def state(self) -> dict[str, Any]:
+        """After a whole epoch, what is not in the student itself."""
+        return {} if self.decay is None else self.past.state_dict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if self.decay is not None:
+            self.past.load_state_dict(state)
+
+
+def _move(mine: Tensor, theirs: Tensor, keep: float) -> None:
+    if mine.is_floating_point() and keep:
+        mine.lerp_(theirs.to(mine.device), 1 - keep)
+    else:
+        mine.copy_(theirs)
