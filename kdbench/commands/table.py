@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from kdbench import configure
+from kdbench.commands.train import chosen
 from kdbench.errors import UserError
 
 _USAGE = """usage: kdbench table build [group=option ...] [key=value ...]
@@ -43,14 +44,10 @@ def main() -> int:
 
 def fill(cfg: DictConfig) -> None:
     """Build the table of a configuration and print what was done."""
-    from hydra.core.hydra_config import HydraConfig
-
     from kdbench import build  # loads torch
     from kdbench.teachers.choice import in_bytes
 
-    chosen = HydraConfig.get().runtime.choices
-    choices = {str(group): option for group, option in chosen.items() if not str(group).startswith("hydra")}
-    done = build.fill_table(cfg, choices, _progress)
+    done = build.fill_table(cfg, chosen(), _progress)
     rate = f", {done.computed / done.seconds:,.0f} a second" if done.computed else ""
     print(f"table {done.path}  ({in_bytes(_on_disk(done.path))} on disk)")
     print(f"{done.entries:,} entries, {done.computed:,} of them computed now in {done.seconds:.1f} s{rate}")

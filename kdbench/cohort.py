@@ -1,0 +1,103 @@
+"""Runs of one sweep that share data and teacher, trained side by side: one batch, one teacher pass, many students."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+from kdbench import build
+from kdbench.engine.checkpoint import read_json
+from kdbench.procedures.folder import RESULT
+from kdbench.procedures.recipe import Recipe
+from kdbench.procedures.room import parts
+from kdbench.procedures.single import student_stage
+from kdbench.procedures.stage import Stage, run_stages
+from kdbench.procedures.teacher import obtain_teacher
+from kdbench.report import show
+
+log = logging.getLogger(__name__)
+
+Outcome = float | None | Exception  # what a run's sweeper reads, or why it failed
+
+
+class Run(NamedTuple):
+    """One point of a sweep."""
+
+    cfg: DictConfig  # the task's configuration
+    out: Path
+    overrides: list[str]
+    choices: dict[str, str]
+
+
+def plan(runs: Sequence[Run]) -> list[list[int]]:
+    """Positions of the runs that go together, in the order of each group's first; a run by itself is a group of one.
+
+    Together go runs of procedure=single with the same dataset, teacher, trainer and batch size that are not finished.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    folders: set[Path] = set()
+    for position, run in enumerate(runs):
+        # The same run twice: the second one goes by itself, and finds the first one's result.
+        key = _family(run) if run.out not in folders else None
+        folders.add(run.out)
+        groups.setdefault(position if key is None else key, []).append(position)
+    return list(groups.values())
+
+
+def train_together(runs: Sequence[Run], max_members: int | None = None) -> list[Outcome]:
+    """Train runs that `plan` put together, and print their results; outcomes in their order.
+
+    Runs of the same length and data seed share their batches too; the others share the data's memory, the teacher and
+    its table, and train one cohort after the other. `max_members` is the largest cohort; None: as many as fit. A run
+    that fails stops no other. Raises what stops all of them: what reading the data or getting the teacher raises.
+    """
+    recipes = [build.make_recipe(run.cfg, run.overrides, run.choices) for run in runs]
+    data = recipes[0].data()
+    teacher = obtain_teacher(recipes[0], data)
+    stages = [student_stage(recipe, data, run.out) for recipe, run in zip(recipes, runs)]
+    outcomes: dict[Path, Outcome] = {}
+    for cohort in _cohorts(recipes, stages):
+        for members in parts(cohort, teacher, max_members):
+            _announce(members)
+            results = run_stages(members, teacher)
+            outcomes |= {one.folder: result for one, result in zip(members, results) if isinstance(result, Exception)}
+    return [outcomes.get(run.out) or _concluded(run) for run in runs]
+
+
+def _family(run: Run) -> Hashable | None:
+    """What runs must agree in to share a teacher; None for a run that goes by itself."""
+    tree = build.plain(run.cfg)
+    finished = (run.out / RESULT).exists() and not tree["force"]
+    if finished or tree["procedure"] != {"_target_": "kdbench.procedures.single.single"}:
+        return None
+    common = [tree["dataset"], tree["teacher"], tree["trainer"], tree["schedule"]["batch_size"], tree["paths"]]
+    return json.dumps([*common, run.choices.get("teacher")], sort_keys=True, default=str)
+
+
+def _cohorts(recipes: Sequence[Recipe], stages: Sequence[Stage]) -> Iterator[list[Stage]]:
+    """Stages that go through the same batches."""
+    groups: dict[Hashable, list[Stage]] = {}
+    for recipe, stage in zip(recipes, stages):
+        groups.setdefault((recipe.schedule.epochs, recipe.seeds.data), []).append(stage)
+    yield from groups.values()
+
+
+def _announce(members: Sequence[Stage]) -> None:
+    if len(members) > 1:
+        log.info("%d runs side by side, seeds.data=%d:", len(members), members[0].seeds.data)
+        for stage in members:
+            log.info("  %s", stage.folder.name)
+
+
+def _concluded(run: Run) -> Outcome:
+    try:
+        result = read_json(run.out / RESULT)
+        show(result, run.out, already=False)
+        return build.monitored(result, run.cfg.monitor)
+    except Exception as error:  # a monitor that does not exist fails its own run alone
+        return error

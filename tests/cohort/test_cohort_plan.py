@@ -1,0 +1,71 @@
+"""Which runs train together, and how many at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from kdbench.cohort import Run, plan
+from kdbench.procedures.room import Need, lots
+
+TREE = {
+    "dataset": {"name": "digits"},
+    "teacher": {"depth": 20, "schedule": {"epochs": 3}},
+    "student": {"depth": 8},
+    "loss": {"tau": 4.0},
+    "trainer": {"device": "cpu"},
+    "schedule": {"batch_size": 64, "epochs": 30},
+    "procedure": {"_target_": "kdbench.procedures.single.single"},
+    "paths": {"teachers": "t"},
+    "seeds": {"init": 0, "data": 0},
+    "force": False,
+}
+
+
+def run(out: str, *changes: str, teacher: str = "resnet20") -> Run:
+    cfg = OmegaConf.merge(OmegaConf.create(TREE), OmegaConf.from_dotlist(list(changes)))
+    return Run(cfg, Path(out), [], {"teacher": teacher})  # type: ignore[arg-type]
+
+
+def test_runs_that_share_data_and_teacher_go_together():
+    points = [
+        run("a"),
+        run("b", "loss.tau=1"),
+        run("c", "dataset.name=mnist"),
+        run("d", "student.depth=14", "schedule.epochs=60", "seeds.data=3"),
+        run("e", "schedule.batch_size=128"),
+        run("f", "procedure._target_=kdbench.procedures.born_again.born_again"),
+        run("g", "trainer.device=cuda"),
+        run("h", "teacher.depth=56"),
+        run("i", teacher="wrn_40_2"),
+        run("j", "dataset.name=mnist", "loss.tau=2"),
+        run("k", "procedure._target_=kdbench.procedures.born_again.born_again"),
+        run("b", "loss.tau=1"),
+    ]
+    assert plan(points) == [[0, 1, 3], [2, 9], [4], [5], [6], [7], [8], [10], [11]]
+
+
+def test_a_finished_run_goes_by_itself_unless_it_is_forced(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/result.json").write_text("{}")
+    points = [run(str(tmp_path / name)) for name in "abc"]
+    assert plan(points) == [[0], [1, 2]]
+    forced = [run(str(tmp_path / name), "force=true") for name in "abc"]
+    assert plan(forced) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("needs", "free", "size", "expected"),
+    [
+        ([(10, 50)] * 4, 100, 9, [(0, 4)]),  # steps follow each other: only one counts
+        ([(10, 50)] * 6, 100, 9, [(0, 5), (5, 6)]),
+        ([(10, 50)] * 6, 100, 2, [(0, 2), (2, 4), (4, 6)]),
+        ([(10, 20), (10, 85), (10, 20)], 100, 9, [(0, 1), (1, 2), (2, 3)]),
+        ([(200, 10), (10, 10), (10, 10)], 100, 9, [(0, 1), (1, 3)]),  # what does not fit at all is tried alone
+        ([(10, 10)], 5, 9, [(0, 1)]),
+    ],
+)
+def test_lots_fit_into_memory(needs, free, size, expected):
+    assert list(lots([Need(*need) for need in needs], free, size)) == expected

@@ -1,0 +1,169 @@
+"""hydra/launcher=cohort on the real command line: every run as it would be alone, whatever happens to the others."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from shell import TINY, in_its_own_process, kdbench, result
+
+from kdbench.configure.launch import Sweep
+from kdbench.engine.learner import Learner
+from kdbench.procedures import stage as stages
+from kdbench.teachers.live import LiveTeacher
+from kdbench.teachers.table import LogitTable
+
+COHORT = "hydra/launcher=cohort"
+STEPS = 6  # of a run: two epochs of three batches
+SHORT = [*TINY, "schedule.epochs=2"]  # too short for a table: the live teacher is asked
+
+
+def sweep(*words: str, outputs: str = "outputs") -> int:
+    return kdbench("train", "-m", *SHORT, f"paths.outputs={outputs}", "paths.teachers=teachers", *words)
+
+
+def runs(outputs: str = "outputs") -> dict[str, Path]:
+    return {str(f.parent.relative_to(outputs)): f.parent for f in sorted(Path(outputs).rglob("result.json"))}
+
+
+def numbers(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def assert_same_runs(outputs: str, others: str, count: int) -> None:
+    mine, theirs = runs(outputs), runs(others)
+    assert mine.keys() == theirs.keys() and len(mine) == count
+    for name in mine:
+        a, b = result(mine[name]), result(theirs[name])
+        assert a["student"] == b["student"] and a["teacher"] == b["teacher"], name
+        assert numbers(mine[name]) == numbers(theirs[name]), name
+    assert len({result(folder)["student"]["weights"] for folder in mine.values()}) == count
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The number of images in each batch that the live teacher was asked about."""
+    sizes: list[int] = []
+    ask = LiveTeacher.__call__
+    monkeypatch.setattr(LiveTeacher, "__call__", lambda self, batch: sizes.append(len(batch.image)) or ask(self, batch))
+    return sizes
+
+
+def test_networks_and_losses_of_any_kind_are_as_alone_each_with_its_own_files(asked, monkeypatch):
+    values = []
+    take = Sweep.take
+    monkeypatch.setattr(Sweep, "take", lambda self, job: values.append(job._return_value) or take(self, job))
+    words = ["student=resnet8,wrn_16_1", "loss=dkd,at"]  # AT reads features
+    assert sweep(*words, COHORT, outputs="together") == 0
+    assert [size for size in asked if size == 16] == [16] * STEPS  # AT also asks about two images, to see their shapes
+    assert sweep(*words, outputs="solo") == 0
+    assert_same_runs("together", "solo", 4)
+    assert values[:4] == values[4:]  # what a sweeper optimises, in the order of the points
+    for name, folder in runs("together").items():
+        assert_same_files(folder, Path("solo") / name)
+        loss, said = result(folder)["choices"]["loss"], (folder / "train.log").read_text()
+        assert f"loss {loss}:" in said and said.count(": loss ") == 1 and "4 runs side by side" in said
+
+
+def assert_same_files(folder: Path, other: Path) -> None:
+    """A member's folder holds what a solo run's does; Hydra's own files say the same."""
+    assert {p.name for p in folder.glob("[!e]*")} == {p.name for p in other.glob("[!e]*")}
+    for file in ("config.yaml", "overrides.yaml"):
+        mine, theirs = ((run / ".hydra" / file).read_text() for run in (folder, other))
+        assert mine == theirs.replace("solo", "together")
+    job = yaml.safe_load((folder / ".hydra/hydra.yaml").read_text())["hydra"]
+    assert job["runtime"]["output_dir"] == str(folder.resolve()) and job["job"]["num"] in range(4)
+
+
+def test_runs_of_other_data_seeds_share_one_open_table(asked, monkeypatch):
+    opened = []
+    init = LogitTable.__init__
+
+    def counted(self, *arguments):
+        opened.append(self)
+        init(self, *arguments)
+
+    monkeypatch.setattr(LogitTable, "__init__", counted)
+    words = ["teacher.table=on", "seed=0,1", "loss.tau=1,4"]
+    assert sweep(*words, COHORT, outputs="together") == 0
+    assert len(opened) == 1 and not asked
+    assert sweep(*words, outputs="solo") == 0
+    assert_same_runs("together", "solo", 4)
+
+
+def test_finished_runs_are_not_run_again_and_cohorts_are_no_larger_than_asked(capfd, monkeypatch):
+    sizes = []
+    train_stages = stages.run_stages
+
+    def counted(members, teacher):
+        sizes.append(len(members))
+        return train_stages(members, teacher)
+
+    monkeypatch.setattr("kdbench.cohort.run_stages", counted)
+    assert sweep("loss.tau=1", COHORT) == 0
+    before = {name: (folder / "result.json").stat().st_mtime_ns for name, folder in runs().items()}
+    assert sweep("loss.tau=1,2,3,4", COHORT, "hydra.launcher.max_members=2") == 0
+    after = {name: (folder / "result.json").stat().st_mtime_ns for name, folder in runs().items()}
+    assert sizes == [2, 1] and len(after) == 4 and before.items() <= after.items()
+    assert capfd.readouterr().out.count("was finished before") == 1
+
+
+def test_runs_that_fail_are_reported_and_the_others_are_as_alone(capfd, monkeypatch):
+    step = Learner.step
+
+    def broken(self, batch, teacher):
+        if self.lr == 0.3:
+            raise RuntimeError("no memory left for this one")
+        step(self, batch, teacher)
+
+    monkeypatch.setattr(Learner, "step", broken)
+    assert sweep("optimizer.lr=0.05,1e30,0.3", COHORT, outputs="together") == 1
+    error = capfd.readouterr().err
+    assert "2 of 3 runs failed" in error and "no memory left for this one" in error
+    assert "optimizer.lr=1e+30" in error and "not a finite number" in error
+    assert sweep("optimizer.lr=0.05", outputs="solo") == 0
+    assert_same_runs("together", "solo", 1)
+    logs = [f.read_text() for f in Path("together").rglob("train.log")]
+    assert sorted(("Traceback" in text and "Diverged" in text, "RuntimeError" in text) for text in logs) == [
+        (False, False),
+        (False, True),
+        (True, False),
+    ]
+
+
+def test_a_teacher_that_cannot_be_had_fails_every_run_with_its_reason(capfd):
+    assert sweep("teacher.run=nowhere", "loss.tau=1,2", COHORT) == 1
+    error = capfd.readouterr().err
+    assert "2 of 2 runs failed" in error and error.count("nowhere: no such run folder") == 2
+
+
+KILL = """
+import os, signal
+from kdbench.engine.learner import Learner
+step, count = Learner.step, [0]
+def killed(self, *args):
+    step(self, *args)
+    count[0] += 1
+    if count[0] == 14:  # after the teacher's 6 and an epoch of two students: in their second
+        os.kill(os.getpid(), signal.SIGKILL)
+Learner.step = killed
+from test_cohort_runs import sweep, COHORT
+sweep("loss.tau=1,2", COHORT, outputs="cut")
+"""
+
+
+def test_a_killed_cohort_goes_on_where_it_was(asked):
+    path = str(Path(__file__).parent)
+    done = in_its_own_process(f"import sys; sys.path.insert(0, {path!r})\n{KILL}")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    cut = list(Path("cut").rglob("checkpoint.pt"))
+    assert len(cut) == 2 and not runs("cut")
+    cut[0].unlink()  # this one did not get so far
+    assert sweep("loss.tau=1,2", COHORT, outputs="cut") == 0
+    assert len(asked) == STEPS  # both epochs, for the one; the other joins in the second
+    assert sweep("loss.tau=1,2", COHORT, outputs="whole") == 0
+    assert_same_runs("cut", "whole", 2)
