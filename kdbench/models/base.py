@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +42,8 @@ def last_layer_name(model: nn.Module) -> str:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     name = getattr(model, "last_layer_name", names[-1] if names else "")
     if not name:
-        raise UserError(f"{type(model).__name__} has no single linear classifier that could be shared or reused")
+        kind = type(getattr(model, "net", model)).__name__
+        raise UserError(f"{kind} has no single linear classifier that could be shared or reused")
     return name
 
 
@@ -55,19 +60,30 @@ def last_layer(model: nn.Module) -> nn.Linear:
 def flops(model: nn.Module, info: DataInfo) -> int:
     """Floating-point operations of one image's forward pass: two for each multiply-add.
 
-    Convolutions, linear layers and attention count; normalisation, activations and pooling do not. Counted on shapes alone (meta device): costs no arithmetic and leaves the model as it is.
+    Convolutions, linear layers and attention count; normalisation, activations and pooling do not. Counted on shapes
+    alone (meta device): it costs no arithmetic and leaves the model as it is.
     """
-    image = torch.empty(1, info.in_channels, info.image_size, info.image_size, device="meta")
-    training = model.training
-    model.eval()  # dropout off, and batch norm accepts one image with 1x1 maps
-    try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            functional_call(model, meta_state(model), (image,))
-    finally:
-        model.train(training)
+    with FlopCounterMode(display=False) as counter:
+        forward_on_meta(model, info.in_channels, info.image_size)
     return counter.get_total_flops()
 
 
-def meta_state(model: nn.Module) -> dict[str, Tensor]:
+def forward_on_meta(model: nn.Module, channels: int, size: int) -> Any:
+    """What the model returns for one image in eval mode, as shapes without numbers; no arithmetic is done."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    with evaluating(model), torch.no_grad():
+        return functional_call(model, state, (torch.empty(1, channels, size, size, device="meta"),))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, each module's own mode afterwards (frozen batch norms stay frozen)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])  # for modules that do more than set the flag
+        for module, training in modes:
+            module.training = training

@@ -79,7 +79,7 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
     """Deal the channels of x [B, D, H, W] out over the groups, so that the next grouped convolution mixes them."""
     if groups == 1:
         return x
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return F.channel_shuffle(x, groups)  # one kernel, and it keeps channels_last
 
 
 def _stage(inputs: int, outputs: int, units: int, groups: int) -> nn.Sequential:
@@ -88,11 +88,13 @@ def _stage(inputs: int, outputs: int, units: int, groups: int) -> nn.Sequential:
 
 
 def _check(widths: list[int], units: list[int], groups: int) -> None:
-    if len(widths) != 3 or len(units) != 3 or any(count < 1 for count in units):
-        raise UserError(f"widths and units must be three positive numbers each, got {list(widths)} and {list(units)}")
+    if len(widths) != 3:
+        raise UserError(f"widths must be three numbers, got {list(widths)}")
+    if len(units) != 3 or any(count < 1 for count in units):
+        raise UserError(f"units must be three positive numbers, got {list(units)}")
     inputs = STEM
     for outputs in widths:
         added = outputs - inputs
         if added < 4 * groups or any(count // 4 % groups or count % groups for count in (added, outputs)):
-            raise UserError(f"widths must give quarters that divide into groups={groups}, got {list(widths)}")
+            raise UserError(f"widths must grow by quarters that divide into groups={groups}, got {list(widths)}")
         inputs = outputs

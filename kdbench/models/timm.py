@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import UserError
 from kdbench.models.adopt import Adopted, first_line, head_refusal, nearest
+from kdbench.models.base import evaluating
 from kdbench.models.stages import choose_stages
 from kdbench.types import Outputs
 
@@ -55,6 +57,9 @@ def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[st
     """Refuse a random head in the place of a pretrained one, before anything is downloaded."""
     config = timm.models.get_pretrained_cfg(name)
     overlay = options.get("pretrained_cfg_overlay") or {}
+    file = overlay.get("file")
+    if file is not None and not Path(file).is_file():
+        raise UserError(f"options.pretrained_cfg_overlay.file must be a file of weights, got {file}")
     if config is None or not (config.has_weights or overlay):
         raise UserError(f"pretrained must be false: timm has no weights for {name}")
     classes = overlay.get("num_classes", config.num_classes)
@@ -122,15 +127,11 @@ def _check_forward(network: Adopted, name: str, in_channels: int) -> None:
     size = network.image_size
     image = torch.linspace(-1, 1, in_channels * size * size).reshape(1, in_channels, size, size)
     image = image.to(next(network.parameters()))
-    training = network.training
-    network.eval()
     try:
-        with torch.no_grad():
+        with evaluating(network), torch.no_grad():
             logits, expected = network(image).logits, network.net(image)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"{name} cannot run {size}-pixel images: {first_line(error)}") from error
-    finally:
-        network.train(training)
     if not logits.is_meta and not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
         raise UserError(f"name must be a network with one classifier on its features; {name} adds other heads to it")
 

@@ -7,12 +7,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torchvision import models
 
 from kdbench.errors import UserError
 from kdbench.models.adopt import Adopted, first_line, head_refusal, nearest
-from kdbench.models.base import first_layer_name, meta_state
+from kdbench.models.base import first_layer_name, forward_on_meta
 from kdbench.models.stages import choose_stages
 from kdbench.types import Outputs
 
@@ -106,7 +105,7 @@ def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
         return {"image_size": image_size}
     if name.startswith("maxvit_"):
         return {"input_size": (image_size, image_size)}
-    return {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    return {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
 
 def _build(name: str, image_size: int, arguments: dict[str, Any]) -> nn.Module:
@@ -139,7 +138,11 @@ def _load(name: str, num_classes: int, new_head: bool, image_size: int, argument
             f"pretrained weights of {name} are for {weights.transforms().crop_size[0]}-pixel images, got {image_size}: "
             "use timm, which resizes position embeddings, or pretrained=false"
         )
-    net = _build(name, image_size, {**arguments, "weights": weights})
+    for fixed in ("aux_logits", "init_weights"):  # set by the weights; torchvision refuses another value
+        arguments.pop(fixed, None)
+    net: Any = _build(name, image_size, {**arguments, "weights": weights})
+    if name == "inception_v3":
+        net.aux_logits, net.AuxLogits = False, None
     if classes != num_classes:
         _replace_head(net, num_classes)
     return net
@@ -203,13 +206,9 @@ def _shapes(net: nn.Module, in_channels: int, size: int) -> list[tuple[str, tupl
         if path and _is_top(net, path) and not isinstance(module, nn.AdaptiveAvgPool2d):
             record = lambda _m, _a, out, path=path: seen.append((path, tuple(out.shape)))  # noqa: E731
             handles.append(module.register_forward_hook(record))
-    training = net.training
     try:
-        with torch.no_grad():
-            image = torch.empty(1, in_channels, size, size, device="meta")
-            functional_call(net.eval(), meta_state(net), (image,))
+        forward_on_meta(net, in_channels, size)
     finally:
-        net.train(training)
         for handle in handles:
             handle.remove()
     return [(path, shape) for path, shape in seen if len(shape) == 4 and _side(shape) > 1]
@@ -238,10 +237,7 @@ def _classifier_name(net: nn.Module) -> str:
 
 
 def _check_forward(network: Adopted, name: str, in_channels: int) -> None:
-    size = network.image_size
     try:
-        with torch.no_grad():
-            image = torch.empty(2, in_channels, size, size, device="meta")
-            functional_call(network, meta_state(network), (image,))
+        forward_on_meta(network, in_channels, network.image_size)
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"{name} cannot run {size}-pixel images: {first_line(error)}") from error
+        raise UserError(f"{name} cannot run {network.image_size}-pixel images: {first_line(error)}") from error

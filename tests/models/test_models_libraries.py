@@ -1,0 +1,262 @@
+"""timm's and torchvision's networks: their own numbers and names, refusals instead of random heads."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import timm
+import torch
+import torchvision
+from models_parts import build, images
+from torch import nn
+
+from kdbench.errors import UserError
+from kdbench.models.base import first_layer, flops, last_layer, last_layer_name
+from kdbench.models.fold import fold_batchnorm
+from kdbench.models.stages import choose_stages
+from kdbench.models.timm import timm_model
+from kdbench.models.torchvision import torchvision_model
+from kdbench.types import DataInfo
+
+FIVE = ["stem", "stage1", "stage2", "stage3", "stage4", "pooled"]
+FOUR = FIVE[1:]
+TIMM = {
+    "test_resnet": FIVE,
+    "test_efficientnet": FIVE,
+    "test_vit": FOUR,
+    "test_convnext": FOUR,
+    "levit_128s": ["stage1", "stage2", "stage3", "pooled"],  # two heads, averaged
+}
+TORCHVISION = {
+    "shufflenet_v2_x0_5": FIVE,
+    "mobilenet_v3_small": FIVE,
+    "squeezenet1_1": FOUR[:-1],  # a convolution makes the logits
+    "googlenet": FIVE,  # auxiliary heads
+    "resnet18": FIVE,
+}
+
+
+@pytest.mark.parametrize("name", sorted(TIMM))
+def test_timm_logits_are_timms(name: str) -> None:
+    size = 224 if name == "levit_128s" else 160
+    network = timm_model(name, num_classes=7, image_size=size)
+    theirs = timm.create_model(name, num_classes=7, **({"img_size": size} if name == "test_vit" else {}))
+    theirs.load_state_dict(network.state_dict(), strict=True)
+    network.load_state_dict(theirs.state_dict(), strict=True)
+    _compare(network, theirs, images(2, size=size), TIMM[name], name != "levit_128s")
+
+
+@pytest.mark.parametrize("name", sorted(TORCHVISION))
+def test_torchvision_logits_are_torchvisions(name: str) -> None:
+    network = torchvision_model(name, num_classes=7, image_size=64)
+    aux: dict[str, Any] = {"aux_logits": False} if name == "googlenet" else {}
+    theirs = torchvision.models.get_model(name, num_classes=7, **aux)
+    theirs.load_state_dict(network.state_dict(), strict=True)
+    _compare(network, theirs, images(2, size=64), TORCHVISION[name], name != "squeezenet1_1")
+
+
+def _compare(network: nn.Module, theirs: nn.Module, x: torch.Tensor, features: list[str], has_head: bool) -> None:
+    with torch.no_grad():
+        torch.manual_seed(1)
+        expected = theirs.train()(x)
+        torch.manual_seed(1)
+        given = network.train()(x).logits  # dropout, stochastic depth and batch statistics as there
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)
+        out = network.eval()(x)
+        torch.testing.assert_close(out.logits, theirs.eval()(x), rtol=1e-4, atol=1e-5)
+    assert list(out.features) == features
+    assert all(value.dim() == 4 for key, value in out.features.items() if key != "pooled")
+    sides = [value.shape[-1] for key, value in out.features.items() if key != "pooled"]
+    assert sides == sorted(sides, reverse=True)
+    assert first_layer(network).in_channels == 3
+    if has_head:
+        torch.testing.assert_close(last_layer(network)(out.features["pooled"]), out.logits)
+    else:
+        with pytest.raises(UserError, match="no single linear classifier"):
+            last_layer(network)
+
+
+@pytest.mark.parametrize(("library", "name"), [("timm", "test_resnet"), ("torchvision", "shufflenet_v2_x0_5")])
+def test_adopted_networks_copy_fold_train_and_share(library: str, name: str) -> None:
+    network = build(library, classes=5, channels=1, size=32, name=name)
+    x = images(4, channels=1, size=32)
+    network(x).logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    network.eval()
+    with torch.no_grad():
+        out = network(x)
+        clone = copy.deepcopy(network)
+        assert not clone.training and torch.equal(clone(x).logits, out.logits)
+        folded = fold_batchnorm(network)
+        torch.testing.assert_close(folded(x).logits, out.logits, rtol=1e-4, atol=1e-5)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        clone.set_submodule(last_layer_name(clone), nn.Linear(out.features["pooled"].shape[1], 5))
+        last_layer(clone).weight.zero_()
+        last_layer(clone).bias.fill_(2.0)
+        assert torch.equal(clone(x).logits, torch.full((4, 5), 2.0))  # a replaced layer is the one that runs
+        assert torch.equal(network(x).logits, out.logits)
+        lent = copy.deepcopy(last_layer(network))
+        assert torch.equal(lent(out.features["pooled"]), out.logits)
+    assert flops(network, DataInfo(5, 1, 64)) == pytest.approx(4 * flops(network, DataInfo(5, 1, 32)), rel=0.02)
+
+
+def test_adopted_networks_pass_their_mode_on() -> None:
+    network = torchvision_model("googlenet", num_classes=3, image_size=64)
+    assert network.training and network.net.training
+    network.eval()
+    assert not network.net.training and not any(module.training for module in network.modules())
+
+
+def test_adopted_networks_take_weights_by_function() -> None:
+    network = timm_model("test_resnet", num_classes=3, image_size=32).eval()
+    x = images(2, size=32)
+    zeros = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
+    with torch.no_grad():
+        assert torch.equal(torch.func.functional_call(network, zeros, (x,)).logits, torch.zeros(2, 3))
+        assert network(x).logits.abs().sum() > 0
+    assert set(zeros) <= set(network.state_dict())
+
+
+def test_a_vit_is_built_for_the_images() -> None:
+    small = timm_model("test_vit", num_classes=3, image_size=32)
+    assert small(images(1, size=32)).features["stage4"].shape[-2:] == (2, 2)
+    network = torchvision_model("vit_b_32", num_classes=3, image_size=64, options={"dropout": 0.1})
+    assert network.net.image_size == 64 and network.net.encoder.dropout.p == 0.1
+
+
+@pytest.mark.parametrize(
+    ("library", "typed", "near"), [("timm", "resnet18x", "resnet18"), ("torchvision", "resnet_18", "resnet18")]
+)
+def test_unknown_names_are_refused_with_the_nearest(library: str, typed: str, near: str) -> None:
+    with pytest.raises(UserError, match=rf"^name must .*got {typed}; near: .*\b{near}\b"):
+        build(library, name=typed)
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "size", "options", "reason"),
+    [
+        ("timm", "test_resnet", 32, {"speed": 3}, "options do not fit"),
+        ("torchvision", "resnet18", 32, {"speed": 3}, "options do not fit"),
+        ("timm", "test_vit", 33, {}, "33-pixel"),
+        ("timm", "volo_d1_224", 224, {}, "other heads"),
+        ("torchvision", "vit_b_32", 40, {}, "40-pixel"),
+        ("torchvision", "inception_v3", 32, {}, "32-pixel"),
+    ],
+)
+def test_what_a_library_refuses_is_a_message(
+    library: str, name: str, size: int, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        build(library, classes=3, size=size, name=name, options=options)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A file that stands in for timm's published weights of test_resnet, and its content."""
+    torch.manual_seed(5)
+    state = timm.create_model("test_resnet", num_classes=1000).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    return {"pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}}, state
+
+
+def test_timm_weights_with_a_fitting_head_load_whole(published: Any) -> None:
+    options, state = published
+    network = timm_model("test_resnet", pretrained=True, options=options, num_classes=1000, image_size=32)
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_timm_heads_are_replaced_on_request_only(published: Any) -> None:
+    options, state = published
+    with pytest.raises(UserError, match=r"1000 classes, the dataset has 10: set new_head=true"):
+        timm_model("test_resnet", pretrained=True, options=options, num_classes=10, image_size=32)
+    network = timm_model("test_resnet", pretrained=True, new_head=True, options=options, num_classes=10, image_size=32)
+    head = {"fc.weight", "fc.bias"}
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items() if key not in head)
+    assert last_layer(network).out_features == 10
+
+
+def test_timm_weights_for_grey_images_are_summed(published: Any) -> None:
+    options, state = published
+    network = timm_model(
+        "test_resnet", pretrained=True, options=options, num_classes=1000, in_channels=1, image_size=32
+    )
+    first = next(key for key in state if key.endswith("weight"))
+    torch.testing.assert_close(first_layer(network).weight, state[first].sum(1, keepdim=True))
+
+
+def test_timm_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"pretrained_cfg_overlay": {"file": str(tmp_path / "no.pth")}}
+    with pytest.raises(UserError, match=r"pretrained_cfg_overlay\.file must be .*no\.pth"):
+        timm_model("test_resnet", pretrained=True, options=missing, num_classes=1000, image_size=32)
+    unpublished = next(name for name in timm.list_models() if not timm.models.get_pretrained_cfg(name).has_weights)
+    with pytest.raises(UserError, match="has no weights for"):
+        timm_model(unpublished, pretrained=True, num_classes=1000)
+
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("Name or service not known\nand more")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"test_resnet could not be loaded .*Name or service not known\)"):
+        timm_model("test_resnet", pretrained=True, num_classes=1000, image_size=32)
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "squeezenet1_1"])
+def test_torchvision_heads_are_replaced_on_request_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(6)
+    state = torchvision.models.get_model(name).state_dict()
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: state)
+    whole = torchvision_model(name, pretrained=True, num_classes=1000, image_size=64)
+    assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
+    with pytest.raises(UserError, match=r"1000 classes, the dataset has 10: set new_head=true"):
+        torchvision_model(name, pretrained=True, num_classes=10, image_size=64)
+    network = torchvision_model(name, pretrained=True, new_head=True, num_classes=10, in_channels=1, image_size=64)
+    assert network.eval()(images(2, channels=1, size=64)).logits.shape == (2, 10)
+    changed = [key for key, value in network.state_dict().items() if not torch.equal(value, state[key])]
+    first = "conv1.0.weight" if name.startswith("shuffle") else "features.0.weight"
+    assert len(changed) == 3 and changed[0] == first
+    torch.testing.assert_close(first_layer(network).weight, state[first].sum(1, keepdim=True))
+    with pytest.raises(UserError, match="images of 4 channels"):
+        torchvision_model(name, pretrained=True, num_classes=1000, in_channels=4, image_size=64)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_auxiliary_heads_of_published_weights_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("googlenet", "inception_v3"):
+        with torch.device("meta"):
+            whole = torchvision.models.get_model(name, aux_logits=True, init_weights=False)
+        state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in whole.state_dict().items()}
+        monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, state=state, **__: state)
+        network = torchvision_model(name, pretrained=True, num_classes=1000, image_size=96)
+        assert not any("aux" in key.lower() for key in network.state_dict())
+        assert network(images(2, size=96)).logits.shape == (2, 1000)
+
+
+def test_torchvision_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"resnet18 could not be loaded \(URLError.*checkpoints"):
+        torchvision_model("resnet18", pretrained=True, num_classes=1000, image_size=64)
+    with pytest.raises(UserError, match="are for 224-pixel images, got 64"):
+        torchvision_model("vit_b_32", pretrained=True, num_classes=1000, image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "names", "indices"),
+    [
+        ([2, 4, 8, 16, 32], FIVE[:-1], [0, 1, 2, 3, 4]),
+        ([4, 8, 16, 32], FOUR[:-1], [0, 1, 2, 3]),
+        ([1, 2, 4, 8, 16, 32], FIVE[:-1], [1, 2, 3, 4, 5]),
+        ([2, 2, 4, 8, 8, 16, 16, 16], FOUR[:-1], [1, 2, 4, 7]),
+        ([16] * 12, FOUR[:-1], [2, 5, 8, 11]),
+        ([16] * 3, FOUR[:3], [0, 1, 2]),
+        ([8, 16], FOUR[:2], [0, 1]),
+    ],
+)
+def test_stages_are_the_last_maps_of_each_size(sizes: list[int], names: list[str], indices: list[int]) -> None:
+    assert choose_stages(sizes) == (names, indices)
