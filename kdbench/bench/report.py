@@ -164,7 +164,8 @@ def _cost_lines(result: Mapping[str, Any]) -> list[str]:
         f"cost of a step: student {_cost(student)}; teacher {_cost(teacher)}",
         f"this machine: copies {roofline['bandwidth'] / 1e9:,.1f} GB/s, multiplies matrices in {roofline['dtype']} at "
         f"{roofline['rate'] / 1e9:,.0f} GFLOP/s",
-        f"arithmetic alone would take {1e3 * floor['seconds']:.2f} ms: {100 * floor['reached']:.0f} % of it reached",
+        f"at that rate the arithmetic alone takes {1e3 * floor['seconds']:.2f} ms, "
+        f"{100 * floor['reached']:.0f} % of the fastest step above",
         f"peak memory {result['peak_memory'] / 2**20:,.0f} MiB",
     ]
 

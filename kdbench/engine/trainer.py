@@ -144,7 +144,16 @@ def _train_epoch(
     view.epoch(epoch + 1, epochs, values)
 
 
-def run_steps(members: Sequence[Member], stream: Iterable[Batch], teacher: Teacher, advance: Callable[[], None]) -> int:
+class Trainee(Protocol):
+    """Who takes part in a step."""
+
+    learner: Learner
+    failure: Exception | None
+
+
+def run_steps(
+    members: Sequence[Trainee], stream: Iterable[Batch], teacher: Teacher, advance: Callable[[], None]
+) -> int:
     """A step of every member for every batch of `stream`; the number of images seen.
 
     `advance` is called after each batch. Returns when the device has done all of it.
@@ -163,7 +172,7 @@ def run_steps(members: Sequence[Member], stream: Iterable[Batch], teacher: Teach
     return images
 
 
-def _in_turn(member: Member) -> Callable[[Batch, Outputs | None], None]:
+def _in_turn(member: Trainee) -> Callable[[Batch, Outputs | None], None]:
     """A member's step among others: what stops it (its loss, its memory) does not stop them."""
 
     def step(batch: Batch, guide: Outputs | None) -> None:
