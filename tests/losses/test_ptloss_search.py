@@ -13,6 +13,7 @@ from kdbench.losses.ptloss import PTLoss, proxy_teacher
 from kdbench.losses.ptloss.calibration import log, split
 from kdbench.losses.ptloss.candidates import SearchOptions, draw
 from kdbench.losses.ptloss.criteria import CRITERIA
+from kdbench.losses.ptloss.fitting import fit_path
 from kdbench.losses.ptloss.functional import horner, orders
 from kdbench.losses.ptloss.scoring import score_all, score_exactly
 from kdbench.types import Outputs
@@ -201,6 +202,16 @@ def test_quick_scores_are_the_exact_ones(per_class, criterion):
         exact = score_exactly((z / 2).softmax(-1), labels(z, 3), candidate.epsilon, options, 2.0)
         torch.testing.assert_close(quick[k], exact.score.float(), rtol=2e-4, atol=2e-5)
         assert exact.residual < 1e-9
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_penalty_pulls_towards_the_teacher(per_class):
+    z = truth(300, 4, seed=8)
+    options = SearchOptions.of({"per_class": per_class, "penalties": [10, 1e6, 0.01]}, 3)
+    path = fit_path((2 * z).softmax(-1), labels(z, 9), options, 3, 1.0)
+    sizes = [float(candidate.epsilon.abs().max()) for candidate in path]
+    assert sizes[0] == 0 and sizes[1] < 1e-3 < 0.02 < sizes[2] < sizes[3] / 1.5
+    assert [candidate.origin.split("penalty=")[-1] for candidate in path[1:]] == ["1e+06", "10", "0.01"]
 
 
 def test_criteria_by_hand():
