@@ -200,7 +200,8 @@ def shape_in(header: Mapping[str, Any]) -> Shape | None:
     """The shape that a header states; None if it is no header of this format."""
     if header.get("format") != FORMAT:
         return None
-    return Shape(*header["shape"], getattr(torch, header["dtype"]))
+    rows, views, classes = header["shape"]
+    return Shape(rows, views, classes, getattr(torch, header["dtype"]))
 
 
 def count_filled(path: Path, shape: Shape) -> int:

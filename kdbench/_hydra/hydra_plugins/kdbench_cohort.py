@@ -50,6 +50,7 @@ class _Job:
     """A point of the sweep: its whole configuration, that of its task, and what it returns."""
 
     config: DictConfig
+    task: DictConfig
     result: JobReturn
 
     @property
@@ -102,7 +103,7 @@ class CohortLauncher(Launcher):
         with read_write(task), open_dict(task):
             del task["hydra"]
         result = JobReturn(list(config.hydra.overrides.task), task, copy.deepcopy(config), os.getcwd())
-        return _Job(config, result)
+        return _Job(config, task, result)
 
     def _groups(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
         from kdbench import cohort
@@ -142,8 +143,8 @@ class CohortLauncher(Launcher):
         subdirectory = job.config.hydra.output_subdir
         if subdirectory is not None:
             (job.out / subdirectory).mkdir(exist_ok=True)
-            task, hydra, typed = job.result.cfg, job.result.hydra_cfg, job.config.hydra.overrides.task
-            for name, part in {"config": task, "hydra": hydra, "overrides": typed}.items():
+            hydra, typed = job.result.hydra_cfg, job.config.hydra.overrides.task
+            for name, part in {"config": job.task, "hydra": hydra, "overrides": typed}.items():
                 (job.out / subdirectory / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
         self.context.callbacks.on_job_start(config=job.config, task_function=self.task)
         return stack.enter_context(_own_log(job))
@@ -165,7 +166,7 @@ def _run(job: _Job) -> Any:
     from kdbench.commands.train import chosen
 
     HydraConfig.instance().set_config(job.config)
-    return Run(job.result.cfg, job.out, list(job.config.hydra.overrides.task), chosen())
+    return Run(job.task, job.out, list(job.config.hydra.overrides.task), chosen())
 
 
 def _without_file(job_logging: DictConfig) -> DictConfig:
