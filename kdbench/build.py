@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -59,6 +60,8 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
     loss = make_loss(choices["loss"], tree["loss"])
     made = loss.make()  # refuses values out of range now rather than after the teacher is trained
     teacher = make_teacher(choices["teacher"], tree["teacher"])
+    known = re.fullmatch(r"auto|(best/)?(train|val|test)/\w+", str(cfg.monitor))
+    require(bool(known), "monitor", cfg.monitor, "auto, or a figure of result.json such as val/top1 or best/val/nll")
     if teacher is not None and teacher.table == "on":
         dataset = tree["dataset"]
         augment = construct(dataset["augment"], "dataset.augment") if dataset.get("augment") else Identity()

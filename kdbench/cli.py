@@ -121,9 +121,7 @@ def _report(error: Exception) -> int:
     """Print an error; returns the exit code. What is no UserError is a fault of the program."""
     if traced():
         traceback.print_exception(error)
-    if isinstance(error, UserError):
-        print(f"kdbench: {error}", file=sys.stderr)
-    elif isinstance(error, OSError):  # a full disk, a folder that may not be written: not a fault of the program
+    if isinstance(error, (UserError, OSError)):  # OSError: a full disk, a folder that may not be written
         print(f"kdbench: {error}", file=sys.stderr)
     else:
         first = str(error).partition("\n")[0]

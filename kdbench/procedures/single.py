@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.data.bundle import Bundle
+from kdbench.engine.options import require
 from kdbench.procedures.recipe import Recipe
 from kdbench.procedures.stage import Stage, run_stage
 from kdbench.procedures.teacher import obtain_teacher
@@ -13,6 +14,8 @@ from kdbench.procedures.teacher import obtain_teacher
 
 def single(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Obtain the teacher, distil it into the student in folder `out`, return the result."""
+    lonely = recipe.teacher is None and recipe.loss.make().uses_teacher
+    require(not lonely, "teacher", "none", f"a network, since loss={recipe.loss.name} learns from one")
     data = recipe.data()
     return run_stage(student_stage(recipe, data, out), obtain_teacher(recipe, data))
 
