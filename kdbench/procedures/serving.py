@@ -6,19 +6,21 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import nn
+
 from kdbench.data.bundle import Bundle
 from kdbench.data.views import Augment
 from kdbench.engine.device import Placement
 from kdbench.engine.distiller import Distiller
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
-from kdbench.models.base import flops
+from kdbench.models.base import count_parameters, flops
 from kdbench.teachers.choice import Costs, choose, free_disk, free_memory
 from kdbench.teachers.feed import EnumerableBatches, Fed, Filler, TableTeacher
 from kdbench.teachers.given import GivenTeacher, no_teacher
 from kdbench.teachers.identity import identify
 from kdbench.teachers.live import LiveTeacher
-from kdbench.types import Teacher, TrainBatches
+from kdbench.types import DataInfo, Teacher, TrainBatches
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +130,17 @@ def _weigh(
         views=batches.views,
         filled=min(1.0, there / (batches.size * batches.views)),
         size=shape.bytes,
-        teacher=flops(teacher.ask.network, data.info),
-        students=sum(flops(student.student, data.info) for _, student in students),
+        teacher=_flops(teacher.ask.network, data.info),
+        students=sum(_flops(student.student, data.info) for _, student in students),
         disk=free_disk(teacher.tables.folder) + 4 * there * shape.words,
         memory=free_memory(),
     )
     return choose(costs)
+
+
+def _flops(network: nn.Module, info: DataInfo) -> int:
+    """FLOPs of a forward pass; two for each parameter where a network cannot be run on shapes alone."""
+    try:
+        return flops(network, info)
+    except Exception:  # what a network does with its numbers (a search, a loop until convergence) may fail without them
+        return 2 * count_parameters(network)

@@ -16,7 +16,7 @@ from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.table import LogitTable
 from kdbench.types import Batch, Outputs, TrainBatches
 
-WINDOW = 2048  # images whose logits are made ready at once, just before the first step that needs them
+WINDOW = 1024  # images whose logits are made ready at once, just before the first step that needs them
 SLICE = 2048  # entries that are computed, then written, at once: what a kill loses at most
 
 

@@ -165,8 +165,10 @@ def _run(job: _Job) -> Any:
     from kdbench.cohort import Run
     from kdbench.commands.train import chosen
 
-    HydraConfig.instance().set_config(job.config)
-    return Run(job.task, job.out, list(job.config.hydra.overrides.task), chosen())
+    HydraConfig.instance().set_config(job.config)  # for ${hydra:...} in the run's own values
+    task = copy.deepcopy(job.task)
+    OmegaConf.resolve(task)
+    return Run(task, job.out, list(job.config.hydra.overrides.task), chosen())
 
 
 def _without_file(job_logging: DictConfig) -> DictConfig:
