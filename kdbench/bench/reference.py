@@ -120,7 +120,8 @@ def _optimizer(options: OptimizerOptions, student: nn.Module) -> torch.optim.Opt
     given: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
     if options.name in kinds:
         return kinds[options.name](student.parameters(), **given)
-    return torch.optim.SGD(student.parameters(), momentum=options.momentum or 0.0, **given)
+    given |= {"momentum": options.momentum or 0.0, "nesterov": bool(options.nesterov)}
+    return torch.optim.SGD(student.parameters(), **given)
 
 
 def serve(loop: ReferenceLoop) -> None:

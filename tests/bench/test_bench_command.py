@@ -1,0 +1,48 @@
+"""`kdbench bench` as it is typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdbench import cli
+
+TINY = ["dataset=fake", "dataset.n=64", "dataset.size=8", "teacher=resnet8", "student=resnet8",
+        "schedule.batch_size=32", "trainer.device=cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def kdbench(monkeypatch, capsys, repository):
+    path = os.pathsep.join([str(repository), str(repository / "kdbench/_hydra")])
+    monkeypatch.setenv("PYTHONPATH", path)  # for the plain loop's own process
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kdbench", *words])
+        code = cli.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_the_plain_loop_takes_turns_with_the_training(kdbench):
+    code, out, _ = kdbench("bench", "--baseline", "--seconds=0.5", "--workers=0", "--json=figures.json", *TINY)
+    assert code == 0
+    assert "plain loop / teacher's logits from a table" in out and "plain loop / teacher asked for every batch" in out
+    figures = json.loads(Path("figures.json").read_text())
+    assert figures["configuration"]["student"] == "resnet8" and figures["machine"]["device"] == "cpu"
+    assert all(step["median"] > 0 and step["n"] == 3 for step in figures["steps"].values())
+    assert not Path("outputs/runs").exists() and not Path("outputs/teachers").exists()  # nothing was trained
+
+
+def test_mistakes_are_messages(kdbench):
+    code, _, err = kdbench("bench", "--members=0")
+    assert code == 1 and "--members must be 1 or more" in err
+    code, _, err = kdbench("bench", "studnet=resnet8")
+    assert code == 1 and "studnet" in err
+    code, out, _ = kdbench("bench", "--help")
+    assert code == 0 and "--baseline" in out
