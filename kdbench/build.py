@@ -114,7 +114,9 @@ def try_networks(recipe: Recipe) -> None:
     """Build student and teacher without memory (on the meta device): what cannot be built shows before any training."""
     info = recipe.data().info
     teacher = recipe.teacher
-    named = [recipe.student] if teacher is None or teacher.run else [recipe.student, teacher.network]
+    named = [recipe.student]
+    if teacher is not None and not (teacher.run or teacher.source):
+        named.append(teacher.network)
     for spec in named:
         real = bool(spec.config.get("pretrained"))  # weights are read into real memory
         with torch.device("cpu" if real else "meta"):

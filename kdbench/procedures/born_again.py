@@ -40,7 +40,7 @@ def born_again(
     with opened(recipe, out) as series:
         teacher = obtain_teacher(recipe, series.data)
         assert teacher is not None
-        family, figures = [teacher], {}
+        family, figures = [teacher], dict[str, float]()
         for generation in range(1, generations + 1):
             stage = series.stage(
                 f"generation{generation}",

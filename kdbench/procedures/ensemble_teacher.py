@@ -89,8 +89,10 @@ def member_specs(spec: TeacherSpec, options: EnsembleOptions, recipe: Recipe) ->
         if seed is None:
             seed = spec.seed + used.get(network.name, 0)
             used[network.name] = used.get(network.name, 0) + 1
-        own = {"seed": int(seed), "run": about.get("run"), "checkpoint": about.get("checkpoint")}
-        specs.append(replace(spec, network=network, source=None, **own))
+        run, checkpoint = about.get("run"), about.get("checkpoint")
+        specs.append(
+            replace(spec, network=network, source=None, seed=int(seed), run=run, checkpoint=checkpoint)
+        )
     return specs
 
 

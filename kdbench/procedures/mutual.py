@@ -12,19 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.checkpoint import read_json, save_weights, write_json
-from kdbench.engine.device import place
 from kdbench.engine.options import require
-from kdbench.engine.trainer import STUDENT
 from kdbench.losses.base import DistillationLoss
-from kdbench.models.base import count_parameters
-from kdbench.models.weights import weight_hash
 from kdbench.procedures.born_again import ensemble_figures
-from kdbench.procedures.folder import RESULT, network_of_run, save_config, save_network
+from kdbench.procedures.folder import network_of_run
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe
-from kdbench.procedures.series import Series, opened
-from kdbench.procedures.teacher import measure
-from kdbench.teachers.given import GivenTeacher
+from kdbench.procedures.series import opened
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -60,18 +53,18 @@ def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None
         series.run(stage, None)
         together = network_of_run(stage.folder, recipe.catalogue)[1]
         assert isinstance(together, Peers)
-        apart = [
-            _publish(series, spec, peer, stage.folder)
+        folders = [
+            series.publish(f"peer-{spec.name}", spec, peer, stage.folder)
             for spec, peer in zip(specs, together.peers, strict=True)
         ]
-        figures = {}
+        apart = [series.taught(folder) for folder in folders]
+        figures: dict[str, float] = {}
         for number, peer in enumerate(apart, start=1):
             figures |= {
                 f"peer{number}/{key}": value for key, value in peer.metrics.items() if key.endswith("/top1")
             }
         figures |= ensemble_figures(apart, series.data, "ensemble")
-        assert apart[0].folder is not None
-        return series.conclude(apart[0].folder, figures)
+        return series.conclude(folders[0], figures)
 
 
 class Peers(nn.Module):
@@ -171,27 +164,3 @@ def _joint_config(specs: Sequence[NetworkSpec]) -> dict[str, Any]:
         "_target_": f"{__name__}.{peers_from.__name__}",
         "networks": [json.dumps(dict(spec.config)) for spec in specs],
     }
-
-
-def _publish(series: Series, spec: NetworkSpec, network: nn.Module, together: Path) -> GivenTeacher:
-    """One peer as a finished run folder, measured; what it says of time and images is the joint training's."""
-    stage = series.stage(f"peer-{spec.name}", student=spec)
-    if not (stage.folder / RESULT).exists():
-        save_network(stage.folder, spec, series.data)
-        save_config(stage.folder, stage.record.tree)
-        save_weights(stage.folder / STUDENT, network, {"network": spec.name, "dataset": series.data.name})
-        joint = read_json(together / RESULT)
-        placement = place(series.recipe.trainer)
-        metrics = measure(placement.put(network), series.recipe, series.data, placement)[1]
-        about = {
-            "name": spec.name,
-            "parameters": count_parameters(network),
-            "weights": weight_hash(network.state_dict()),
-        }
-        last = {"epoch": joint["last"]["epoch"], **metrics}
-        own = {"name": stage.folder.name, "hash": stage.record.hash, "choices": dict(stage.record.choices)}
-        more = {"config": stage.record.config, "student": about, "last": last, "best": None, "seconds": 0.0}
-        write_json(stage.folder / RESULT, {**joint, **own, **more})
-    result = read_json(stage.folder / RESULT)
-    series.note(stage.folder, result)
-    return series.taught(stage.folder)

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from kdbench.data.batches import make_eval_batches
 from kdbench.data.bundle import Bundle, Split
-from kdbench.engine.checkpoint import read_json, write_json
+from kdbench.engine.checkpoint import read_json, save_weights, write_json
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import all_logits
+from kdbench.engine.metrics import report
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions
 from kdbench.engine.trainer import STUDENT
-from kdbench.procedures.folder import NETWORK, RESULT, clear, network_of_run, save_config
+from kdbench.models.base import count_parameters
+from kdbench.models.weights import weight_hash
+from kdbench.procedures.folder import NETWORK, RESULT, clear, network_of_run, save_config, save_network
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds
 from kdbench.procedures.stage import Stage, only_here, run_stage
-from kdbench.procedures.teacher import make_given
+from kdbench.procedures.teacher import make_given, measure
 from kdbench.teachers.given import GivenTeacher
 
 Adapt = Callable[[nn.Module, "GivenTeacher | None"], None]
@@ -95,15 +98,64 @@ class Series:
     def taught(self, folder: Path) -> GivenTeacher:
         """The network of a finished stage as a teacher. Raises UserError if it is no better than chance."""
         spec, network, _ = network_of_run(folder, self.recipe.catalogue)
-        allow = self.recipe.teacher.allow_chance if self.recipe.teacher else False
+        allow = self.recipe.teacher.allow_chance if self.recipe.teacher else True
         return make_given(spec.name, network, folder, self.recipe, self.data, allow)
+
+    def publish(
+        self,
+        name: str,
+        spec: NetworkSpec,
+        network: nn.Module,
+        like: Path,
+        teacher: GivenTeacher | None = None,
+    ) -> Path:
+        """A network that no stage trained as a finished stage, so that it can be compared, and can teach.
+
+        It is measured here; what its result says of time, images and loss is that of the stage in folder `like`.
+        """
+        stage = self.stage(name, teacher=teacher, student=spec)
+        if not (stage.folder / RESULT).exists():
+            base = read_json(like / RESULT)
+            save_network(stage.folder, spec, self.data)
+            save_config(stage.folder, stage.record.tree)
+            save_weights(stage.folder / STUDENT, network, {"network": spec.name, "dataset": self.data.name})
+            weights = weight_hash(network.state_dict())
+            student = {"name": spec.name, "parameters": count_parameters(network), "weights": weights}
+            last = {"epoch": base["last"]["epoch"], **self._measured(network, teacher)}
+            own: dict[str, Any] = {
+                "name": stage.folder.name,
+                "hash": stage.record.hash,
+                "choices": dict(stage.record.choices),
+            }
+            own |= {
+                "config": stage.record.config,
+                "student": student,
+                "last": last,
+                "best": None,
+                "seconds": 0.0,
+            }
+            write_json(stage.folder / RESULT, {**base, **own})
+        self.note(stage.folder, read_json(stage.folder / RESULT))
+        return stage.folder
+
+    def _measured(self, network: nn.Module, teacher: GivenTeacher | None) -> dict[str, float]:
+        placement = place(self.recipe.trainer)
+        reference = measure(placement.put(network), self.recipe, self.data, placement)[0]
+        found: dict[str, float] = {}
+        for name, split in (("val", self.data.val), ("test", self.data.test)):
+            if split is not None:
+                logits, guide = reference[name], teacher.reference.get(name) if teacher else None
+                values = report(logits, split.labels.to(logits.device), guide)
+                found |= {f"{name}/{key}": value for key, value in values.items()}
+        return found
 
     def answers(self, teacher: GivenTeacher, split: Split) -> Tensor:
         """A teacher's logits [N, C] on the images of a split as they are, not augmented."""
         assert teacher.network is not None
-        options, placement = self.recipe.trainer, place(self.recipe.trainer)
-        layout = {"channels_last": placement.channels_last}
-        batches = make_eval_batches(self.data, split, options.eval_batch_size, placement.device, **layout)
+        size, placement = self.recipe.trainer.eval_batch_size, place(self.recipe.trainer)
+        batches = make_eval_batches(
+            self.data, split, size, placement.device, channels_last=placement.channels_last
+        )
         return all_logits(teacher.network, batches, placement)[0]
 
     def conclude(

@@ -33,7 +33,7 @@ class GivenTeacher:
         """Its entry in result.json. An ensemble's has its members', and their mean accuracy as `members/test/top1`."""
         folder = str(self.folder) if self.folder else None
         about = {"name": self.name, "folder": folder, "parameters": self.parameters, "weights": self.weights}
-        found = {**about, **self.metrics}
+        found: dict[str, object] = {**about, **self.metrics}
         if self.members:
             means = mean_metrics(self.members)
             found |= {f"members/{key}": means[key] for key in self.metrics} | {"members": list(self.members)}

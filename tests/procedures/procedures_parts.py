@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ TINY = [
 MLPS = ["teacher=mlp", "teacher.hidden=[24]", "student=mlp", "student.hidden=[24]"]
 
 
-def train(*words: str, out: str = "run") -> Path:
-    """`kdbench train` on the tiny experiment, into folder `out`; composed once, where the command composes thrice."""
+def train(*words: str, out: str = "run", without: Sequence[str] = ()) -> Path:
+    """`kdbench train` on the tiny experiment, into folder `out`; composed once, where the command composes thrice.
+
+    `without`: nodes whose keys the experiment does not set.
+    """
     register()
-    typed = [*TINY, *words]
+    typed = [*(word for word in TINY if word.split(".")[0] not in without), *words]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         root = compose("train", overrides=typed, return_hydra_config=True)
         choices = {group: option for group, option in group_choices(root.hydra).items() if option is not None}
@@ -45,10 +49,10 @@ def result(folder: Path | str) -> dict[str, Any]:
     return json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
 
 
-def refusal(*words: str) -> str:
+def refusal(*words: str, without: Sequence[str] = ()) -> str:
     """The message of an experiment that is refused."""
     with pytest.raises(UserError) as caught:
-        train(*words)
+        train(*words, without=without)
     return str(caught.value)
 
 
