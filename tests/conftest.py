@@ -10,6 +10,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import logging
+from collections.abc import Iterator
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +31,27 @@ def repository() -> Path:
 def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test works in a folder of its own: outputs/ and data/ are relative to where a command is typed."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Runs inside the test process give the root logger handlers of their own folder: take them away again."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """A command that a test runs in this process sets up logging; what it leaves would write into a folder that is gone."""
+    loggers = [logging.getLogger(), logging.getLogger("kdbench.failure")]
+    before = [(one, list(one.handlers), one.level, one.propagate) for one in loggers]
+    yield
+    for one, handlers, level, propagate in before:
+        for handler in [h for h in one.handlers if h not in handlers and not type(h).__module__.startswith("_pytest")]:
+            one.removeHandler(handler)
+            handler.close()
+        one.setLevel(level)
+        one.propagate = propagate
