@@ -12,8 +12,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import logging
 from collections.abc import Iterator
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,17 +33,7 @@ def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
-    """Runs inside the test process give the root logger handlers of their own folder: take them away again."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    """A command that a test runs in this process sets up logging; what it leaves would write into a folder that is gone."""
+    """A command that a test runs in this process sets up logging: what it leaves would write into a gone folder."""
     loggers = [logging.getLogger(), logging.getLogger("kdbench.failure")]
     before = [(one, list(one.handlers), one.level, one.propagate) for one in loggers]
     yield
