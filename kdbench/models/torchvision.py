@@ -170,7 +170,7 @@ def _replace_first(net: nn.Module, name: str, in_channels: int, pretrained: bool
         if pretrained:
             new.weight.copy_(old.weight.sum(1, keepdim=True))
         else:
-            new.weight.normal_(0, old.weight.std().item())
+            new.weight.normal_().mul_(old.weight.std())
         if new.bias is not None and old.bias is not None:
             new.bias.copy_(old.bias)
     net.set_submodule(path, new)

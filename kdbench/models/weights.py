@@ -39,8 +39,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
     state = _find_state(content)
     if state is None:
-        kind = f"a dictionary of {_some(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"{path}: no weights in it, only {kind}; expected a state_dict or one under {', '.join(_KEYS)}")
+        names = f" of {_some(map(str, content))}" if isinstance(content, Mapping) else ""
+        raise UserError(
+            f"{path}: no weights in it, only a {type(content).__name__}{names}; "
+            f"expected a state_dict or one under {', '.join(_KEYS)}"
+        )
     return _plain_names(state)
 
 

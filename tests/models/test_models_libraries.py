@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from models_parts import build, images
+from models_parts import build, images, on_meta
 from torch import nn
 
 from kdbench.errors import UserError
@@ -53,7 +53,7 @@ def test_timm_logits_are_timms(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(TORCHVISION))
 def test_torchvision_logits_are_torchvisions(name: str) -> None:
     network = torchvision_model(name, num_classes=7, image_size=64)
-    aux: dict[str, Any] = {"aux_logits": False} if name == "googlenet" else {}
+    aux: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
     theirs = torchvision.models.get_model(name, num_classes=7, **aux)
     theirs.load_state_dict(network.state_dict(), strict=True)
     _compare(network, theirs, images(2, size=64), TORCHVISION[name], name != "squeezenet1_1")
@@ -102,6 +102,16 @@ def test_adopted_networks_copy_fold_train_and_share(library: str, name: str) -> 
         lent = copy.deepcopy(last_layer(network))
         assert torch.equal(lent(out.features["pooled"]), out.logits)
     assert flops(network, DataInfo(5, 1, 64)) == pytest.approx(4 * flops(network, DataInfo(5, 1, 32)), rel=0.02)
+
+
+@pytest.mark.parametrize(("library", "name"), [("timm", "test_resnet"), ("torchvision", "resnet18")])
+def test_libraries_build_without_memory(library: str, name: str) -> None:
+    """On the meta device, as a check of a configuration does; other input channels too."""
+    network = on_meta(library, classes=3, channels=2, size=64, name=name)
+    assert first_layer(network).in_channels == 2 and first_layer(network).weight.is_meta
+    drawn = build(library, classes=3, channels=2, size=64, name=name)
+    three = build(library, classes=3, channels=3, size=64, name=name)
+    assert first_layer(drawn).weight.std().item() == pytest.approx(first_layer(three).weight.std().item(), rel=0.35)
 
 
 def test_adopted_networks_pass_their_mode_on() -> None:

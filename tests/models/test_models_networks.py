@@ -259,3 +259,34 @@ def test_vgg_pools_once_more_from_64_pixels() -> None:
     for size, side in ((32, 4), (63, 7), (64, 4), (96, 6)):
         network = on_meta("vgg8", size=size)
         assert network(torch.empty(1, 3, size, size, device="meta")).features["stage4"].shape[-1] == side
+
+
+@pytest.mark.parametrize(
+    ("name", "fan_out", "linear"),
+    [
+        ("resnet8x4", True, "default"),
+        ("wrn_16_2", True, "zero_bias"),
+        ("vgg8", True, "small"),
+        ("mobilenetv2_half", True, "small"),
+        ("resnet18", True, "default"),
+        ("densenet_bc", True, "zero_bias"),
+        ("shufflenetv1", False, "default"),
+        ("shufflenetv2", False, "default"),
+        ("mlp", False, "default"),
+    ],
+)
+def test_initial_weights_follow_the_recipes(name: str, fan_out: bool, linear: str) -> None:
+    """He et al. 2015, fan-out, for convolutions, N(0, 0.01) for some classifiers; PyTorch's own rule elsewhere."""
+    torch.manual_seed(0)
+    network = build(name)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 20_000:
+            area = module.kernel_size[0] ** 2
+            fan_in = area * module.in_channels // module.groups
+            expected = (2 / (area * module.out_channels)) ** 0.5 if fan_out else (1 / (3 * fan_in)) ** 0.5
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.03)
+            assert module.bias is None or not fan_out or not module.bias.any()
+    head = last_layer(network)
+    uniform = (1 / (3 * head.in_features)) ** 0.5
+    assert head.weight.std().item() == pytest.approx(0.01 if linear == "small" else uniform, rel=0.03)
+    assert bool(head.bias.any()) == (linear == "default")
