@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -37,6 +38,8 @@ weights. Where the dataset is not on this machine, random images of its shapes s
   --members N    also time N students trained side by side (a sweep of N points)
   --seconds S    how long the turns go on (default 20)
   --workers W    worker processes of the plain loop (default: one a core, at most 8)
+  --against NAME=COMMAND   also time what COMMAND trains; may be given again. It prints "ready", then, for every line
+                 with a number of steps on its stdin, the seconds that they took (scripts/bench_peer.py)
   --json FILE    write all figures there, too
 
 Examples:
@@ -63,9 +66,12 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--against", action="append", default=[])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true")  # be the plain loop of another `kdbench bench`
     options, words = parser.parse_known_args(arguments)
+    if not all("=" in other for other in options.against):
+        raise UserError("--against must be NAME=COMMAND")
     if options.members < 1 or options.seconds <= 0 or (options.workers or 0) < 0:
         raise UserError("--members must be 1 or more, --seconds above 0, --workers 0 or more")
     return options, words
@@ -83,9 +89,10 @@ def bench(cfg: DictConfig, options: argparse.Namespace, words: list[str]) -> Non
         if options.baseline:
             # A process of its own: kdbench's settings of memory and threads must not help the plain loop.
             workers = [] if options.workers is None else [f"--workers={options.workers}"]
-            others[PLAIN] = stack.enter_context(
-                Remote([sys.executable, "-m", "kdbench", "bench", "--serve", *workers, *words])
-            )
+            command = [sys.executable, "-m", "kdbench", "bench", "--serve", *workers, *words]
+            others[PLAIN] = stack.enter_context(Remote(command))
+        for name, _, command in (other.partition("=") for other in options.against):
+            others[name] = stack.enter_context(Remote(shlex.split(command)))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdbench-bench-")))
         data, real = _data(recipe)
         quick = options.seconds < 1

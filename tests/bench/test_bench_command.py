@@ -14,6 +14,8 @@ from kdbench import cli
 TINY = ["dataset=fake", "dataset.n=64", "dataset.size=8", "teacher=resnet8", "student=resnet8",
         "schedule.batch_size=32", "trainer.device=cpu"]  # fmt: skip
 
+PEER = f"""{sys.executable} -c "print('ready', flush=True); [print(int(n) / 8, flush=True) for n in open(0)]" """
+
 
 @pytest.fixture
 def kdbench(monkeypatch, capsys, repository):
@@ -30,11 +32,14 @@ def kdbench(monkeypatch, capsys, repository):
 
 
 def test_the_plain_loop_takes_turns_with_the_training(kdbench):
-    code, out, _ = kdbench("bench", "--baseline", "--seconds=0.5", "--workers=0", "--json=figures.json", *TINY)
+    code, out, _ = kdbench(
+        "bench", "--baseline", "--seconds=0.5", "--workers=0", f"--against=peer={PEER}", "--json=figures.json", *TINY
+    )
     assert code == 0
     assert "plain loop / teacher's logits from a table" in out and "plain loop / teacher asked for every batch" in out
     figures = json.loads(Path("figures.json").read_text())
     assert figures["configuration"]["student"] == "resnet8" and figures["machine"]["device"] == "cpu"
+    assert figures["steps"]["peer"]["median"] == 0.125
     assert all(step["median"] > 0 and step["n"] == 3 for step in figures["steps"].values())
     assert not Path("outputs/runs").exists() and not Path("outputs/teachers").exists()  # nothing was trained
 
@@ -42,6 +47,8 @@ def test_the_plain_loop_takes_turns_with_the_training(kdbench):
 def test_mistakes_are_messages(kdbench):
     code, _, err = kdbench("bench", "--members=0")
     assert code == 1 and "--members must be 1 or more" in err
+    code, _, err = kdbench("bench", "--against=nothing")
+    assert code == 1 and "--against must be NAME=COMMAND" in err
     code, _, err = kdbench("bench", "studnet=resnet8")
     assert code == 1 and "studnet" in err
     code, out, _ = kdbench("bench", "--help")
