@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 SPLITS = ("test", "val", "train")
 
@@ -15,6 +16,8 @@ SPLITS = ("test", "val", "train")
 def show(result: Mapping[str, Any], folder: Path, already: bool) -> None:
     """Print teacher accuracy, student accuracy, agreement, where the run is and what to type next."""
     console = Console(soft_wrap=True)
+    with suppress(ValueError):  # below where the command was typed: shown from there
+        folder = folder.relative_to(Path.cwd())
     console.print(_table(result))
     if result.get("stages"):
         console.print(_stages(result["stages"]))
@@ -41,7 +44,8 @@ def show(result: Mapping[str, Any], folder: Path, already: bool) -> None:
 def _table(result: Mapping[str, Any]) -> Table:
     teacher, last = result.get("teacher"), result["last"]
     splits = [split for split in SPLITS if f"{split}/top1" in last]
-    table = Table("", "network", "parameters", *splits, "agreement", box=None, header_style="bold", pad_edge=False)
+    numbers = [Column(name, justify="right") for name in ("parameters", *splits, "agreement")]
+    table = Table("", "network", *numbers, box=None, header_style="bold", pad_edge=False)
     if teacher:
         figures = [_percent(teacher.get(f"{split}/top1")) for split in splits]
         table.add_row("teacher", teacher["name"], f"{teacher['parameters']:,}", *figures, "")
