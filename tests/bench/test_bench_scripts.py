@@ -1,0 +1,85 @@
+"""The scripts that write figures: what they can do without a GPU and without an hour."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def script(repository):
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(name, repository / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_the_device_check_finds_nothing_wrong_and_would_find_it(script, tmp_path, monkeypatch, capsys):
+    device = script("device_check")
+    check = device.Check([*device.SMALL, "trainer.device=cpu"], tmp_path, steps=6)
+    verdicts = [device.judged(name, getattr(check, name)) for name in ("graph", "bf16", "table", "cohort")]
+    assert [verdict.ok for verdict in verdicts] == [True if torch.cuda.is_available() else None, True, True, True]
+    # A table that gives other logits is found out, and so is a check that breaks.
+    monkeypatch.setattr(device.Workbench, "table", lambda bench: (bench.batches, lambda batch: _other(bench, batch)))
+    assert device.judged("table", check.table).ok is False
+    monkeypatch.setattr(device.Workbench, "live", lambda bench: 1 / 0)
+    broken = device.judged("cohort", check.cohort)
+    assert broken.ok is False and "ZeroDivisionError" in broken.detail
+    assert "FAIL" in capsys.readouterr().out
+    result = {
+        "machine": device.describe(check.bench().placement), "roofline": {"bandwidth": 1e9, "rate": 1e12},
+        "checks": [verdict._asdict() for verdict in [*verdicts, broken]], "bench": {},
+        "ways": {"fp32, eager": {"median": 0.5, "low": 0.4, "high": 0.6, "n": 3}},
+    }  # fmt: skip
+    page = device.page(result)
+    assert (
+        "| table equals live | ok |" in page
+        and "| cohort | **failed** |" in page
+        and "| fp32, eager | 500.000 |" in page
+    )
+
+
+def _other(bench, batch):
+    answer = bench.teacher.ask(batch)
+    return answer._replace(logits=answer.logits + torch.arange(answer.logits.shape[1]))
+
+
+def test_a_distance_between_weights(script):
+    device = script("device_check")
+    a = {"w": torch.tensor([3.0, 4.0])}
+    assert device.distance(a, a) == 0.0
+    assert device.distance({"w": torch.tensor([3.0, 9.0])}, a) == 1.0
+    assert device.distance({"w": torch.tensor([3.0, float("nan")])}, a) == float("inf")
+
+
+def test_the_table_replaces_what_stands_between_its_marks(script, tmp_path, monkeypatch):
+    table = script("bench_table")
+    step = {"median": 0.06, "low": 0.05, "high": 0.07, "n": 9, "students": 1, "images_per_second": 1.0}
+    steps = dict.fromkeys((table.TABLE, table.LIVE, table.PLAIN, table.PEER), step)
+    steps |= {f"8 students at once, {name}": step | {"students": 8} for name in (table.TABLE, table.LIVE)}
+    ratio = {"median": 5.0, "low": 4.5, "high": 5.5, "n": 9, "times": 1}
+    result = {
+        "configuration": {"teacher": "resnet56", "student": "resnet20"}, "steps": steps,
+        "ratios": {f"{table.PLAIN} / {name}": ratio for name in steps},
+        "roofline": {"bandwidth": 1e9, "rate": 1e9, "dtype": "fp32"},
+        "machine": {"name": "chip", "threads": 2, "cores": 2, "precision": "fp32", "torch": "2", "python": "3"},
+    }  # fmt: skip
+    monkeypatch.setattr(table, "DOCS", tmp_path)
+    monkeypatch.setattr(table, "measure", lambda *_: result)
+    monkeypatch.setattr(sys, "argv", ["bench_table.py"])
+    (tmp_path / "benchmarks.md").write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    table.main()
+    table.main()
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert text.count("### chip, 2 threads, fp32") == 1
+    assert text.count("| resnet56 -> resnet20 | 60.0 | 60.0 | 60.0, **5.0x** (4.5 to 5.5) |") == 3
+    assert list(json.loads((tmp_path / "benchmarks.json").read_text())) == ["chip, 2 threads, fp32"]
