@@ -44,7 +44,9 @@ def launch(task: Task, refuse: Task | None = None, config_name: str = "train", o
     # argparse wants all overrides in one row: a -m between them would cut it in two.
     flags = [word for word in arguments if word in ("-m", "--multirun")]
     arguments = [*flags, *(word for word in arguments if word not in flags)]
-    sys.argv = [sys.argv[0], *overrides, *arguments]
+    # Beside the user's: argparse takes the words that are no flags only in one piece.
+    at = next((i for i, word in enumerate(arguments) if "=" in word and not word.startswith("-")), len(arguments))
+    sys.argv = [sys.argv[0], *arguments[:at], *overrides, *arguments[at:]]
     register(arguments)
     failures: list[Exception] = []
     sweep = Sweep(refuse)
