@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from kdbench import build
 from kdbench.configure.naming import without_hydra
@@ -31,18 +36,32 @@ TINY = [
 MLPS = ["teacher=mlp", "teacher.hidden=[24]", "student=mlp", "student.hidden=[24]"]
 
 
-def train(*words: str, out: str = "run", without: Sequence[str] = ()) -> Path:
-    """`kdbench train` on the tiny experiment, into folder `out`; composed once, where the command composes thrice.
+def train(*words: str, out: str = "run", without: Sequence[str] = (), plain: bool = False) -> Path:
+    """`kdbench train` on the tiny experiment, into folder `out`.
 
-    `without`: nodes whose keys the experiment does not set.
+    `without`: nodes whose keys the tiny experiment does not set; `plain`: it sets nothing.
     """
-    register()
-    typed = [*(word for word in TINY if word.split(".")[0] not in without), *words]
-    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        root = compose("train", overrides=typed, return_hydra_config=True)
-        choices = {group: option for group, option in group_choices(root.hydra).items() if option is not None}
+    tiny = [] if plain else [word for word in TINY if word.split(".")[0] not in without]
+    typed = [*tiny, *words]
+    groups = tuple(word for word in typed if "." not in word.partition("=")[0])
+    root = copy.deepcopy(_composed(groups))
+    for override in OverridesParser.create().parse_overrides([word for word in typed if word not in groups]):
+        OmegaConf.update(root, override.key_or_group, override.value())
+    choices = {group: option for group, option in group_choices(root.hydra).items() if option is not None}
+    with _hydra():
         build.run(without_hydra(root), Path(out), typed, choices)
     return Path(out)
+
+
+@functools.cache  # composing takes 0.3 s, and most tests differ in values only
+def _composed(groups: tuple[str, ...]) -> DictConfig:
+    with _hydra():
+        return compose("train", overrides=list(groups), return_hydra_config=True)
+
+
+def _hydra() -> AbstractContextManager[object]:
+    register()
+    return initialize_config_dir(CONFIG_DIR, version_base="1.3")  # for networks and losses that options name
 
 
 def result(folder: Path | str) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+# What the reproduce_<paper>.sh share; they source it. Each runs a paper's set of experiments and ends in one table:
+#
+#   scripts/reproduce_<paper>.sh small             embedded digits, minutes on a CPU (the default)
+#   scripts/reproduce_<paper>.sh full              the paper's own data, networks and lengths
+#   scripts/reproduce_<paper>.sh small seed=0      further words go to every run
+#
+# Started again it goes on where it was stopped: finished runs, finished stages of a run, and trained teachers are kept.
+set -euo pipefail
+
+size=${1:-small}
+shift || true
+case $size in
+  small) suffix=_small ;;
+  full) suffix= ;;
+  *) echo "usage: $0 [small|full] [key=value ...]" >&2; exit 2 ;;
+esac
+words=("$@")
+outputs=outputs/reproduce/$(basename "$0" .sh | sed 's/^reproduce_//')-$size
+seeds=seed=0,1,2
+failed=0
+
+# run <experiment without _small> [key=value ...]: three seeds of it; a run that fails stops no other.
+run() {
+  local experiment=$1$suffix
+  shift
+  kdbench train -m "experiment=$experiment" "paths.outputs=$outputs" "$seeds" "$@" "${words[@]}" || failed=1
+}
+
+# Each run's teacher has its own seed too.
+own_teachers='teacher.seed=${seed}'
+
+finish() {
+  kdbench compare "$outputs/runs" "$@"
+  exit $failed
+}

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Furlanello et al. 2018, born-again networks: generations and their ensembles, the controls, strong students of weak
+# teachers, shared layers. Usage: scripts/reproduce.sh
+source "$(dirname "$0")/reproduce.sh"
+
+run furlanello2018_generations "$own_teachers"
+run furlanello2018_generations "$own_teachers" loss=ban_l,cwtm,dkpp procedure.generations=1
+if [ "$size" = full ]; then
+  run furlanello2018_generations_cifar10 "$own_teachers" teacher=wrn_28_1,wrn_28_2,wrn_28_5,wrn_28_10
+fi
+run furlanello2018_wrn_to_densenet "$own_teachers"
+run furlanello2018_shared_layers "$own_teachers" 'procedure.share=[],[first,last]'
+finish

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Huang et al. 2017, snapshot ensembles, distilled. Usage: scripts/reproduce.sh
+source "$(dirname "$0")/reproduce.sh"
+
+run huang2017_snapshot "$own_teachers"
+finish

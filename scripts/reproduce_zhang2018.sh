@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Zhang et al. 2018, deep mutual learning, and the same network alone. Usage: scripts/reproduce.sh
+source "$(dirname "$0")/reproduce.sh"
+
+run zhang2018_mutual
+run zhang2018_mutual procedure=single loss=ce '~loss.tau' '~loss.weights.distill'
+finish

@@ -1,0 +1,66 @@
+"""Every experiment says what it is, and takes its steps on made-up images with small networks in place of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from procedures_parts import result, train
+
+from kdbench.paths import CONFIG_DIR
+
+EXPERIMENTS = {path.stem: path for path in sorted((Path(CONFIG_DIR) / "experiment").glob("*.yaml"))}
+
+SMALL = [
+    "dataset.n=480", "dataset.n_test=48", "dataset.size=8", "dataset.channels=1", "dataset.num_classes=10",
+    "dataset.subset=null", "dataset.validation=0.1", "student.hidden=[8,8]", "schedule.epochs=1", "schedule.warmup=0",
+    "schedule.batch_size=6", "teacher.schedule.batch_size=16", "teacher.schedule.warmup=0", "trainer.device=cpu",
+    "trainer.progress=none", "trainer.limit_steps=2",
+]  # fmt: skip
+# What a procedure's own size is cut down to, where an experiment sets it.
+CUT = {"labelled": "0.5", "threshold": "0.0", "specialists": "3", "size": "4", "epochs": "1"}
+
+
+def words(name: str) -> list[str]:
+    """The experiment with made-up data, perceptrons of eight units and epochs of two steps."""
+    node = yaml.safe_load(EXPERIMENTS[name].read_text(encoding="utf-8"))
+    chosen = {key.split("/")[1]: value for entry in node["defaults"] for key, value in entry.items()}
+    teacher, procedure = chosen.get("teacher", "resnet20"), node.get("procedure", {})
+    epochs = procedure.get("cycles", 1)
+    found = [f"experiment={name}", "dataset=fake", "student=mlp", *SMALL]
+    found += [f"teacher.schedule.epochs={procedure.get('cycles', 1)}"]
+    if teacher == "ensemble":
+        found += ["teacher.network=mlp", "teacher.members=[0,1]", "teacher.allow_chance=true"]
+    elif teacher != "none":
+        found += ["teacher=mlp", "teacher.hidden=[8,8]", "teacher.allow_chance=true"]
+    if chosen.get("procedure") == "meta_pseudo_labels":
+        found += ["procedure.finetune_epochs=1"]
+    if node.get("teacher", {}).get("stop_epoch"):
+        found += ["teacher.stop_epoch=1"]
+    for key in ("chain", "students"):
+        if key in procedure:
+            found += [f"procedure.{key}=[{','.join(['mlp'] * len(procedure[key]))}]"]
+    return [*found, *(f"procedure.{key}={value}" for key, value in CUT.items() if key in procedure)]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_it_says_what_it_is(name: str):
+    text = EXPERIMENTS[name].read_text(encoding="utf-8")
+    assert text.startswith("# @package _global_\n# ")
+    header = text.split("\ndefaults:")[0]
+    assert f"experiment={name}" in header and "ardware" in header and re.search(r"n = \d", header)
+    if not name.endswith("_small"):
+        (small,) = re.findall(r"# Small: experiment=(\w+)", header)
+        assert small in EXPERIMENTS and small.endswith("_small")
+    assert max(map(len, text.splitlines())) <= 140
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_it_takes_its_steps(name: str):
+    out = train(*words(name), plain=True)
+    runs = sorted((out / "stages").iterdir()) if (out / "stages").exists() else [out]
+    steps = [result(run)["last"].get("step") for run in runs]  # none where a stage only publishes a network
+    assert 2 in steps and set(steps) <= {2, None}
+    assert 0 <= result(out)["last"]["test/top1"] <= 1
