@@ -81,7 +81,7 @@ def test_it_finds_a_proxy_nearer_to_the_truth(method, tau, planted_epsilon):
 @pytest.mark.parametrize("method", ["search", "gradient"])
 def test_a_calibrated_teacher_is_left_nearly_alone(method):
     """Labels drawn from the teacher itself: nothing can be gained, and little is lost by choosing from few labels."""
-    z = truth(1000, 5, seed=4)
+    z = truth(4000, 5, seed=4)
     found = loss(method)
     record = found.calibrate(z, labels(z, 5)).record
     assert distance(z, z, found.epsilon.double(), 1.0) < 2e-3
@@ -90,7 +90,7 @@ def test_a_calibrated_teacher_is_left_nearly_alone(method):
 
 def test_the_unsquared_norm_misleads(said):
     """The paper's score of a perfectly calibrated teacher is best far away from it; the squared norm's is at it."""
-    z = truth(1500, 5, seed=6)
+    z = truth(6000, 5, seed=6)
     y = labels(z, 7)
     far = {}
     for criterion in CRITERIA:
