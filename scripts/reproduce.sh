@@ -2,7 +2,7 @@
 #
 #   scripts/reproduce_<paper>.sh small             embedded digits, minutes on a CPU (the default)
 #   scripts/reproduce_<paper>.sh full              the paper's own data, networks and lengths
-#   scripts/reproduce_<paper>.sh small seed=0      further words go to every run
+#   scripts/reproduce_<paper>.sh small seed=0      further words go to every run (here: one seed)
 #
 # Started again it goes on where it was stopped: finished runs, finished stages of a run, and trained teachers are kept.
 set -euo pipefail
@@ -21,15 +21,27 @@ failed=0
 
 # run <experiment without _small> [key=value ...]: three seeds of it; a run that fails stops no other.
 run() {
-  local experiment=$1$suffix
+  local experiment=$1
   shift
-  kdbench train -m "experiment=$experiment" "paths.outputs=$outputs" "$seeds" "$@" "${words[@]}" || failed=1
+  kdbench train -m "experiment=$experiment$suffix" "paths.outputs=$outputs" "paths.runs=$outputs/$experiment" \
+    "$seeds" "$@" "${words[@]}" || failed=1
 }
 
 # Each run's teacher has its own seed too.
 own_teachers='teacher.seed=${seed}'
 
+# What the table of an experiment shows; a script whose procedures find more says so.
+metrics_of() { echo last; }
+
+# A table for each experiment.
 finish() {
-  kdbench compare "$outputs/runs" "$@"
+  local folder name
+  for folder in "$outputs"/*/; do
+    name=$(basename "$folder")
+    [ "$name" = teachers ] && continue
+    echo
+    echo "== $name$suffix"
+    kdbench compare "$folder" --metric "$(metrics_of "$name")" || failed=1
+  done
   exit $failed
 }

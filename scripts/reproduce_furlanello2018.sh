@@ -3,6 +3,13 @@
 # teachers, shared layers. Usage: scripts/reproduce.sh
 source "$(dirname "$0")/reproduce.sh"
 
+metrics_of() {
+  case $1 in
+    *_generations) echo ensemble/1/test/top1,last,ensemble/2/test/top1,ensemble/3/test/top1,ensemble_with_teacher/3/test/top1 ;;
+    *) echo last ;;
+  esac
+}
+
 run furlanello2018_generations "$own_teachers"
 run furlanello2018_generations "$own_teachers" loss=ban_l,cwtm,dkpp procedure.generations=1
 if [ "$size" = full ]; then

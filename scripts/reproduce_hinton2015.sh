@@ -3,6 +3,18 @@
 # ensembles, specialists. Usage: scripts/reproduce.sh
 source "$(dirname "$0")/reproduce.sh"
 
+metrics_of() {
+  case $1 in
+    *_few_hard) echo last,best,train/top1 ;;
+    *_few_soft) echo last,best,train/top1 ;;
+    *_omit3 | *_only78) echo before/test/top1,before/missing/test/top1,last,after/missing/test/top1,offset ;;
+    *_ensemble) echo last,recovered/test/top1 ;;
+    *_specialists)
+      echo generalist/test/top1,last,conditional/generalist/test/top1,conditional/fused/test/top1,changed_uncovered/test ;;
+    *) echo last ;;
+  esac
+}
+
 run hinton2015_hard
 run hinton2015_soft "$own_teachers"
 run hinton2015_omit3 "$own_teachers"

@@ -3,6 +3,14 @@
 # teachers stopped early; and PS-KD, self-distillation by other authors of that name. Usage: scripts/reproduce.sh
 source "$(dirname "$0")/reproduce.sh"
 
+metrics_of() {
+  case $1 in
+    *_kl | *_mse | *_noise) echo last,train/top1 ;;
+    *_sequential) echo last,direct/test/top1,gain/test/top1 ;;
+    *) echo last ;;
+  esac
+}
+
 weights='loss.weights={task:0.9,distill:0.1},{task:0.6,distill:0.4},{task:0.3,distill:0.7},{task:0,distill:1}'
 run kim2021_kl loss.tau=1,3,5,20 "$weights"
 run kim2021_kl loss.tau=inf

@@ -50,7 +50,7 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last",)) -> Comparis
     """Put runs that differ in nothing but seeds into one row each.
 
     `metrics`: "last" or "best" for the test accuracy after the last epoch, or at the best epoch by validation; or any
-    name of result.json's `last` ("test/nll"), or of `best` as "best/val/top1".
+    name of result.json's `last` or `figures` ("test/nll", "ensemble/3/test/top1"), or of `best` as "best/val/top1".
     """
     configs = [settings(run) for run in runs]
     choices = [{k: v for k, v in run.result["choices"].items() if counted(k)} for run in runs]
@@ -76,17 +76,18 @@ def settings(run: Run) -> dict[str, Any]:
 def metric(run: Run, name: str) -> Any:
     """One of a run's figures; None if it has none of that name."""
     result = run.result
+    figures = {**(result.get("figures") or {}), **result["last"]}  # figures: what a procedure of several stages found
     best = result.get("best") or {}
     if name == "last":
         return result["last"].get("test/top1")
     if name == "best":
         return best.get("test/top1")
-    return best.get(name.removeprefix("best/")) if name.startswith("best/") else result["last"].get(name)
+    return best.get(name.removeprefix("best/")) if name.startswith("best/") else figures.get(name)
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
     """All the metrics that some run has."""
-    last = {key for run in runs for key in run.result["last"]}
+    last = {key for run in runs for key in [*run.result["last"], *(run.result.get("figures") or {})]}
     best = {f"best/{key}" for run in runs for key in run.result.get("best") or {}}
     return ["last", "best", *sorted(last), *sorted(best)]
 
