@@ -25,7 +25,7 @@ class Tables:
 
     mode: Literal["auto", "on", "off"]
     folder: Path
-    _open: dict[str, tuple[LogitTable, WindowLogits | DeviceLogits]] = field(default_factory=dict)
+    _open: dict[str, tuple[LogitTable, WindowLogits | DeviceLogits]] = field(default_factory=dict, init=False)
 
     def path(self, key: Mapping[str, Any]) -> Path:
         return self.folder / f"{key_name(key)}{SUFFIX}"
