@@ -1,0 +1,92 @@
+"""Background writes: in order, from copies, whole before the training goes on without them, and never silently lost."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from parts import Stream, make_learner
+
+from kdbench.engine import compiled as compiling
+from kdbench.engine.compiled import Compiled, compiled
+from kdbench.engine.options import TrainerOptions
+from kdbench.engine.writer import WAITING, Writer, snapshot
+
+OPTIONS = TrainerOptions(device="cpu", progress="none")
+
+
+def test_writes_happen_in_order_elsewhere_and_all_before_the_block_ends():
+    done: list[int] = []
+    threads: set[int] = set()
+    gate = threading.Event()
+
+    def write(number: int) -> None:
+        gate.wait(5)
+        threads.add(threading.get_ident())
+        done.append(number)
+
+    with Writer() as writer:
+        for number in range(5):
+            writer.add(lambda number=number: write(number))
+        assert done == []  # nobody waited
+        gate.set()
+    assert done == [0, 1, 2, 3, 4] and threads.isdisjoint({threading.get_ident()}) and len(threads) == 1
+
+
+def test_a_failed_write_ends_the_training_and_another_error_is_not_hidden_by_it():
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), Writer() as writer:
+        writer.add(full)
+    done: list[int] = []
+    with pytest.raises(KeyboardInterrupt), Writer() as writer:
+        writer.add(lambda: done.append(1))
+        writer.add(full)
+        raise KeyboardInterrupt
+    assert done == [1]  # what was begun is still written
+
+
+def test_waiting_writes_are_bounded():
+    gate, started = threading.Event(), threading.Event()
+    with Writer() as writer:
+        writer.add(lambda: gate.wait(5) and None)
+        for _ in range(WAITING - 1):
+            writer.add(lambda: None)
+        more = threading.Thread(target=lambda: (writer.add(lambda: None), started.set()))
+        more.start()
+        assert not started.wait(0.05)  # it waits for the oldest
+        gate.set()
+        more.join(5)
+        assert started.is_set()
+
+
+def test_a_snapshot_does_not_change_with_its_original():
+    state = {"a": torch.ones(2), "b": [{"c": torch.zeros(1)}, 3, None], "best": {"val/top1": 0.5}}
+    copy = snapshot(state)
+    state["a"].add_(1)
+    state["b"][0]["c"].add_(1)
+    state["best"]["val/top1"] = 0.9
+    assert copy["a"].tolist() == [1, 1] and copy["b"][0]["c"].item() == 0 and copy["best"]["val/top1"] == 0.5
+    assert copy["b"][1:] == [3, None]
+
+
+def test_when_a_student_is_compiled(monkeypatch):
+    calls: list[str] = []
+    monkeypatch.setattr(
+        torch, "compile", lambda module, dynamic: lambda *args: calls.append("compiled") or module(*args)
+    )
+    distiller, cuda, cpu = make_learner().distiller, torch.device("cuda"), torch.device("cpu")
+    plain = lambda mode, device, steps: compiled(distiller, replace(OPTIONS, compile=mode), device, steps) is distiller  # noqa: E731
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: object())
+    assert plain("off", cuda, 10**6) and plain("auto", cpu, 10**6) and plain("auto", cuda, 100)
+    assert not plain("auto", cuda, 10**6) and not plain("on", cpu, 1)
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    assert plain("auto", cuda, 10**6)  # torch.compile needs triton there
+    forward = Compiled(distiller)
+    batch = next(iter(Stream().epoch(0, 1)))
+    whole = forward(batch.image, None, batch.target)
+    small = forward(batch.image[:3], None, batch.target._replace(label=batch.target.label[:3]))
+    assert calls == ["compiled"] and len(whole.logits) == 8 and len(small.logits) == 3  # the last, smaller batch is not
