@@ -16,7 +16,7 @@ from kdbench.engine.options import require
 from kdbench.engine.trainer import resume_epoch
 from kdbench.procedures.folder import network_of_run
 from kdbench.procedures.recipe import Recipe
-from kdbench.procedures.series import Series, opened
+from kdbench.procedures.series import Series, opened, top1
 from kdbench.procedures.teacher import make_given, obtain_teacher
 from kdbench.procedures.unlabelled import Pool, make_pool
 from kdbench.teachers.given import GivenTeacher
@@ -36,44 +36,30 @@ def meta_pseudo_labels(
     augmentation of the teacher's images (UDA) and the moving average of the student's weights (trainer.ema has one).
     The figures hold the teacher's accuracy before and after.
     """
-    require(recipe.teacher is not None, "teacher", "none", "a network: it labels the images")
-    require(pseudo in ("sample", "argmax"), "procedure.pseudo", pseudo, "sample or argmax")
-    require(teacher_lr > 0, "procedure.teacher_lr", teacher_lr, "above 0")
-    require(supervised >= 0, "procedure.supervised", supervised, "at least 0")
-    require(finetune_epochs >= 0, "procedure.finetune_epochs", finetune_epochs, "at least 0")
-    uses = recipe.loss.make().uses_teacher
-    require(
-        uses,
-        "loss",
-        recipe.loss.name,
-        "a loss that learns from a teacher: loss=ban is cross-entropy with its labels",
-    )
+    _check(recipe, pseudo, teacher_lr, supervised, finetune_epochs)
     with opened(recipe, out) as opening:
-        require(
-            opening.data.mix is None,
-            "dataset.mix.kind",
-            "mixup or cutmix",
-            "none: a label here belongs to one image",
-        )
         pool = make_pool(opening.data, labelled, recipe.seeds.data)
         series = replace(opening, data=pool.data(opening.data))
         given = obtain_teacher(recipe, series.data)
         assert given is not None and given.network is not None
         meta = _meta(series, given.network, teacher_lr, pseudo == "sample", supervised)
-        stage = series.stage(
-            "taught", teacher=given, split=pool.unlabelled, adapt=lambda student, _: meta.attach(student)
-        )
+        stage = series.stage("taught", teacher=given, split=pool.unlabelled, adapt=meta.adapt)
         series.run(stage, replace(given, ask=meta, tables=None))
-        figures = {
-            f"teacher_before/{key}": value for key, value in given.metrics.items() if key.endswith("/top1")
-        }
-        figures |= _teacher_after(series, stage.folder, given)
-        last = (
-            _finetune(series, pool, stage.folder, finetune_epochs, finetune_lr)
-            if finetune_epochs
-            else stage.folder
-        )
+        figures = top1(given.metrics, "teacher_before") | _teacher_after(series, stage.folder, given)
+        last = stage.folder
+        if finetune_epochs:
+            last = _finetune(series, pool, stage.folder, finetune_epochs, finetune_lr)
         return series.conclude(last, figures)
+
+
+def _check(recipe: Recipe, pseudo: str, teacher_lr: float, supervised: float, finetune_epochs: int) -> None:
+    require(recipe.teacher is not None, "teacher", "none", "a network: it labels the images")
+    require(pseudo in ("sample", "argmax"), "procedure.pseudo", pseudo, "sample or argmax")
+    require(teacher_lr > 0, "procedure.teacher_lr", teacher_lr, "above 0")
+    require(supervised >= 0, "procedure.supervised", supervised, "at least 0")
+    require(finetune_epochs >= 0, "procedure.finetune_epochs", finetune_epochs, "at least 0")
+    allowed = "a loss that learns from a teacher: loss=ban is cross-entropy with its labels"
+    require(recipe.loss.make().uses_teacher, "loss", recipe.loss.name, allowed)
 
 
 def _meta(series: Series, network: nn.Module, lr: float, sample: bool, supervised: float) -> MetaTeacher:
@@ -92,7 +78,7 @@ def _meta(series: Series, network: nn.Module, lr: float, sample: bool, supervise
     )
 
 
-def _teacher_after(series: Series, folder: Path, given: GivenTeacher) -> dict[str, float]:
+def _teacher_after(series: Series, folder: Path, given: GivenTeacher) -> dict[str, float | None]:
     """The teacher's accuracy after its last update: its weights lie in the stage's checkpoint."""
     state = resume_epoch(folder)[1]
     assert state is not None
@@ -100,7 +86,7 @@ def _teacher_after(series: Series, folder: Path, given: GivenTeacher) -> dict[st
     assert network is not None
     network.load_state_dict(state["teacher"]["network"])
     after = make_given(given.name, network, folder, series.recipe, series.data, allow_chance=True)
-    return {f"teacher_after/{key}": value for key, value in after.metrics.items() if key.endswith("/top1")}
+    return top1(after.metrics, "teacher_after")
 
 
 def _finetune(series: Series, pool: Pool, start: Path, epochs: int, lr: float | None) -> Path:

@@ -17,7 +17,7 @@ from kdbench.losses.base import DistillationLoss
 from kdbench.procedures.born_again import ensemble_figures
 from kdbench.procedures.folder import network_of_run
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe
-from kdbench.procedures.series import opened
+from kdbench.procedures.series import opened, spec_named, top1
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -35,7 +35,7 @@ def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None
         recipe.record.choices.get("teacher"),
         "none: the students teach each other",
     )
-    specs = [recipe.student] * peers if students is None else [_spec(recipe, name) for name in students]
+    specs = [recipe.student] * peers if students is None else [spec_named(recipe, name) for name in students]
     require(len(specs) >= 2, "procedure.peers", len(specs), "at least 2")
     require(
         recipe.loss.make().uses_teacher,
@@ -58,11 +58,9 @@ def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None
             for spec, peer in zip(specs, together.peers, strict=True)
         ]
         apart = [series.taught(folder) for folder in folders]
-        figures: dict[str, float] = {}
+        figures: dict[str, float | None] = {}
         for number, peer in enumerate(apart, start=1):
-            figures |= {
-                f"peer{number}/{key}": value for key, value in peer.metrics.items() if key.endswith("/top1")
-            }
+            figures |= top1(peer.metrics, f"peer{number}")
         figures |= ensemble_figures(apart, series.data, "ensemble")
         return series.conclude(folders[0], figures)
 
@@ -153,10 +151,6 @@ def _detached(outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
 
 def _pairs(peers: int) -> list[tuple[int, int]]:
     return list(itertools.permutations(range(peers), 2))
-
-
-def _spec(recipe: Recipe, name: str) -> NetworkSpec:
-    return recipe.student if name == recipe.student.name else recipe.catalogue.network(name)
 
 
 def _joint_config(specs: Sequence[NetworkSpec]) -> dict[str, Any]:

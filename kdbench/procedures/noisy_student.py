@@ -12,7 +12,7 @@ from torch import Tensor
 from kdbench.data.bundle import Split
 from kdbench.engine.options import require
 from kdbench.procedures.recipe import NetworkSpec, Recipe
-from kdbench.procedures.series import Series, opened, seeds_apart
+from kdbench.procedures.series import Series, opened, seeds_apart, spec_named
 from kdbench.procedures.teacher import obtain_teacher
 from kdbench.procedures.unlabelled import Pool, joined, make_pool, trusted
 from kdbench.teachers.fixed import FixedTeacher
@@ -38,40 +38,43 @@ def noisy_student(
 
     The table `pseudo_labels` says how many were used and how many were right.
     """
+    _check(recipe, iterations, labels, threshold, per_class, students)
+    specs = [spec_named(recipe, name) for name in students or [recipe.student.name] * iterations]
+    with opened(recipe, out) as opening:
+        pool = make_pool(opening.data, labelled, recipe.seeds.data)
+        series = replace(opening, data=pool.data(opening.data))
+        teacher = obtain_teacher(recipe, series.data)
+        assert teacher is not None
+        rows = []
+        for turn, spec in enumerate(specs, start=1):
+            folder, row = _iterate(
+                series, pool, teacher, spec, iterations - turn, labels, threshold, per_class
+            )
+            rows.append({"iteration": turn, **row})
+            teacher = series.taught(folder)
+        return series.conclude(
+            folder, {"labelled_images": float(len(pool.labelled))}, {"pseudo_labels": rows}
+        )
+
+
+def _check(
+    recipe: Recipe,
+    iterations: int,
+    labels: str,
+    threshold: float,
+    per_class: int | None,
+    students: list[str] | None,
+) -> None:
     require(recipe.teacher is not None, "teacher", "none", "a network: it labels the first images")
     require(iterations >= 1, "procedure.iterations", iterations, "at least 1")
     require(0 <= threshold < 1, "procedure.threshold", threshold, "in [0, 1)")
     require(per_class is None or per_class >= 1, "procedure.per_class", per_class, "null or at least 1")
     counted = students is None or len(students) == iterations
     require(counted, "procedure.students", students, f"null or {iterations} networks, one an iteration")
+    require(labels in ("soft", "hard"), "procedure.labels", labels, "soft or hard")
     if labels == "soft":
         allowed = "a loss that learns from a teacher, or procedure.labels=hard"
         require(recipe.loss.make().uses_teacher, "loss", recipe.loss.name, allowed)
-    specs = [
-        recipe.student if n == recipe.student.name else recipe.catalogue.network(n) for n in students or []
-    ]
-    with opened(recipe, out) as opening:
-        require(
-            opening.data.mix is None,
-            "dataset.mix.kind",
-            "mixup or cutmix",
-            "none: a label here belongs to one image",
-        )
-        pool = make_pool(opening.data, labelled, recipe.seeds.data)
-        series = replace(opening, data=pool.data(opening.data))
-        teacher = obtain_teacher(recipe, series.data)
-        assert teacher is not None
-        rows = []
-        for iteration in range(1, iterations + 1):
-            spec = specs[iteration - 1] if specs else recipe.student
-            folder, row = _iterate(
-                series, pool, teacher, spec, iterations - iteration, labels, threshold, per_class
-            )
-            rows.append({"iteration": iteration, **row})
-            teacher = series.taught(folder)
-        return series.conclude(
-            folder, {"teacher/labelled_images": float(len(pool.labelled))}, {"pseudo_labels": rows}
-        )
 
 
 def _iterate(

@@ -36,7 +36,7 @@ def self_distillation(
     itself = PastSelf(
         steps_in_epoch(stage), place(recipe.trainer).autocast, decay if past == "average" else None
     )
-    stage = replace(stage, adapt=lambda student, _: itself.attach(student))
+    stage = replace(stage, adapt=itself.adapt)
     return run_stage(stage, GivenTeacher("itself", itself, None, 0, "", None, {}, {}))
 
 

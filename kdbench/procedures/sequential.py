@@ -10,7 +10,7 @@ from typing import Any
 from kdbench.engine.options import require
 from kdbench.errors import UserError
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe
-from kdbench.procedures.series import Series, opened, seeds_apart
+from kdbench.procedures.series import Series, opened, seeds_apart, spec_named, top1
 from kdbench.procedures.teacher import obtain_teacher
 from kdbench.teachers.given import GivenTeacher
 
@@ -43,11 +43,11 @@ def sequential(
         first = obtain_teacher(recipe, series.data)
         assert first is not None
         last, final = _along(series, first, specs[1:], hops)
-        figures = {f"chain/{key}": value for key, value in final["last"].items() if key.endswith("/top1")}
+        figures = top1(final["last"], "chain")
         if direct:
             stage = series.stage(f"direct-{specs[-1].name}", teacher=first, student=specs[-1])
             alone = series.run(stage, first)["last"]
-            figures |= {f"direct/{key}": value for key, value in alone.items() if key.endswith("/top1")}
+            figures |= top1(alone, "direct")
             figures["gain/test/top1"] = final["last"]["test/top1"] - alone["test/top1"]
         return series.conclude(last, figures)
 
@@ -93,7 +93,7 @@ def _networks(recipe: Recipe, chain: list[str] | None) -> list[NetworkSpec]:
 def _spec(recipe: Recipe, name: str, head: bool) -> NetworkSpec:
     if head and recipe.teacher is not None and name == recipe.teacher.network.name:
         return recipe.teacher.network
-    return recipe.student if name == recipe.student.name else recipe.catalogue.network(name)
+    return spec_named(recipe, name)
 
 
 def _losses(recipe: Recipe, losses: list[str | dict[str, Any]] | None) -> list[LossSpec]:

@@ -202,6 +202,16 @@ def seeds_apart(seeds: Seeds, steps: int) -> Seeds:
     return Seeds(seeds.init + APART * steps, seeds.data + APART * steps)
 
 
+def spec_named(recipe: Recipe, name: str) -> NetworkSpec:
+    """A network by name: the recipe's own student with the options typed for it, or one as its YAML has it."""
+    return recipe.student if name == recipe.student.name else recipe.catalogue.network(name)
+
+
+def top1(values: Mapping[str, float], prefix: str) -> dict[str, float | None]:
+    """The accuracies among figures, under names of their own: "<prefix>/test/top1"."""
+    return {f"{prefix}/{key}": value for key, value in values.items() if key.endswith("/top1")}
+
+
 def _record(record: Record, stage: Stage, teacher: GivenTeacher | None) -> Record:
     """What a stage's result.json says it is: the whole run's configuration with the stage's own parts in place."""
     tree = dict(record.tree)

@@ -13,7 +13,8 @@ from kdbench.losses.ce import CE
 from kdbench.procedures.ensemble_teacher import EnsembleOptions, ensemble_of
 from kdbench.procedures.folder import network_of_run
 from kdbench.procedures.recipe import LossSpec, Recipe, Seeds, TeacherSpec
-from kdbench.procedures.series import Series, opened
+from kdbench.procedures.series import Series, opened, top1
+from kdbench.teachers.ensemble import Mean
 from kdbench.teachers.given import GivenTeacher
 
 
@@ -22,7 +23,7 @@ def snapshot(
     out: Path,
     cycles: int = 3,
     keep: int | None = None,
-    mean: str = "arithmetic",
+    mean: Mean = "arithmetic",
     tau: float = 1.0,
 ) -> dict[str, Any]:
     """Train `teacher=`'s network once with `teacher.schedule` cut into `cycles` equal ones, each a half cosine from the
@@ -34,25 +35,8 @@ def snapshot(
     ensemble's, the members' mean and the share of the gain that the student keeps. With teacher.schedule.cycles the
     same learning rates train one teacher, the last snapshot.
     """
-    spec = recipe.teacher
-    require(
-        spec is not None and spec.source is None,
-        "teacher",
-        "none or ensemble",
-        "a network: it is trained here",
-    )
-    assert spec is not None
-    given = spec.run or spec.checkpoint
-    require(
-        given is None, "teacher.run or teacher.checkpoint", given, "null: the snapshots are of its training"
-    )
-    require(cycles >= 2, "procedure.cycles", cycles, "at least 2")
-    epochs = spec.schedule.epochs
-    require(
-        epochs % cycles == 0, "procedure.cycles", cycles, f"a divisor of teacher.schedule.epochs = {epochs}"
-    )
-    require(keep is None or 2 <= keep <= cycles, "procedure.keep", keep, f"null or from 2 to {cycles}")
-    options = EnsembleOptions([], "", mean, tau)  # type: ignore[arg-type]
+    spec = _checked(recipe.teacher, cycles, keep)
+    options = EnsembleOptions([], "", mean, tau)
     with opened(recipe, out) as series:
         folders: list[Path] = []
         for cycle in range(cycles):
@@ -60,11 +44,25 @@ def snapshot(
         members = [series.taught(folder) for folder in folders]
         figures: dict[str, float | None] = {}
         for number, member in enumerate(members, start=1):
-            figures |= {f"snapshot{number}/{k}": v for k, v in member.metrics.items() if k.endswith("/top1")}
+            figures |= top1(member.metrics, f"snapshot{number}")
         teacher = ensemble_of(members[-(keep or cycles) :], recipe, series.data, options, spec.allow_chance)
         stage = series.stage("student", teacher=teacher)
         series.run(stage, teacher)
         return series.conclude(stage.folder, figures)
+
+
+def _checked(spec: TeacherSpec | None, cycles: int, keep: int | None) -> TeacherSpec:
+    own = spec is not None and spec.source is None
+    require(own, "teacher", "none or ensemble", "a network: it is trained here")
+    assert spec is not None
+    given = spec.run or spec.checkpoint
+    require(given is None, "teacher.run or checkpoint", given, "null: the snapshots are of its training")
+    require(cycles >= 2, "procedure.cycles", cycles, "at least 2")
+    epochs = spec.schedule.epochs
+    fits = epochs % cycles == 0
+    require(fits, "procedure.cycles", cycles, f"a divisor of teacher.schedule.epochs = {epochs}")
+    require(keep is None or 2 <= keep <= cycles, "procedure.keep", keep, f"null or from 2 to {cycles}")
+    return spec
 
 
 def cycle_schedule(schedule: ScheduleOptions, cycle: int, cycles: int) -> ScheduleOptions:

@@ -52,36 +52,37 @@ def specialists(
     options = SpecialistOptions(specialists, size, top, epochs, lr)
     require(recipe.teacher is not None, "teacher", "none", "a network: it is the generalist")
     with opened(recipe, out) as series:
-        data = series.data
-        classes = len(data.classes)
-        require(
-            1 <= top < classes, "procedure.top", top, f"from 1 to {classes - 1}, one less than the classes"
-        )
-        generalist = obtain_teacher(recipe, data)
-        assert generalist is not None and generalist.network is not None
-        answers = series.answers(generalist, data.train).softmax(1)
+        most = len(series.data.classes) - 1
+        require(1 <= top <= most, "procedure.top", top, f"from 1 to {most}, one less than the classes")
+        generalist = obtain_teacher(recipe, series.data)
+        assert generalist is not None
+        answers = series.answers(generalist, series.data.train).softmax(1)
         groups = confusable_classes(answers, specialists, size, recipe.seeds.init)
-        trained = [
-            _train(series, generalist, group, number, options) for number, group in enumerate(groups, start=1)
-        ]
-        offsets = [offset(data.train, group) for group in groups]
-        networks = [network_of_run(folder, recipe.catalogue)[1] for folder in trained]
-        fused = Fused(generalist.network, networks, groups, offsets, classes, top)
-        given = make_given(
-            "fused", fused, None, recipe, data, recipe.teacher.allow_chance if recipe.teacher else False
-        )
-        if not fused.closed:
-            given = replace(given, tables=None)  # its solver cannot be counted without being run
-        figures = _figures(generalist, given, groups, data)
-        tables = {
-            "specialists": _about(series, groups, offsets),
-            "covering": covering(generalist, given, groups, data),
-        }
+        trained = [_train(series, generalist, group, i, options) for i, group in enumerate(groups, start=1)]
+        offsets = [offset(series.data.train, group) for group in groups]
+        fused = _fused(series, generalist, trained, groups, offsets, top)
+        figures = _figures(generalist, fused, groups, series.data)
+        tables = {"specialists": _about(series, groups, offsets)}
+        tables["covering"] = covering(generalist, fused, groups, series.data)
         if distil:
-            stage = series.stage("student", teacher=given)
-            series.run(stage, given)
+            stage = series.stage("student", teacher=fused)
+            series.run(stage, fused)
             return series.conclude(stage.folder, figures, tables)
-        return series.conclude(trained[-1], figures, tables, _fused_result(series, generalist, given))
+        return series.conclude(trained[-1], figures, tables, _fused_result(series, generalist, fused))
+
+
+def _fused(
+    series: Series, generalist: GivenTeacher, trained: Sequence[Path], groups: Sequence[Sequence[int]],
+    offsets: Sequence[float], top: int,
+) -> GivenTeacher:  # fmt: skip
+    """The generalist and its specialists as one teacher."""
+    recipe = series.recipe
+    assert generalist.network is not None and recipe.teacher is not None
+    networks = [network_of_run(folder, recipe.catalogue)[1] for folder in trained]
+    network = Fused(generalist.network, networks, groups, offsets, len(series.data.classes), top)
+    given = make_given("fused", network, None, recipe, series.data, recipe.teacher.allow_chance)
+    # Where the solver has work to do, its cost cannot be counted without running it.
+    return given if network.closed else replace(given, tables=None)
 
 
 def offset(split: Split, group: Sequence[int]) -> float:

@@ -30,8 +30,10 @@ def make_pool(bundle: Bundle, labelled: float | None, seed: int) -> Pool:
     """Keep the labels of a share (or number) of the training images, stratified; the others lose them.
 
     `labelled` null keeps all. The transfer set's own unlabelled images (dataset.transfer.extra, crops, noise_images)
-    are in the pool too. Raises UserError if there is no image without a label.
+    are in the pool too. Raises UserError if there is no image without a label, or if images are mixed.
     """
+    if bundle.mix is not None:
+        raise UserError("dataset.mix.kind must be none with pseudo-labels: a label belongs to one image")
     train = bundle.train
     keep = torch.arange(len(train))
     if labelled is not None:

@@ -54,8 +54,8 @@ class MetaTeacher:
         self._pending: _Pending | None = None
         self._stream: Iterator[Batch] | None = None
 
-    def attach(self, student: nn.Module) -> None:
-        """The student that it is to teach; the same object must be trained."""
+    def adapt(self, student: nn.Module, given: object = None) -> None:
+        """See the fresh student that it is to teach; the same object must be trained. (A stage's `adapt`.)"""
         self.student = student
 
     def __call__(self, batch: Batch) -> Outputs:

@@ -24,8 +24,8 @@ class PastSelf:
         self.steps, self.context, self.decay = steps, context, decay
         self._calls = 0
 
-    def attach(self, student: nn.Module) -> None:
-        """The student, before it is trained; the same object must be trained."""
+    def adapt(self, student: nn.Module, given: object = None) -> None:
+        """See the student before it is trained; the same object must be trained. (A stage's `adapt`.)"""
         self.student = student
         self.past = freeze(copy.deepcopy(student))
 

@@ -28,7 +28,6 @@ def words(name: str) -> list[str]:
     node = yaml.safe_load(EXPERIMENTS[name].read_text(encoding="utf-8"))
     chosen = {key.split("/")[1]: value for entry in node["defaults"] for key, value in entry.items()}
     teacher, procedure = chosen.get("teacher", "resnet20"), node.get("procedure", {})
-    epochs = procedure.get("cycles", 1)
     found = [f"experiment={name}", "dataset=fake", "student=mlp", *SMALL]
     found += [f"teacher.schedule.epochs={procedure.get('cycles', 1)}"]
     if teacher == "ensemble":

@@ -82,7 +82,7 @@ def test_peers_become_runs_of_their_own():
 
 def test_the_past_self_is_last_epochs():
     student, teacher = Linear(0), PastSelf(2, torch.no_grad)
-    teacher.attach(student)
+    teacher.adapt(student)
     batch, answers = a_batch(1), []
     for step in range(5):
         answers.append(teacher(batch).logits)
@@ -94,7 +94,7 @@ def test_the_past_self_is_last_epochs():
 
 def test_the_past_self_may_be_an_average():
     student, teacher = Linear(0), PastSelf(2, torch.no_grad, decay=0.75)
-    teacher.attach(student)
+    teacher.adapt(student)
     batch, answers = a_batch(1), []
     for _ in range(3):
         answers.append(teacher(batch).logits)
@@ -103,7 +103,7 @@ def test_the_past_self_may_be_an_average():
     moved = [(answer - answers[0]).mean().item() for answer in answers]
     assert moved == pytest.approx([0, 2, 5.5], abs=1e-5)
     other = PastSelf(2, torch.no_grad, decay=0.75)
-    other.attach(student)
+    other.adapt(student)
     other.restore(teacher.state())
     assert torch.allclose(other(batch).logits, teacher(batch).logits)
 
@@ -124,7 +124,7 @@ def test_feedback_is_the_first_order_form_of_the_papers_product():
         network, torch.optim.SGD(network.parameters(), 1.0), Labelled(), torch.no_grad, 0, False, 0.0
     )
     teacher.context = torch.enable_grad
-    teacher.attach(student)
+    teacher.adapt(student)
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     label = teacher(batch).logits.argmax(1)
     gradients = []
