@@ -1,6 +1,6 @@
 """A CUDA graph's stand-in for CPUs: the tensor operations of a function, replayed on the same memory.
 
-Like a CUDA graph it sees nothing of Python, and refuses to read a number from the device.
+Like a CUDA graph it sees nothing of Python, and refuses to read numbers from the device or to copy them there.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("a number was read from the device while recording")
+        if func is torch.ops.aten.lift_fresh.default:
+            raise RuntimeError("a tensor was made of Python numbers while recording: on a GPU that is a copy from the host")
         out = func(*args, **(kwargs or {}))
         if not func.is_view:  # a view of the same memory needs no second run
             self.calls.append((func, args, kwargs or {}, _tensors(out)))
