@@ -29,7 +29,7 @@ from kdbench.procedures.recipe import LossSpec, Recipe, Record, Seeds, TeacherSp
 from kdbench.procedures.stage import Stage, eval_sets, run_stage
 from kdbench.teachers.given import GivenTeacher
 from kdbench.teachers.home import Tables
-from kdbench.teachers.live import LiveTeacher, chunk_for
+from kdbench.teachers.live import LiveTeacher, chunk_for, freeze
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def make_given(
 ) -> GivenTeacher:
     """Freeze, place, measure and print a trained network."""
     placement = place(recipe.trainer)
-    network = placement.put(network)
+    network = freeze(placement.put(network))
     reference, metrics = measure(network, recipe, data, placement)
     where = f", from {folder}" if folder else ""
     log.info("teacher %s: %s%s", name, _accuracies(metrics), where)

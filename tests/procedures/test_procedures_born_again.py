@@ -9,6 +9,11 @@ import torch
 from procedures_parts import MLPS, refusal, result, stages, train
 from safetensors.torch import load_file
 
+from kdbench.models.weights import weight_hash
+from kdbench.procedures.series import Series
+from kdbench.procedures.stage import Stage
+from kdbench.teachers.given import GivenTeacher
+
 WORDS = ["procedure=born_again", "loss=ban", "procedure.generations=2", *MLPS]
 
 
@@ -21,6 +26,28 @@ def test_each_generation_is_taught_by_the_one_before():
     assert len({first["seed"], second["seed"], 0}) == 3
     assert [entry["name"] for entry in whole["stages"]] == ["1-generation1", "2-generation2"]
     assert whole["choices"]["procedure"] == "born_again" and whole["formula"] == first["formula"]
+
+
+def test_a_teacher_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def watched(self: Series, stage: Stage, teacher: GivenTeacher) -> dict:
+        found = run(self, stage, teacher)
+        network = teacher.network
+        assert (
+            network is not None
+            and not network.training
+            and weight_hash(network.state_dict()) == teacher.weights
+        )
+        assert all(p.grad is None and not p.requires_grad for p in teacher.ask.network.parameters())  # type: ignore[attr-defined]
+        assert not teacher.ask.network.training  # type: ignore[attr-defined]
+        seen.append(teacher.weights)
+        return found
+
+    run = Series.run
+    monkeypatch.setattr(Series, "run", watched)
+    train(*WORDS, "teacher.dropout=0.5")
+    assert len(set(seen)) == 2
 
 
 def test_the_student_is_the_teachers_network_unless_another_is_typed():

@@ -69,9 +69,7 @@ def test_each_student_labels_for_the_next():
         second["teacher"]["weights"] == first["student"]["weights"] and second["student"]["name"] == "resnet8"
     )
     rows = result(out)["tables"]["pseudo_labels"]
-    assert [row["images"] for row in rows] == [36, 36] and result(out)["figures"][
-        "labelled_images"
-    ] == 12
+    assert [row["images"] for row in rows] == [36, 36] and result(out)["figures"]["labelled_images"] == 12
     assert first["images"]["train"] == 48
     assert rows[1]["right"] == pytest.approx(round(rows[1]["right"] * 36) / 36)
 
