@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kdbench.engine import device as placement
 from kdbench.engine.distiller import Distiller
 from kdbench.engine.options import TrainerOptions
 from kdbench.types import Outputs, StepOutput, Target
@@ -39,5 +40,5 @@ def compiled(distiller: Distiller, options: TrainerOptions, device: torch.device
     give the same numbers again. On CPUs it is off: a step of resnet20 gained 0 to 7 % for 42 s of compilation.
     """
     triton = importlib.util.find_spec("triton") is not None
-    pays = device.type == "cuda" and triton and steps >= LONG
+    pays = placement.PROVEN_ON_CUDA and device.type == "cuda" and triton and steps >= LONG
     return Compiled(distiller) if options.compile == "on" or (options.compile == "auto" and pays) else distiller

@@ -14,6 +14,11 @@ from kdbench.engine.options import TrainerOptions
 from kdbench.errors import UserError
 
 
+# `auto` keeps CUDA graphs and compilation off until scripts/device_check.py has passed on a GPU: they were written and
+# tested without one, and a training that is fast and wrong is worth nothing. `on` asks for them all the same.
+PROVEN_ON_CUDA = False
+
+
 class Placement(NamedTuple):
     """The device, the networks' compute type and their memory layout. Losses are always float32."""
 

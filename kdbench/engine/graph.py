@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from kdbench.engine import device as placement
 from kdbench.engine.options import OptimizerOptions, TrainerOptions, require
 from kdbench.errors import UserError
 from kdbench.types import Outputs
@@ -111,7 +112,7 @@ def wants_graph(options: TrainerOptions, device: torch.device, optimizer: Optimi
         known = ", ".join(GRAPHED_OPTIMIZERS)
         require(fits, "trainer.cuda_graph", "on", f"auto or off unless optimizer.name is one of {known}")
         return True
-    return options.cuda_graph == "auto" and device.type == "cuda" and fits
+    return options.cuda_graph == "auto" and placement.PROVEN_ON_CUDA and device.type == "cuda" and fits
 
 
 def graphed(step: Callable[..., Any], options: TrainerOptions, device: torch.device) -> Callable[..., Any]:
@@ -123,7 +124,8 @@ def graphed_teacher(
     options: TrainerOptions, device: torch.device
 ) -> Callable[[nn.Module], Callable[[Tensor], Outputs]]:
     """What makes of a frozen network its recorded forward pass where that is to be had; elsewhere it is left alone."""
-    if options.cuda_graph == "off" or device.type != "cuda":
+    wanted = options.cuda_graph == "on" or (options.cuda_graph == "auto" and placement.PROVEN_ON_CUDA)
+    if not wanted or device.type != "cuda":
         return lambda network: network
     return lambda network: Graphed(network, recording(device), strict=False, what="the teacher")
 

@@ -12,6 +12,7 @@ import torch
 from parts import SmallNet, Stream, make_learner
 from tape import Tape
 
+from kdbench.engine import device as placement
 from kdbench.engine import graph
 from kdbench.engine.device import place
 from kdbench.engine.graph import Graphed, wants_graph
@@ -124,7 +125,9 @@ def test_what_cannot_be_recorded_runs_eagerly_or_is_refused(caplog):
             strict(torch.ones(2))
 
 
-def test_where_a_step_is_recorded():
+def test_where_a_step_is_recorded(monkeypatch):
+    assert not wants_graph(OPTIONS, torch.device("cuda"), OptimizerOptions("sgd", 0.1))  # not proven on a GPU yet
+    monkeypatch.setattr(placement, "PROVEN_ON_CUDA", True)
     sgd, cuda, cpu = OptimizerOptions("sgd", 0.1), torch.device("cuda"), torch.device("cpu")
     assert wants_graph(OPTIONS, cuda, sgd) and not wants_graph(OPTIONS, cpu, sgd)
     assert not wants_graph(OPTIONS, cuda, OptimizerOptions("lamb", 0.1))

@@ -10,6 +10,7 @@ import torch
 from parts import Stream, make_learner
 
 from kdbench.engine import compiled as compiling
+from kdbench.engine import device as placement
 from kdbench.engine.compiled import Compiled, compiled
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.writer import WAITING, Writer, snapshot
@@ -81,6 +82,8 @@ def test_when_a_student_is_compiled(monkeypatch):
     distiller, cuda, cpu = make_learner().distiller, torch.device("cuda"), torch.device("cpu")
     plain = lambda mode, device, steps: compiled(distiller, replace(OPTIONS, compile=mode), device, steps) is distiller  # noqa: E731
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: object())
+    assert plain("auto", cuda, 10**6)  # not proven on a GPU yet
+    monkeypatch.setattr(placement, "PROVEN_ON_CUDA", True)
     assert plain("off", cuda, 10**6) and plain("auto", cpu, 10**6) and plain("auto", cuda, 100)
     assert not plain("auto", cuda, 10**6) and not plain("on", cpu, 1)
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
