@@ -21,6 +21,7 @@ from kdbench.engine.evaluate import all_logits
 from kdbench.engine.metrics import report
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions
 from kdbench.engine.trainer import STUDENT
+from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.procedures.folder import NETWORK, RESULT, clear, network_of_run, save_config, save_network
@@ -77,11 +78,15 @@ class Series:
     def run(self, stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
         """Train the stage, or read its result if it is finished; note it for the result of the whole."""
         result = run_stage(stage, teacher)
-        self.note(stage.folder, result)
+        self.note(stage, result)
         return result
 
-    def note(self, folder: Path, result: Mapping[str, Any]) -> None:
-        given = result["teacher"]
+    def note(self, stage: Stage, result: Mapping[str, Any]) -> None:
+        """Keep a finished stage's figures. Raises UserError if its folder holds a stage of another configuration."""
+        folder, given = stage.folder, result["teacher"]
+        if result["hash"] != stage.record.hash:
+            other = "holds a stage of another configuration. Choose another folder, or force=true."
+            raise UserError(f"{folder}: {other}")
         figures = {key: value for key, value in result["last"].items() if key.endswith("/top1")}
         names = {"teacher": given["name"] if given else None, "student": result["student"]["name"]}
         about = {"name": folder.name, "folder": str(folder.relative_to(self.out)), **names}
@@ -135,7 +140,7 @@ class Series:
                 "seconds": 0.0,
             }
             write_json(stage.folder / RESULT, {**base, **own})
-        self.note(stage.folder, read_json(stage.folder / RESULT))
+        self.note(stage, read_json(stage.folder / RESULT))
         return stage.folder
 
     def _measured(self, network: nn.Module, teacher: GivenTeacher | None) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from procedures_parts import MLPS, in_its_own_process, result, stages, train
+from procedures_parts import MLPS, in_its_own_process, refusal, result, stages, train
 from safetensors.torch import load_file
 
 WORDS = [
@@ -72,3 +72,11 @@ def test_force_runs_all_stages_again():
     train(*words, "force=true")
     after = times(stages(out)[0])
     assert all(after[name] > before[name] for name in ("result.json", "student.safetensors"))
+
+
+def test_a_stage_of_another_configuration_is_not_taken_for_ones_own():
+    words = [*WORDS[:2], "procedure.generations=1", *MLPS]
+    out = train(*words)
+    (out / "result.json").unlink()
+    message = refusal(*words, "schedule.lr=0.03")
+    assert "1-generation1" in message and "another configuration" in message

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from procedures_parts import MLPS, in_its_own_process, refusal, result, stages, train
+from procedures_parts import MLPS, refusal, result, stages, train
 from safetensors.torch import load_file
 from torch import nn
 
+from kdbench.engine.learner import Learner
 from kdbench.engine.options import ScheduleOptions
 from kdbench.engine.schedule import lr_factors
 from kdbench.losses.kl import KL
@@ -143,20 +144,7 @@ def test_feedback_is_the_first_order_form_of_the_papers_product():
         assert torch.allclose(before[name] - value, product * gradient, rtol=0.03, atol=1e-8), name
 
 
-def test_a_teacher_that_learns_is_resumed():
-    code = """
-import os, signal
-from kdbench.engine.learner import Learner
-step, count = Learner.step, [0]
-def killed(self, *args):
-    step(self, *args)
-    count[0] += 1
-    if count[0] == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-Learner.step = killed
-from procedures_parts import train
-train(*{words!r}, out="cut")
-"""
+def test_a_teacher_that_learns_is_resumed(monkeypatch: pytest.MonkeyPatch):
     words = [
         *META,
         "schedule.epochs=3",
@@ -165,14 +153,30 @@ train(*{words!r}, out="cut")
         "schedule.batch_size=8",
     ]
     whole = result(train(*words, out="whole"))
-    Path("outputs/teachers").rename("kept")
-    killed = in_its_own_process(code.format(words=words))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Learner, "step", _fails_at(5)
+        )  # 24 unlabelled images: the second step of the second epoch
+        with pytest.raises(KeyboardInterrupt):
+            train(*words, out="cut")
     assert not (Path("cut/stages/1-taught") / "result.json").exists()
     train(*words, out="cut")
     cut = result("cut")
     assert cut["student"] == whole["student"] and cut["figures"] == whole["figures"]
     assert {"teacher_before/test/top1", "teacher_after/test/top1"} <= cut["figures"].keys()
+
+
+def _fails_at(last: int) -> Callable[..., None]:
+    """A step of a learner that is interrupted after it was done `last` times."""
+    step, count = Learner.step, [0]
+
+    def interrupted(self: Learner, *args: object) -> None:
+        step(self, *args)  # type: ignore[arg-type]
+        count[0] += 1
+        if count[0] == last:
+            raise KeyboardInterrupt
+
+    return interrupted
 
 
 def test_cycles_make_the_learning_rates_of_one_schedule_with_restarts():
