@@ -176,7 +176,7 @@ class ConfigCatalogue:
     """Networks and losses by the names of their YAML files."""
 
     def __init__(self) -> None:
-        self._nodes: dict[tuple[str, str], dict[str, Any]] = {}  # composing takes 0.15 s; an ensemble asks for one often
+        self._nodes: dict[tuple[str, str], dict[str, Any]] = {}  # composing takes 0.15 s, and an ensemble asks often
 
     def network(self, name: str, options: Mapping[str, Any] | None = None) -> NetworkSpec:
         return make_network(name, {**self.node("student", name), **(options or {})}, "student")

@@ -56,9 +56,15 @@ def test_it_says_what_it_is(name: str):
     assert max(map(len, text.splitlines())) <= 140
 
 
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all experiments: many have the same teacher, once its network is replaced."""
+    return tmp_path_factory.mktemp("teachers")
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_it_takes_its_steps(name: str):
-    out = train(*words(name), plain=True)
+def test_it_takes_its_steps(name: str, teachers: Path):
+    out = train(*words(name), f"paths.teachers={teachers}", plain=True)
     runs = sorted((out / "stages").iterdir()) if (out / "stages").exists() else [out]
     steps = [result(run)["last"].get("step") for run in runs]  # none where a stage only publishes a network
     assert 2 in steps and set(steps) <= {2, None}
