@@ -13,7 +13,6 @@ from kdbench.engine.memory import keep_freed_memory
 from kdbench.engine.options import TrainerOptions
 from kdbench.errors import UserError
 
-
 # `auto` keeps CUDA graphs and compilation off until scripts/device_check.py has passed on a GPU: they were written and
 # tested without one, and a training that is fast and wrong is worth nothing. `on` asks for them all the same.
 PROVEN_ON_CUDA = False

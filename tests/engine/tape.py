@@ -42,7 +42,7 @@ class _Watch(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("a number was read from the device while recording")
         if func is torch.ops.aten.lift_fresh.default:
-            raise RuntimeError("a tensor was made of Python numbers while recording: on a GPU that is a copy from the host")
+            raise RuntimeError("a tensor was made of Python numbers while recording: on a GPU, a copy from the host")
         out = func(*args, **(kwargs or {}))
         if not func.is_view:  # a view of the same memory needs no second run
             self.calls.append((func, args, kwargs or {}, _tensors(out)))

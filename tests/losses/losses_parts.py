@@ -54,7 +54,11 @@ def batch(seed: int = 0, name: str = "", scale: float = 3.0, samples: int = B) -
     student = 0.5 * teacher + scale * torch.randn(samples, C, generator=random)
     label = torch.where(torch.rand(samples, generator=random) < 0.7, teacher.argmax(1), torch.arange(samples) % C)
     target = Target(label, torch.arange(samples) + 10 * seed, torch.tensor(0.25))
-    return outputs(student, 4, (8, 4, 2), seed), outputs(teacher, 4 if name in ALIKE else 6, (8, 8, 4), seed + 1), target
+    return (
+        outputs(student, 4, (8, 4, 2), seed),
+        outputs(teacher, 4 if name in ALIKE else 6, (8, 8, 4), seed + 1),
+        target,
+    )
 
 
 def cast(out: Outputs, dtype: torch.dtype, grad: bool = False) -> Outputs:
@@ -72,5 +76,7 @@ def ready(name: str, **changes: Any) -> DistillationLoss:
     student, teacher, _ = batch(30, name, samples=24)
     loss.setup(student, teacher)
     if loss.needs_calibration:
-        loss.calibrate(teacher.logits, torch.where(torch.arange(24) % 4 == 0, torch.arange(24) % C, teacher.logits.argmax(1)))
+        loss.calibrate(
+            teacher.logits, torch.where(torch.arange(24) % 4 == 0, torch.arange(24) % C, teacher.logits.argmax(1))
+        )
     return loss

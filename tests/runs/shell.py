@@ -12,7 +12,8 @@ from kdbench import cli
 
 # The smallest real experiment: seconds on one core.
 TINY = [
-    "dataset=fake", "dataset.n=64", "dataset.size=8", "dataset.num_classes=4", "dataset.validation=0.25", "teacher=resnet8", "student=resnet8",
+    "dataset=fake", "dataset.n=64", "dataset.size=8", "dataset.num_classes=4", "dataset.validation=0.25",
+    "teacher=resnet8", "student=resnet8",
     "schedule.epochs=3", "schedule.batch_size=16", "teacher.schedule.epochs=2", "teacher.schedule.batch_size=16",
     "teacher.allow_chance=true", "trainer.device=cpu", "trainer.progress=none",
 ]  # fmt: skip
