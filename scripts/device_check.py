@@ -214,7 +214,7 @@ def benchmark(pair: str, seconds: float, scratch: Path) -> dict[str, Any]:
     teacher, _, student = pair.partition(":")
     file = scratch / "bench.json"
     words = ["dataset=cifar100", f"teacher={teacher}", f"student={student}", "schedule=crd240"]
-    if torch.cuda.is_available():  # `auto` is off until this check has passed (PROVEN_ON_CUDA in kdbench/engine/device.py)
+    if torch.cuda.is_available():  # auto is off until this check has passed (engine/device.py, PROVEN_ON_CUDA)
         words.append("trainer.cuda_graph=on")
     kdbench("bench", "--baseline", "--members=16", f"--seconds={seconds}", f"--json={file}", *words)
     return json.loads(file.read_text())
