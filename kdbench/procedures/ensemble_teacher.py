@@ -15,7 +15,7 @@ from kdbench.errors import UserError
 from kdbench.procedures.folder import NETWORK
 from kdbench.procedures.recipe import Recipe, TeacherSpec
 from kdbench.procedures.teacher import make_given, obtain_teacher
-from kdbench.teachers.ensemble import Ensemble
+from kdbench.teachers.ensemble import Ensemble, check_mean, normalised_weights
 from kdbench.teachers.given import GivenTeacher
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,11 @@ class EnsembleOptions:
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     tau: float = 1.0
     weights: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        check_mean(self.mean, self.tau)
+        if self.members:
+            normalised_weights(self.weights, len(self.members))
 
 
 def ensemble_teacher(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> GivenTeacher:

@@ -48,6 +48,14 @@ def normalised_weights(weights: Sequence[float] | None, members: int) -> list[fl
     return [w / sum(weights) for w in weights]
 
 
+def check_mean(mean: str, tau: float) -> None:
+    """Raises UserError for a mean that there is not, or a temperature that is not above 0."""
+    if mean not in ("arithmetic", "geometric"):
+        raise UserError(f"teacher.mean must be arithmetic or geometric, got {mean}")
+    if not tau > 0:
+        raise UserError(f"teacher.tau must be above 0 (inf: the geometric mean), got {tau}")
+
+
 class Ensemble(nn.Module):
     """Frozen members that answer as one network: logits by `ensemble_logits`, and no features, which have no mean.
 
@@ -63,10 +71,7 @@ class Ensemble(nn.Module):
         tau: float = 1.0,
     ) -> None:
         super().__init__()
-        if mean not in ("arithmetic", "geometric"):
-            raise UserError(f"teacher.mean must be arithmetic or geometric, got {mean}")
-        if not tau > 0:
-            raise UserError(f"teacher.tau must be above 0 (inf: the geometric mean), got {tau}")
+        check_mean(mean, tau)
         self.members = nn.ModuleList(members)
         self.mean, self.tau = mean, float(tau)
         self.weights = normalised_weights(weights, len(members))
