@@ -53,12 +53,12 @@ def bias_correction(recipe: Recipe, out: Path, by: By = "prior") -> dict[str, An
         series.run(stage, teacher)
         spec, network, _ = network_of_run(stage.folder, recipe.catalogue)
         network = place(recipe.trainer).put(network)
-        before = make_given(spec.name, network, stage.folder, recipe, data, allow_chance=True)
+        before = make_given(spec.name, network, stage.folder, recipe, data)
         split = data.val if data.val is not None else data.train
         logits = before.reference["val"] if data.val is not None else series.answers(before, split)
         offset = _offset(logits, split, data, missing, by)
         folder = _corrected(series, stage.folder, network, teacher, missing, offset)
-        after = series.taught(folder)
+        after = series.finished(folder)
         figures: dict[str, float | None] = {"offset": offset}
         for when, given in (("before", before), ("after", after)):
             figures |= _figures(given.reference, data, missing, when)

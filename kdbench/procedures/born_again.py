@@ -49,7 +49,8 @@ def born_again(
                 adapt=sharing(layers) if layers else None,
             )
             series.run(stage, teacher)
-            teacher = series.taught(stage.folder)
+            next_one = series.taught if generation < generations else series.finished
+            teacher = next_one(stage.folder)
             family.append(teacher)
             figures |= ensemble_figures(family[1:], series.data, f"ensemble/{generation}")
             figures |= ensemble_figures(family, series.data, f"ensemble_with_teacher/{generation}")

@@ -14,7 +14,7 @@ from kdbench.data.bundle import Bundle
 from kdbench.errors import UserError
 from kdbench.procedures.folder import NETWORK
 from kdbench.procedures.recipe import Recipe, TeacherSpec
-from kdbench.procedures.teacher import make_given, obtain_teacher
+from kdbench.procedures.teacher import introduced, make_given, obtain_teacher
 from kdbench.teachers.ensemble import Ensemble, check_mean, normalised_weights
 from kdbench.teachers.given import GivenTeacher
 
@@ -78,9 +78,9 @@ def ensemble_of(
         )
     chosen = options or EnsembleOptions([], "")
     network = Ensemble(networks, chosen.weights, chosen.mean, chosen.tau)
-    given = make_given(name, network, None, recipe, data, allow_chance)
+    given = make_given(name, network, None, recipe, data)
     records = [member.record() for member in members]
-    return replace(given, members=tuple(records))
+    return introduced(replace(given, members=tuple(records)), data, allow_chance)
 
 
 def member_specs(spec: TeacherSpec, options: EnsembleOptions, recipe: Recipe) -> list[TeacherSpec]:

@@ -85,7 +85,7 @@ def _teacher_after(series: Series, folder: Path, given: GivenTeacher) -> dict[st
     network = copy.deepcopy(given.network)
     assert network is not None
     network.load_state_dict(state["teacher"]["network"])
-    after = make_given(given.name, network, folder, series.recipe, series.data, allow_chance=True)
+    after = make_given(given.name, network, folder, series.recipe, series.data)
     return top1(after.metrics, "teacher_after")
 
 

@@ -57,7 +57,7 @@ def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None
             series.publish(f"peer-{spec.name}", spec, peer, stage.folder)
             for spec, peer in zip(specs, together.peers, strict=True)
         ]
-        apart = [series.taught(folder) for folder in folders]
+        apart = [series.finished(folder) for folder in folders]
         figures: dict[str, float | None] = {}
         for number, peer in enumerate(apart, start=1):
             figures |= top1(peer.metrics, f"peer{number}")

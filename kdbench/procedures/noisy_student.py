@@ -51,7 +51,7 @@ def noisy_student(
                 series, pool, teacher, spec, iterations - turn, labels, threshold, per_class
             )
             rows.append({"iteration": turn, **row})
-            teacher = series.taught(folder)
+            teacher = series.taught(folder) if turn < iterations else teacher
         return series.conclude(
             folder, {"labelled_images": float(len(pool.labelled))}, {"pseudo_labels": rows}
         )

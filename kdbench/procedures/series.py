@@ -27,7 +27,7 @@ from kdbench.models.weights import weight_hash
 from kdbench.procedures.folder import NETWORK, RESULT, clear, network_of_run, save_config, save_network
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds
 from kdbench.procedures.stage import Stage, only_here, run_stage
-from kdbench.procedures.teacher import make_given, measure
+from kdbench.procedures.teacher import introduced, make_given, measure
 from kdbench.teachers.given import GivenTeacher
 
 Adapt = Callable[[nn.Module, "GivenTeacher | None"], None]
@@ -100,11 +100,15 @@ class Series:
             }
         )
 
+    def finished(self, folder: Path) -> GivenTeacher:
+        """The network of a finished stage, measured."""
+        spec, network, _ = network_of_run(folder, self.recipe.catalogue)
+        return make_given(spec.name, network, folder, self.recipe, self.data)
+
     def taught(self, folder: Path) -> GivenTeacher:
         """The network of a finished stage as a teacher. Raises UserError if it is no better than chance."""
-        spec, network, _ = network_of_run(folder, self.recipe.catalogue)
         allow = self.recipe.teacher.allow_chance if self.recipe.teacher else True
-        return make_given(spec.name, network, folder, self.recipe, self.data, allow)
+        return introduced(self.finished(folder), self.data, allow, longer="schedule.epochs")
 
     def publish(
         self,

@@ -41,7 +41,7 @@ def snapshot(
         folders: list[Path] = []
         for cycle in range(cycles):
             folders.append(_cycle(series, spec, cycle, cycles, folders[-1] if folders else None))
-        members = [series.taught(folder) for folder in folders]
+        members = [series.finished(folder) for folder in folders]
         figures: dict[str, float | None] = {}
         for number, member in enumerate(members, start=1):
             figures |= top1(member.metrics, f"snapshot{number}")

@@ -20,7 +20,7 @@ from kdbench.procedures.clusters import confusable_classes
 from kdbench.procedures.folder import network_of_run
 from kdbench.procedures.recipe import NetworkSpec, Recipe
 from kdbench.procedures.series import Series, opened, seeds_apart
-from kdbench.procedures.teacher import make_given, obtain_teacher
+from kdbench.procedures.teacher import introduced, make_given, obtain_teacher
 from kdbench.teachers.fusion import Fused
 from kdbench.teachers.given import GivenTeacher
 
@@ -80,7 +80,8 @@ def _fused(
     assert generalist.network is not None and recipe.teacher is not None
     networks = [network_of_run(folder, recipe.catalogue)[1] for folder in trained]
     network = Fused(generalist.network, networks, groups, offsets, len(series.data.classes), top)
-    given = make_given("fused", network, None, recipe, series.data, recipe.teacher.allow_chance)
+    given = make_given("fused", network, None, recipe, series.data)
+    introduced(given, series.data, recipe.teacher.allow_chance)
     # Where the solver has work to do, its cost cannot be counted without running it.
     return given if network.closed else replace(given, tables=None)
 

@@ -47,24 +47,31 @@ def obtain_teacher(recipe: Recipe, data: Bundle) -> GivenTeacher | None:
     if spec.source is not None:
         return spec.source(spec, recipe, data)
     name, network, folder = _trained_network(spec, recipe, data)
-    return make_given(name, network, folder, recipe, data, spec.allow_chance)
+    return introduced(make_given(name, network, folder, recipe, data), data, spec.allow_chance)
 
 
 def make_given(
-    name: str, network: nn.Module, folder: Path | None, recipe: Recipe, data: Bundle, allow_chance: bool = False
+    name: str, network: nn.Module, folder: Path | None, recipe: Recipe, data: Bundle
 ) -> GivenTeacher:
-    """Freeze, place, measure and print a trained network."""
+    """Freeze, place and measure a trained network."""
     placement = place(recipe.trainer)
     network = freeze(placement.put(network))
     reference, metrics = measure(network, recipe, data, placement)
-    where = f", from {folder}" if folder else ""
-    log.info("teacher %s: %s%s", name, _accuracies(metrics), where)
-    if not allow_chance:
-        _refuse_chance(name, metrics, data)
     weights = weight_hash(network.state_dict())
     parameters, tables = count_parameters(network), _tables(folder, recipe)
     live = live_teacher(network, recipe, data, placement)
     return GivenTeacher(name, live, network, parameters, weights, folder, metrics, reference, tables=tables)
+
+
+def introduced(
+    given: GivenTeacher, data: Bundle, allow_chance: bool, longer: str = "teacher.schedule.epochs"
+) -> GivenTeacher:
+    """Print how good it is. Raises UserError if it is no better than chance, naming the key that trains it `longer`."""
+    where = f", from {_shown(given.folder)}" if given.folder else ""
+    log.info("teacher %s: %s%s", given.name, _accuracies(given.metrics), where)
+    if not allow_chance:
+        _refuse_chance(given, data, longer)
+    return given
 
 
 def live_teacher(network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement) -> LiveTeacher:
@@ -97,15 +104,21 @@ def _accuracies(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{100 * metrics[f'{s}/top1']:.2f} % on {s}" for s in ("val", "test") if f"{s}/top1" in metrics)
 
 
-def _refuse_chance(name: str, metrics: Mapping[str, float], data: Bundle) -> None:
+def _shown(folder: Path) -> Path:
+    here = Path.cwd()
+    return folder.relative_to(here) if here in folder.parents else folder
+
+
+def _refuse_chance(given: GivenTeacher, data: Bundle, longer: str) -> None:
     """A guess is right with probability 1/C; three standard deviations above it are still a guess."""
     chance = 1 / len(data.classes)
     limit = chance + 3 * (chance * (1 - chance) / len(data.test.labels)) ** 0.5
-    if metrics["test/top1"] <= limit:
+    top1 = given.metrics["test/top1"]
+    if top1 <= limit:
         raise UserError(
-            f"teacher {name}: {100 * metrics['test/top1']:.2f} % on test is no better than guessing "
+            f"teacher {given.name}: {100 * top1:.2f} % on test is no better than guessing "
             f"({100 * chance:.2f} %). "
-            "Check its weights and that its classes are this dataset's, or train it longer (teacher.schedule.epochs). "
+            f"Check its weights and that its classes are this dataset's, or train it longer ({longer}). "
             "teacher.allow_chance=true goes on regardless."
         )
 

@@ -101,3 +101,11 @@ def test_hard_labels_can_stand_alone_and_balance():
 def test_what_cannot_be_is_refused(words: list[str], parts: list[str]):
     message = refusal(*WORDS, *words)
     assert all(part in message for part in parts), message
+
+
+def test_a_student_that_guesses_may_not_teach_but_may_be_the_result():
+    words = [*WORDS, "teacher.allow_chance=false", "teacher.schedule.epochs=40", "schedule.lr=0"]
+    message = refusal(*words)
+    assert "no better than guessing (25.00 %)" in message and "train it longer (schedule.epochs)" in message
+    folder = train(*words, "procedure.iterations=1", out="one")
+    assert result(folder)["last"]["test/top1"] < 0.4
