@@ -16,19 +16,23 @@ from kdbench.configure import register
 from kdbench.data.batches import make_eval_batches
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import evaluate
+from kdbench.engine.fidelity import compare_networks
 from kdbench.engine.options import TrainerOptions, require
 from kdbench.engine.trainer import STUDENT
 from kdbench.errors import UserError, nearest
 from kdbench.paths import CONFIG_DIR
-from kdbench.procedures.folder import network_of_run
+from kdbench.procedures.folder import RESULT, network_of_run
 from kdbench.procedures.recipe import flatten
 
 
-def evaluate_run(folder: Path, split: str, overrides: list[str], weights: str = STUDENT) -> dict[str, float]:
+def evaluate_run(
+    folder: Path, split: str, overrides: list[str], weights: str = STUDENT, against: Path | None = None
+) -> dict[str, float]:
     """A run's student on one split ("test", "val" or "train", un-augmented) of its own or another dataset.
 
-    `overrides` are `dataset=<name>` or `dataset.<key>=<value>`. Returns `metrics.report` and the number of images.
-    Raises UserError if the folder holds no finished student or if the dataset does not fit it.
+    `overrides` are `dataset=<name>` or `dataset.<key>=<value>`; `against` is the folder of another run. Returns the
+    number of images and `metrics.report`, with `against` also `fidelity.compare_networks` to the network there.
+    Raises UserError if a folder holds no finished student or if the dataset does not fit it.
     """
     tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     dataset = dataset_node(tree["dataset"], overrides)
@@ -39,7 +43,23 @@ def evaluate_run(folder: Path, split: str, overrides: list[str], weights: str = 
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
     placement = place(TrainerOptions(**tree["trainer"]))
     batches = make_eval_batches(data, images, batch_size=500, device=placement.device, channels_last=False)
-    return {"images": len(images), **evaluate(placement.put(network), batches, placement)}
+    network = placement.put(network)
+    if against is None:
+        return {"images": len(images), **evaluate(network, batches, placement)}
+    other, theirs = network_of_run(against, ConfigCatalogue())[1:]
+    require(theirs == info, "--against", f"{against} {tuple(theirs)}", f"for images like the run's: {tuple(info)}")
+    return {"images": len(images), **compare_networks(network, placement.put(other), batches, placement)}
+
+
+def teacher_folder(folder: Path) -> Path:
+    """Where a finished run's teacher lies. Raises UserError if it has none, or one that is no run of its own."""
+    if not (folder / RESULT).exists():
+        raise UserError(f"{folder}: not finished, so it does not say who taught it; --against takes a run folder, too")
+    teacher = json.loads((folder / RESULT).read_text(encoding="utf-8"))["teacher"]
+    if teacher is None or not teacher.get("folder"):
+        name = f"teacher {teacher['name']} is no run of its own" if teacher else "no teacher taught it"
+        raise UserError(f"{folder}: {name}; --against takes a run folder, too")
+    return Path(teacher["folder"])
 
 
 def dataset_node(node: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

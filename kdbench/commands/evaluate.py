@@ -8,17 +8,20 @@ from pathlib import Path
 
 from kdbench.errors import UserError
 
-_PERCENT = ("top1", "top5", "agreement")  # shares, shown in percent
+_PERCENT = ("top1", "top5", "agreement", "teacher_top1")  # shares, shown in percent
 
 
 def main() -> int:
     arguments = _parse()
     folder = find_run(Path(arguments.run))
     overrides = [f"dataset={arguments.dataset}"] if arguments.dataset else []
-    from kdbench.evaluate import evaluate_run  # loads torch
+    from kdbench.evaluate import evaluate_run, teacher_folder  # loads torch
 
+    against = None
+    if arguments.against is not None:
+        against = teacher_folder(folder) if arguments.against == "teacher" else find_run(Path(arguments.against))
     named = Path(arguments.run).name if Path(arguments.run).is_file() else "student.safetensors"
-    figures = evaluate_run(folder, arguments.split, [*overrides, *arguments.overrides], named)
+    figures = evaluate_run(folder, arguments.split, [*overrides, *arguments.overrides], named, against)
     if arguments.json:
         print(json.dumps(figures))
     else:
@@ -47,6 +50,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", help="changes to the run's dataset, e.g. dataset.root=/data")
     parser.add_argument(
         "--split", choices=("test", "val", "train"), default="test", help="which images (default: test)"
+    )
+    parser.add_argument(
+        "--against", metavar="RUN", help="also how close it is to another run's student, or to its own `teacher`"
     )
     parser.add_argument("--dataset", help="another dataset with the same classes (kdbench list dataset)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON, shares as fractions")

@@ -22,7 +22,7 @@ class Learner:
     """What one student owns. Several learners may share a batch stream and a teacher (a cohort).
 
     `factors` [total steps] multiply the optimizer's learning rate; `seed` makes dropout and random losses a function
-    of (seed, epoch), so that a resumed training replays them.
+    of (seed, epoch), so that a resumed training replays them. `truth`: true labels for the meters, where there is noise.
     """
 
     def __init__(
@@ -33,12 +33,13 @@ class Learner:
         factors: list[float],
         steps_per_epoch: int,
         seed: int,
+        truth: Tensor | None = None,
     ) -> None:
         device = distiller.placement.device
         graph = wants_graph(trainer, device, optimizer)
         self.distiller = distiller
         self.optimizer = make_optimizer(optimizer, [distiller], graph)
-        self.meters = Meters(device, steps_per_epoch)
+        self.meters = Meters(device, steps_per_epoch, truth)
         self.lr = optimizer.lr
         self.factors = factors
         self.steps_per_epoch = steps_per_epoch

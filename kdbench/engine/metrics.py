@@ -13,13 +13,15 @@ class Meters:
     """Sums over one epoch, kept on the device and read once, at its end: no host sync in a step.
 
     Everything that a step counts is counted on the device and in place, so that a CUDA graph may hold the step.
+    `truth` int64 [rows of the training set] are the true labels where the training labels are noisy, -1 where unknown.
     """
 
-    def __init__(self, device: torch.device, steps: int) -> None:
+    def __init__(self, device: torch.device, steps: int, truth: Tensor | None = None) -> None:
         self._totals = torch.zeros(steps, device=device)  # the loss at every step, to find the first that is not finite
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._one = torch.ones((), device=device)
-        self._sums: Tensor | None = None
+        self._truth = truth.to(device) if truth is not None else None
+        self._sums: Tensor | None = None  # [2, names]: of the values, and of the images that they are means of
         self._names: list[str] = []
 
     def reset(self) -> None:
@@ -29,27 +31,49 @@ class Meters:
             self._sums.zero_()
 
     def add(self, output: StepOutput, teacher: Outputs | None, target: Target) -> None:
-        """Count one step: the loss and its terms, right answers, and answers equal to the teacher's."""
-        answer = output.logits.argmax(1)
-        label = target.label if target.label.ndim == 1 else target.label.argmax(1)
+        """Count one step: the loss and its terms, right answers, and answers equal to the teacher's.
+
+        Images without a label, or without a true one, have no part in the accuracies.
+        """
+        answer, images = output.logits.argmax(1), self._one * len(output.logits)
         total = output.terms.total.detach().float()
-        values = {"loss": total, **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
-        values["top1"] = (answer == label).float().mean()
+        means = {"loss": total, **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
+        found = {name: (value.float() * images, images) for name, value in means.items()}
+        found["top1"] = _right(answer, _labels(target.label))
+        if self._truth is not None:
+            found["clean_top1"] = _right(answer, self._truth[target.index])
         if teacher is not None:
-            values["agreement"] = (answer == teacher.logits.argmax(1)).float().mean()
-        row = torch.stack([self._one, *(v.float() for v in values.values())])
+            found["agreement"] = _right(answer, teacher.logits.argmax(1))
+        row = torch.stack([torch.stack(pair) for pair in found.values()], 1)
         if self._sums is None:
-            self._sums, self._names = torch.zeros_like(row), list(values)
-        self._sums.add_(row, alpha=len(answer))
+            self._sums, self._names = torch.zeros_like(row), list(found)
+        self._sums += row
         self._totals.index_copy_(0, self._step, total.view(1))
         self._step += 1
 
     def read(self) -> tuple[dict[str, float], int | None]:
-        """Means by name, and the first step (from 0) whose loss was not finite, or None. The epoch's only sync."""
+        """Means by name (of what any image counted for), and the first step (from 0) whose loss was not finite, or None.
+
+        The epoch's only sync.
+        """
         assert self._sums is not None, "read() before the first step"
-        means = (self._sums[1:] / self._sums[0]).tolist()
+        sums, counts = self._sums.tolist()
         bad = (~torch.isfinite(self._totals[: int(self._step)])).nonzero()
-        return dict(zip(self._names, means, strict=True)), int(bad[0]) if len(bad) else None
+        means = {name: s / n for name, s, n in zip(self._names, sums, counts, strict=True) if n}
+        return means, int(bad[0]) if len(bad) else None
+
+
+def _labels(label: Tensor) -> Tensor:
+    """The label of each image, -1 where it has none; of a mixture the label that weighs most."""
+    if label.ndim == 1:
+        return label
+    weight, largest = label.max(1)
+    return largest.where(weight > 0, -1)
+
+
+def _right(answer: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """How many answers are right, of how many that have a label."""
+    return (answer == label).float().sum(), (label >= 0).float().sum()
 
 
 def report(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> dict[str, float]:

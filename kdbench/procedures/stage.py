@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.data.batches import make_eval_batches, make_train_batches
 from kdbench.data.bundle import Bundle, Split
@@ -233,7 +233,17 @@ def make_learner(
     _prepare_loss(loss, student, teacher, stage.data, sets, placement)
     distiller = Distiller(student, loss.to(placement.device), placement)
     factors = lr_factors(stage.schedule, batches.steps)
-    return Learner(distiller, stage.optimizer, stage.trainer, factors, batches.steps, stage.seeds.init)
+    truth = _truth(stage)
+    return Learner(distiller, stage.optimizer, stage.trainer, factors, batches.steps, stage.seeds.init, truth)
+
+
+def _truth(stage: Stage) -> Tensor | None:
+    """The true label of every row of the training set, -1 where it is not known; None where labels are as they were."""
+    if stage.split.clean is None:
+        return None
+    table = torch.full((stage.data.rows,), -1)
+    table[stage.split.index] = stage.split.clean
+    return table
 
 
 def _prepare_loss(

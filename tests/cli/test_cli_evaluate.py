@@ -68,3 +68,15 @@ def test_mistakes_are_messages(run, words, message, capsys):
 def test_a_folder_of_runs_is_not_a_run(run, capsys):
     assert kdbench("evaluate", str(run.parent)) == 1
     assert f"Runs in it: {run}" in capsys.readouterr().err
+
+
+def test_against_another_run_and_against_itself(run, capsys):
+    assert kdbench("evaluate", str(run), "--against", str(run), "--split", "train", "--json") == 0
+    same = json.loads(capsys.readouterr().out)
+    assert same["agreement"] == 1 and same["logit_distance"] == 0 == same["logit_shift"]
+    assert same["tld"] == same["teacher_tld"] and same["feature_norm"] == same["teacher_feature_norm"] > 0
+
+
+def test_against_a_teacher_that_is_not_there(run, capsys):
+    assert kdbench("evaluate", str(run), "--against", "teacher") == 1
+    assert "no teacher taught it" in capsys.readouterr().err

@@ -48,3 +48,18 @@ def test_meters_weigh_batches_by_their_size_and_name_the_first_bad_step():
         broken.add(_output(loss, right), Outputs(right, {}), target)
     means, bad = broken.read()
     assert bad == 1 and means["agreement"] == 1.0
+
+
+def test_accuracies_are_of_the_images_that_have_a_label():
+    truth = torch.tensor([0, 1, 2, -1])
+    meters = Meters(torch.device("cpu"), 2, truth)
+    answers = torch.eye(CLASSES)[[0, 1, 0, 0]]  # right, right, wrong, unknown
+    noisy = torch.tensor([0, 0, -1, -1])
+    meters.add(_output(1.0, answers), None, Target(noisy, torch.arange(4), torch.tensor(0.0)))
+    means, _ = meters.read()
+    assert means["top1"] == pytest.approx(1 / 2) and means["clean_top1"] == pytest.approx(2 / 3)
+    mixed = torch.tensor([[0.3, 0.7, 0], [0, 0, 0]])
+    meters.reset()
+    meters.add(_output(1.0, answers[1:3]), None, Target(mixed, torch.tensor([3, 3]), torch.tensor(0.0)))
+    means, _ = meters.read()
+    assert means["top1"] == 1.0 and "clean_top1" not in means
