@@ -2,9 +2,11 @@
 #
 #   scripts/reproduce_<paper>.sh small             embedded digits, minutes on a CPU (the default)
 #   scripts/reproduce_<paper>.sh full              the paper's own data, networks and lengths
-#   scripts/reproduce_<paper>.sh small seed=0      further words go to every run (here: one seed)
+#   scripts/reproduce_<paper>.sh small seed=0      further words go to every run (here: one seed, other images)
+#   scripts/reproduce_<paper>.sh small dataset=cifar10 dataset.subset=4000 schedule.epochs=30 teacher.schedule.epochs=30
 #
-# Started again it goes on where it was stopped: finished runs, finished stages of a run, and trained teachers are kept.
+# OUTPUTS names another folder than outputs/reproduce. Started again it goes on where it was stopped: finished runs,
+# finished stages of a run, and trained teachers are kept.
 set -euo pipefail
 
 size=${1:-small}
@@ -15,7 +17,7 @@ case $size in
   *) echo "usage: $0 [small|full] [key=value ...]" >&2; exit 2 ;;
 esac
 words=("$@")
-outputs=outputs/reproduce/$(basename "$0" .sh | sed 's/^reproduce_//')-$size
+outputs=${OUTPUTS:-outputs/reproduce}/$(basename "$0" .sh | sed 's/^reproduce_//')-$size
 seeds=seed=0,1,2
 failed=0
 

@@ -105,7 +105,7 @@ def native_bf16() -> bool:
 
 
 def _in_float32(self: nn.Conv2d, image: Tensor) -> Tensor:
-    with torch.autocast(image.device.type, enabled=False):
+    with torch.autocast("cpu", enabled=False):
         return self._conv_forward(image.float(), self.weight, self.bias)
 
 

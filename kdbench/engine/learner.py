@@ -22,7 +22,7 @@ class Learner:
     """What one student owns. Several learners may share a batch stream and a teacher (a cohort).
 
     `factors` [total steps] multiply the optimizer's learning rate; `seed` makes dropout and random losses a function
-    of (seed, epoch), so that a resumed training replays them. `truth`: true labels for the meters, where there is noise.
+    of (seed, epoch), so that a resumed training replays them. `truth`: true labels, where there is noise.
     """
 
     def __init__(

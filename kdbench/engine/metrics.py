@@ -52,7 +52,7 @@ class Meters:
         self._step += 1
 
     def read(self) -> tuple[dict[str, float], int | None]:
-        """Means by name (of what any image counted for), and the first step (from 0) whose loss was not finite, or None.
+        """Means by name (those of any image at all), and the first step (from 0) whose loss was not finite, or None.
 
         The epoch's only sync.
         """

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,11 +69,18 @@ def flops(model: nn.Module, info: DataInfo) -> int:
 
 
 def forward_on_meta(model: nn.Module, channels: int, size: int) -> Any:
-    """What the model returns for one image in eval mode, as shapes without numbers; no arithmetic is done."""
+    """What the model returns for one image in eval mode, as shapes without numbers; no arithmetic is done.
+
+    In float32 throughout: some weights may lie in bfloat16, and there is no autocast for shapes.
+    """
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    state = {name: torch.empty_like(value, device="meta", dtype=_as_float32(value)) for name, value in state.items()}
     with evaluating(model), torch.no_grad():
         return functional_call(model, state, (torch.empty(1, channels, size, size, device="meta"),))
+
+
+def _as_float32(value: Tensor) -> torch.dtype:
+    return torch.float32 if value.is_floating_point() else value.dtype
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from torch import nn
 
 from kdbench.engine.device import place
 from kdbench.engine.options import TrainerOptions
+from kdbench.models.base import flops
+from kdbench.types import DataInfo
 
 
 def network() -> nn.Sequential:
@@ -66,3 +68,8 @@ def test_a_copy_of_a_network_computes_with_its_own_weights():
         other[1].weight.zero_()
         other[1].bias.zero_()
         assert other[1](net[0](image)).abs().sum() == 0 and net[1](net[0](image)).abs().sum() > 0
+
+
+def test_arithmetic_is_counted_alike_in_either_precision():
+    bf16, info = place(TrainerOptions(device="cpu", precision="bf16")), DataInfo(2, 3, 8)
+    assert flops(bf16.cast(bf16.put(network()).eval()), info) == flops(network(), info) > 0

@@ -85,8 +85,9 @@ def test_a_table_that_cannot_serve_is_refused_before_any_work(capfd, words, reas
     assert not Path("outputs/teachers").exists() and not list(Path().rglob("checkpoint.pt"))
 
 
-def test_auto_says_what_it_chose_and_why(capfd, computed):
-    train(*SHORT, "schedule.epochs=6", "hydra.run.dir=long")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_auto_says_what_it_chose_and_why(capfd, computed, precision):
+    train(*SHORT, f"trainer.precision={precision}", "schedule.epochs=6", "hydra.run.dir=long")
     assert "logits from the table" in (said := capfd.readouterr().out) and "saves about" in said
     train(*SHORT, "dataset.mix.kind=mixup", "hydra.run.dir=mixed")
     assert "asked anew for every batch, no table (dataset.mix=mixup" in capfd.readouterr().out
