@@ -59,7 +59,12 @@ def teacher_folder(folder: Path) -> Path:
     if teacher is None or not teacher.get("folder"):
         name = f"teacher {teacher['name']} is no run of its own" if teacher else "no teacher taught it"
         raise UserError(f"{folder}: {name}; --against takes a run folder, too")
-    return Path(teacher["folder"])
+    # Named from where the run was started: the current folder, or one above the run.
+    places = [Path(), *folder.resolve().parents]
+    found = next((place / teacher["folder"] for place in places if (place / teacher["folder"]).exists()), None)
+    if found is None:
+        raise UserError(f"{folder}: its teacher {teacher['folder']} is not here any more")
+    return found
 
 
 def dataset_node(node: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

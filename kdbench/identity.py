@@ -12,6 +12,9 @@ UNCOUNTED = (
     "experiment",  # overlays: what they set counts, not their names
     "debug",
     "local",
+    "teacher.table",  # the same logits, kept or asked anew
+    "trainer.cuda_graph",  # the same kernels, recorded, or in another order between students
+    "trainer.streams",
     "trainer.device",  # a run may be resumed on another device; result.json says which it was
     "trainer.threads",
     "trainer.eval_batch_size",

@@ -3,10 +3,10 @@
     python scripts/device_check.py [--out FOLDER] [--seconds 20] [--quick] [--pairs resnet56:resnet20,resnet110:resnet8]
 
 On a CUDA device: a recorded step (CUDA graph) equals the eager step, for every loss; a compiled step agrees with it;
-bfloat16 learns what float32 learns; a table gives the live teacher's logits; a cohort's members equal their solo runs;
-a resumed training equals an uninterrupted one; then every way to run the step is timed, and `kdbench bench --baseline`
-runs for the pairs. On a CPU the same without graphs; `--quick` is a small form. Writes device_check.json and
-device_check.md into FOLDER; exits with 1 if a check failed.
+bfloat16 learns what float32 learns; a table gives the live teacher's logits; a cohort's members equal their solo runs,
+in turn and in streams; a resumed training equals an uninterrupted one. Then every way to run a step, and a cohort's
+steps, is timed, and `kdbench bench --baseline` runs for the pairs. On a CPU the same without graphs; `--quick` is a
+small form. Writes device_check.json and device_check.md into FOLDER; exits with 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from torch import nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.nn.functional import cross_entropy
 
 from kdbench.bench.machine import describe, measure_roofline
 from kdbench.bench.standin import stand_in
-from kdbench.bench.timing import race
+from kdbench.bench.timing import Contender, race
 from kdbench.bench.workbench import Workbench, prepare
 from kdbench.build import load_data, make_recipe
 from kdbench.configure import register
@@ -135,6 +138,19 @@ class Check:
         far = max(distance(state(member), alone) for member in members)
         return Verdict("cohort equals solo", far <= (1e-3 if self.cuda else 0.0), f"relative distance {far:.2g}")
 
+    def streams(self) -> Verdict:
+        """Students side by side in CUDA streams, recorded, end with the weights of those that take turns."""
+        if not self.cuda:
+            return Verdict("streams equal turns", None, "needs a CUDA device")
+        ended = []
+        for mode in ("off", "on"):
+            bench = self.bench("trainer.compile=off", "trainer.cuda_graph=on", f"trainer.streams={mode}")
+            members = [bench.learner() for _ in range(4)]
+            bench.steps(bench.live(), members)(self.steps)
+            ended.append([state(member) for member in members])
+        far = max(distance(a, b) for a, b in zip(*ended, strict=True))
+        return Verdict("streams equal turns", far <= 1e-3, f"relative distance {far:.2g}")
+
     def resume(self) -> Verdict:
         """`kdbench train`, ended after its first epoch and started again, reaches the uninterrupted run's weights."""
         words = ["train", *SMALL, "schedule.epochs=2", "teacher=none", "loss=ce", "trainer.progress=none"]
@@ -142,7 +158,7 @@ class Check:
         kdbench(*words, f"hydra.run.dir={whole}")
         stop = "import kdbench.engine.trainer as t, kdbench.cli as c, os, sys\n"
         stop += "epochs = t._train_epoch\n"
-        stop += "def once(*a, **k):\n    epochs(*a, **k)\n    a[-1].flush()\n    os._exit(9)\nt._train_epoch = once\n"
+        stop += "def once(*a, **k):\n    epochs(*a, **k)\n    a[6].flush()\n    os._exit(9)\nt._train_epoch = once\n"
         stop += f"sys.argv = {['kdbench', *words, f'hydra.run.dir={cut}']!r}\nc.main()"
         killed = subprocess.run([sys.executable, "-c", stop], capture_output=True, text=True).returncode
         kdbench(*words, f"hydra.run.dir={cut}")
@@ -170,8 +186,55 @@ class Check:
                     bench = self.bench(*words)
                     served = bench.table() or bench.live()
                     contenders[f"{precision}, {name}"] = bench.steps(served, [bench.learner()])
-        timed = race(contenders, seconds, turn=min(1.0, seconds / 10))
-        return {name: timed.step(name)._asdict() for name in timed.seconds}
+        return timed(contenders, seconds)
+
+    def cohorts(self, seconds: float, count: int) -> dict[str, Any]:
+        """The same for `count` students: in turn, in a stream each, and (forward and backward only) as one stack."""
+        contenders = {}
+        for mode in ("off", "on") if self.cuda else ("off",):
+            words = (f"trainer.streams={mode}", f"trainer.cuda_graph={'on' if self.cuda else 'auto'}")
+            bench = self.bench(*words)
+            served = bench.table() or bench.live()
+            name = f"{count} students, {'a stream each' if mode == 'on' else 'in turn'}"
+            contenders[name] = bench.steps(served, [bench.learner() for _ in range(count)])
+        contenders[f"{count} students, vmapped stack, no optimizer"] = stacked(self.bench(), count)
+        return timed(contenders, seconds)
+
+
+def timed(contenders: dict[str, Contender], seconds: float) -> dict[str, Any]:
+    raced = race(contenders, seconds, turn=min(1.0, seconds / 10))
+    return {name: raced.step(name)._asdict() for name in raced.seconds}
+
+
+def stacked(bench: Workbench, count: int) -> Contender:
+    """Forward and backward pass of `count` students as one vmapped network: what a stack of them could gain at best.
+
+    Batch norm takes each batch's own statistics and keeps none, since vmap cannot update them in place.
+    """
+    networks = [bench.learner().distiller.student for _ in range(count)]
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    weights, buffers = stack_module_state(networks)
+    batch = next(iter(bench.live()[0].epoch(0, 1)))
+
+    def loss(weights: Any, buffers: Any) -> torch.Tensor:
+        with bench.placement.autocast():
+            answer = functional_call(networks[0], (weights, buffers), (batch.image,)).logits
+        return cross_entropy(answer.float(), batch.target.label)
+
+    step = vmap(grad(loss), randomness="different")
+
+    def turn(steps: int) -> float:
+        bench.placement.wait()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            step(weights, buffers)
+        bench.placement.wait()
+        return time.perf_counter() - begin
+
+    return turn
 
 
 def recipe(*words: str) -> Recipe:
@@ -215,7 +278,7 @@ def benchmark(pair: str, seconds: float, scratch: Path) -> dict[str, Any]:
     file = scratch / "bench.json"
     words = ["dataset=cifar100", f"teacher={teacher}", f"student={student}", "schedule=crd240"]
     if torch.cuda.is_available():  # auto is off until this check has passed (engine/device.py, PROVEN_ON_CUDA)
-        words.append("trainer.cuda_graph=on")
+        words += ["trainer.cuda_graph=on", "trainer.streams=on"]
     kdbench("bench", "--baseline", "--members=16", f"--seconds={seconds}", f"--json={file}", *words)
     return json.loads(file.read_text())
 
@@ -234,14 +297,14 @@ def judged(name: str, check: Callable[[], Verdict]) -> Verdict:
 
 def run(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     check = Check(SMALL if arguments.quick else REAL, scratch, 6 if arguments.quick else 40)
-    names = ("graph", "losses", "compiled", "bf16", "table", "cohort", "resume")
+    names = ("graph", "losses", "compiled", "bf16", "table", "cohort", "streams", "resume")
     verdicts = [judged(name, getattr(check, name)) for name in names]
-    placement = check.bench().placement
+    placement, seconds = check.bench().placement, 0.1 if arguments.quick else arguments.seconds
     result: dict[str, Any] = {
         "machine": describe(placement),
         "roofline": measure_roofline(placement._replace(dtype=torch.bfloat16), small=arguments.quick)._asdict(),
         "checks": [verdict._asdict() for verdict in verdicts],
-        "ways": check.ways(0.1 if arguments.quick else arguments.seconds),
+        "ways": check.ways(seconds) | check.cohorts(seconds, 3 if arguments.quick else 16),
         "bench": {},
     }
     for pair in [] if arguments.quick else arguments.pairs.split(","):

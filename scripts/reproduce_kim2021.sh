@@ -24,7 +24,7 @@ run kim2021_few_images "teacher=$teachers"
 run kim2021_few_images teacher=none loss=ce '~loss.tau' '~loss.weights.distill' loss.weights.task=1
 run kim2021_few_classes "teacher=$teachers"
 run kim2021_few_classes teacher=none loss=ce '~loss.tau' '~loss.weights.distill' loss.weights.task=1
-if [ "$size" = small ]; then stops=6,60; else stops=10,200; fi
+if [ "$size" = small ]; then stops=9,60; else stops=10,200; fi
 run kim2021_undertrained loss.tau=1,5,20,inf "teacher.stop_epoch=$stops"
 run kim2021_pskd
 finish

@@ -13,6 +13,7 @@ import torch
 from kdbench.bench.timing import Contender
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, place
+from kdbench.engine.lanes import make_lanes
 from kdbench.engine.learner import Learner
 from kdbench.engine.trainer import run_steps
 from kdbench.models.base import count_parameters
@@ -72,6 +73,7 @@ class Workbench:
         """
         batches, teacher = served
         members = [Running(learner) for learner in learners]
+        lanes = make_lanes(self.stage.trainer, self.placement.device, len(learners))
         whole = batches.size // self.recipe.schedule.batch_size  # batches of the full size
         lead = 1 if whole > 1 else 0
 
@@ -80,9 +82,9 @@ class Workbench:
                 learner.begin_epoch(0)
                 learner.steps_done = 0
             stream = itertools.islice(batches.epoch(0, 1), lead + steps)
-            run_steps(members, itertools.islice(stream, lead), teacher, _nothing)
+            run_steps(members, itertools.islice(stream, lead), teacher, _nothing, lanes)
             begin = time.perf_counter()
-            run_steps(members, stream, teacher, _nothing)
+            run_steps(members, stream, teacher, _nothing, lanes)
             return time.perf_counter() - begin
 
         def turn(steps: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,18 +40,19 @@ Record = Callable[[Callable[[], Any]], Recording]
 class CudaRecording:
     """torch.cuda.CUDAGraph of a function without arguments.
 
-    All recordings share one pool of memory: they replay one after the other, and what outlives a replay was made during
-    the warm-up, outside of the pool.
+    The recordings of a stream share a pool of memory: they replay one after the other, and what outlives a replay was
+    made during the warm-up, outside of the pool. Recordings that replay side by side are of different streams.
     """
 
-    pool: Any = None
+    pools: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, function: Callable[[], Any]) -> None:
-        if CudaRecording.pool is None:
-            CudaRecording.pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.current_stream().cuda_stream
+        if stream not in self.pools:
+            self.pools[stream] = torch.cuda.graph_pool_handle()
         self.graph = torch.cuda.CUDAGraph()
         # thread_local: another thread (checkpoint writer, pinning) may call CUDA meanwhile.
-        with torch.cuda.graph(self.graph, pool=CudaRecording.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, pool=self.pools[stream], capture_error_mode="thread_local"):
             self.output = function()
 
     def replay(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdbench.engine.average import Average
 from kdbench.engine.compiled import compiled
 from kdbench.engine.distiller import Distiller
-from kdbench.engine.graph import graphed, wants_graph
+from kdbench.engine.graph import WARM_UP, graphed, wants_graph
 from kdbench.engine.metrics import Meters
 from kdbench.engine.optimizer import lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
@@ -47,6 +47,8 @@ class Learner:
         self.steps_done = 0
         self.average = Average(distiller.student, trainer.ema) if trainer.ema else None
         self._random_state: list[Tensor] = []
+        self._draws = False  # whether a step has drawn random numbers on the device
+        self._unsure = WARM_UP if graph else 0  # steps until it is known whether a recorded step does
         # Decided once, so that the step has no branches: how it runs, and what happens before and after the update.
         self._set_lr = lr_setter(self.optimizer)
         self._forward = compiled(distiller, trainer, device, len(factors))
@@ -97,8 +99,18 @@ class Learner:
     def step_in_turn(self, batch: Batch, teacher: Outputs | None) -> None:
         """The same step with this learner's own random state, for learners that take turns."""
         self.enter()
+        before = self._random_state[-1]
         self.step(batch, teacher)
         self.leave()
+        if self._unsure:
+            self._draws = self._draws or not torch.equal(before, self._random_state[-1])
+            self._unsure -= 1
+
+    @property
+    def independent(self) -> bool:
+        """Whether its step may run beside others on the device. Recorded steps that draw random numbers may not: the
+        generator keeps its state in device memory, which all recordings share."""
+        return not self._unsure and not self._draws
 
     def enter(self) -> None:
         """Make the global generators this learner's (5 kB to copy on the CPU, no device sync)."""

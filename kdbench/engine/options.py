@@ -76,6 +76,7 @@ class TrainerOptions:
     channels_last: bool | Literal["auto"] = "auto"
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    streams: Literal["auto", "on", "off"] = "auto"
     threads: int | None = None
     clip: float | None = None
     ema: float | None = None
@@ -88,7 +89,7 @@ class TrainerOptions:
 
     def __post_init__(self) -> None:
         require(self.precision in ("auto", "fp32", "bf16"), "trainer.precision", self.precision, "auto, fp32 or bf16")
-        for key in ("cuda_graph", "compile"):
+        for key in ("cuda_graph", "compile", "streams"):
             value = getattr(self, key)
             require(value in ("auto", "on", "off"), f"trainer.{key}", value, "auto, on or off")
         require(self.threads is None or self.threads >= 1, "trainer.threads", self.threads, "null or at least 1")

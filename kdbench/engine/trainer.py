@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint, save_state
 from kdbench.engine.evaluate import evaluate
+from kdbench.engine.lanes import InTurn, Lanes, Work, make_lanes
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.progress import ProgressView
@@ -118,22 +120,23 @@ def fit(members: Sequence[Member], batches: TrainBatches, teacher: Teacher, unti
     A member that fails (its loss diverges, say) is left out from then on and carries its `failure`; the others go on.
     """
     first = min(member.epochs_done for member in members)
+    lanes = make_lanes(members[0].trainer, members[0].learner.distiller.placement.device, len(members))
     epochs = members[0].epochs
     with Writer() as writer:
         for epoch in range(first, until):
             active = [m for m in members if m.failure is None and m.epochs_done == epoch]
             if active:
-                _train_epoch(active, batches, teacher, epoch, epochs, view, writer)
+                _train_epoch(active, batches, teacher, epoch, epochs, view, writer, lanes)
 
 
 def _train_epoch(
     members: Sequence[Member], batches: TrainBatches, teacher: Teacher, epoch: int, epochs: int, view: ProgressView,
-    writer: Writer,
+    writer: Writer, lanes: Lanes | InTurn,
 ) -> None:  # fmt: skip
     for member in members:
         member.learner.begin_epoch(epoch)
     begin = time.perf_counter()
-    images = run_steps(members, batches.epoch(epoch, epochs), teacher, view.advance)
+    images = run_steps(members, batches.epoch(epoch, epochs), teacher, view.advance, lanes)
     seconds = time.perf_counter() - begin
     values: dict[str, float] = {}
     for member in (member for member in members if member.failure is None):
@@ -152,20 +155,21 @@ class Trainee(Protocol):
 
 
 def run_steps(
-    members: Sequence[Trainee], stream: Iterable[Batch], teacher: Teacher, advance: Callable[[], None]
-) -> int:
+    members: Sequence[Trainee], stream: Iterable[Batch], teacher: Teacher, advance: Callable[[], None],
+    lanes: Lanes | InTurn | None = None,
+) -> int:  # fmt: skip
     """A step of every member for every batch of `stream`; the number of images seen.
 
     `advance` is called after each batch. Returns when the device has done all of it.
     """
+    lanes = lanes or InTurn()
     members[0].learner.enter()
     # Alone, a learner owns the global random state; learners that take turns swap theirs in and out.
     steps = [member.learner.step if len(members) == 1 else _in_turn(member) for member in members]
     images = 0
     for batch in stream:
         guide = teacher(batch)
-        for step in steps:
-            step(batch, guide)
+        lanes.run([Work(m.learner, partial(step, batch, guide)) for m, step in zip(members, steps, strict=True)])
         images += len(batch.image)
         advance()
     members[0].learner.distiller.placement.wait()  # once an epoch, so that images per second are of work done

@@ -142,13 +142,16 @@ def test_a_teacher_that_cannot_be_had_fails_every_run_with_its_reason(capfd):
 
 
 KILL = """
-import os, signal
+import os, signal, time
+from pathlib import Path
 from kdbench.engine.learner import Learner
 step, count = Learner.step, [0]
 def killed(self, *args):
     step(self, *args)
     count[0] += 1
     if count[0] == 14:  # after the teacher's 6 and an epoch of two students: in their second
+        for _ in range(300):  # checkpoints are written beside the training
+            time.sleep(0.1 if len(list(Path("cut").rglob("checkpoint.pt"))) < 2 else 0)
         os.kill(os.getpid(), signal.SIGKILL)
 Learner.step = killed
 from test_cohort_runs import sweep, COHORT

@@ -1,0 +1,367 @@
+"""Which claims of the papers hold in the runs of scripts/reproduce_<paper>.sh: on this data, with these seeds.
+
+    python scripts/claims.py [outputs/reproduce] [--size small] [--markdown]
+
+Every claim is a figure that should be above a bound: in every seed ("all"), or on average over the seeds ("mean").
+"reported" ones are within the noise of the papers themselves and get no verdict. Most figures are differences of test
+accuracies, in points. A claim whose runs are not there is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import operator
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdbench.compare.read import read_runs
+from kdbench.errors import UserError
+
+Of = Callable[[dict[str, Any]], float]  # a figure of a run's result
+
+
+class BySeed(dict[int, float]):
+    """A figure for each seed."""
+
+    def __sub__(self, other: BySeed) -> BySeed:
+        return BySeed({seed: self[seed] - other[seed] for seed in sorted(self.keys() & other.keys())})
+
+    def __mul__(self, factor: float) -> BySeed:
+        return BySeed({seed: factor * value for seed, value in self.items()})
+
+    @property
+    def mean(self) -> BySeed:
+        """One figure, of all seeds."""
+        return BySeed({0: statistics.mean(self.values())})
+
+
+class Results(dict[int, dict[str, Any]]):
+    """A result for each seed."""
+
+    def __getitem__(self, key: Any) -> Any:  # results[figure] -> the figure by seed
+        if callable(key):
+            return BySeed({seed: key(result) for seed, result in self.items()})
+        return super().__getitem__(key)
+
+
+class Runs:
+    """The runs of one paper's script: `runs(experiment, loss__tau=4)` are those with loss.tau = 4, by seed."""
+
+    def __init__(self, folder: Path, paper: str) -> None:
+        self._folder, self._paper = folder, paper
+        self._read = functools.cache(self._results)
+
+    def __call__(self, experiment: str, **wanted: Any) -> Results:
+        """Raises LookupError if no run or several runs of one seed fit."""
+        known = {key.replace("__", "."): value for key, value in wanted.items()}
+        fitting = [
+            result
+            for result in self._read(experiment)
+            if all((result["config"] | result["choices"]).get(key) == value for key, value in known.items())
+        ]
+        found = Results({result["seed"]: result for result in fitting})
+        if not fitting or len(found) < len(fitting):
+            raise LookupError(f"{experiment}, {known}: {len(fitting)} runs of {len(found)} seeds")
+        return found
+
+    def _results(self, experiment: str) -> list[dict[str, Any]]:
+        try:
+            runs = read_runs([self._folder / f"{self._paper}_{experiment}"]).runs
+        except UserError as error:
+            raise LookupError(str(error)) from error
+        return [{**run.result, "folder": run.folder} for run in runs]
+
+
+def last(result: dict[str, Any]) -> float:
+    return 100 * result["last"]["test/top1"]
+
+
+def training(result: dict[str, Any]) -> float:
+    return 100 * result["last"]["train/top1"]
+
+
+def stopped(result: dict[str, Any]) -> float:
+    """Test accuracy of the epoch that validation chooses."""
+    return 100 * (result["best"] or result["last"])["test/top1"]
+
+
+def teacher(result: dict[str, Any]) -> float:
+    return 100 * result["teacher"]["test/top1"]
+
+
+def members(result: dict[str, Any]) -> float:
+    """The mean of an ensemble's members."""
+    return 100 * result["teacher"]["members/test/top1"]
+
+
+def figure(key: str, unit: float = 100) -> Of:
+    return lambda result: unit * result["figures"][key]
+
+
+def stage(number: int) -> Of:
+    """The student of a procedure's stage, counted from 1."""
+    return lambda result: 100 * result["stages"][number - 1]["test/top1"]
+
+
+def first_teacher(result: dict[str, Any]) -> float:
+    folder = result["folder"] / result["stages"][0]["folder"]
+    return teacher(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+
+
+def against_teacher(name: str) -> Of:
+    """What `kdbench evaluate RUN --against teacher --split train` says."""
+    return lambda result: _against_teacher(result["folder"])[name]
+
+
+@functools.cache
+def _against_teacher(folder: Path) -> dict[str, float]:
+    from kdbench.evaluate import evaluate_run, teacher_folder  # loads torch
+
+    return evaluate_run(folder, "train", [], against=teacher_folder(folder))
+
+
+class Claim(NamedTuple):
+    name: str
+    kind: str  # all, mean, reported
+    text: str
+    relation: str  # >=, <=, >, <
+    bound: float
+    figure: Callable[[Runs], BySeed]
+
+    def holds(self, found: BySeed) -> bool | None:
+        """In every seed or on average; None for what is only reported."""
+        if self.kind == "reported":
+            return None
+        compare = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}[self.relation]
+        return all(compare(value, self.bound) for value in (found if self.kind == "all" else found.mean).values())
+
+
+def way_to_teacher(r: Runs) -> BySeed:
+    low = r("hard")[last].mean[0]
+    return BySeed({0: 100 * (r("soft")[last].mean[0] - low) / (r("soft")[teacher].mean[0] - low)})
+
+
+def bias_gain(result: dict[str, Any]) -> float:
+    return last(result) - figure("before/test/top1")(result)
+
+
+def errors_left(result: dict[str, Any]) -> float:
+    """Percent of the errors that are left after the bias correction."""
+    return 100 * (100 - last(result)) / (100 - figure("before/test/top1")(result))
+
+
+def best_tau(r: Runs, hidden: list[int]) -> BySeed:
+    """The temperature of the best mean accuracy."""
+    accuracy = {tau: r("narrow", student__hidden=hidden, loss__tau=tau)[last].mean[0] for tau in (1, 2.5, 4, 8, 20)}
+    return BySeed({0: max(accuracy, key=lambda tau: accuracy[tau])})
+
+
+def spread(r: Runs, hidden: list[int]) -> BySeed:
+    accuracy = [r("narrow", student__hidden=hidden, loss__tau=tau)[last].mean[0] for tau in (8, 20)]
+    return BySeed({0: abs(accuracy[0] - accuracy[1])})
+
+
+def gain_kept(results: Results) -> BySeed:
+    """Percent, of the means: a single run's share divides by a gain that may be nothing."""
+    low = results[members].mean[0]
+    return BySeed({0: 100 * (results[last].mean[0] - low) / (results[teacher].mean[0] - low)})
+
+
+MISSING, AFTER = figure("before/missing/test/top1"), figure("after/missing/test/top1")
+HINTON = [
+    Claim("H1", "all", "soft targets - hard labels", ">", 0, lambda r: r("soft")[last] - r("hard")[last]),
+    Claim("H1", "mean", "% of the way from hard labels to the teacher", ">=", 50, way_to_teacher),
+    Claim("H2", "all", "3s never seen: % of them known", ">=", 50, lambda r: r("omit3", loss="kl")[MISSING]),
+    Claim("H2", "all", "with the bias", ">=", 95, lambda r: r("omit3", loss="kl")[AFTER]),
+    Claim("H2", "all", "the bias", ">", 0, lambda r: r("omit3", loss="kl")[figure("offset", 1)]),
+    Claim("H2", "all", "all images: with the bias - without", ">", 0, lambda r: r("omit3", loss="kl")[bias_gain]),
+    Claim("H2", "all", "hard labels: % of 3s known", "<=", 0, lambda r: r("omit3", loss="ce")[MISSING]),
+    Claim("H3", "all", "only 7s and 8s seen: % of the errors left by the bias", "<=", 60,
+          lambda r: r("only78")[errors_left]),
+    Claim("H4", "mean", "6 units: best tau of 1, 2.5, 4, 8, 20 is above", ">", 1, lambda r: best_tau(r, [6, 6])),
+    Claim("H4", "mean", "and below", "<", 20, lambda r: best_tau(r, [6, 6])),
+    Claim("H4", "mean", "300 units: tau = 8 and 20 differ by", "<=", 0.3, lambda r: spread(r, [300, 300])),
+    Claim("H5", "all", "3 % of the images: soft - hard, stopped early", ">", 0,
+          lambda r: r("few_soft")[last] - r("few_hard")[stopped]),
+    Claim("H5", "all", "training accuracy: soft - hard", "<", 0,
+          lambda r: r("few_soft")[training] - r("few_hard")[training]),
+    Claim("H5", "all", "soft: last epoch - best by validation", ">=", -1,
+          lambda r: r("few_soft")[last] - r("few_soft")[stopped]),
+    Claim("H6", "mean", "ensemble - members' mean", ">", 0, lambda r: r("ensemble")[teacher] - r("ensemble")[members]),
+    Claim("H6", "mean", "distilled - members' mean", ">", 0, lambda r: r("ensemble")[last] - r("ensemble")[members]),
+    Claim("H6", "mean", "% of the gain recovered", ">=", 40, lambda r: gain_kept(r("ensemble"))),
+    Claim("H7", "all", "answers changed where no specialist covers them", "<=", 0,
+          lambda r: r("specialists")[figure("changed_uncovered/test", 1)]),
+    Claim("H7", "mean", "conditional accuracy: fused - generalist", ">=", 0,
+          lambda r: r("specialists")[figure("conditional/fused/test/top1")]
+          - r("specialists")[figure("conditional/generalist/test/top1")]),
+]  # fmt: skip
+
+
+def born_again(r: Runs) -> Results:
+    return r("generations", loss="ban", procedure__generations=3)
+
+
+def one_generation(r: Runs, loss: str) -> Results:
+    return r("generations", loss=loss, procedure__generations=1)
+
+
+def best_of(generations: int) -> Of:
+    return lambda result: max(100 * entry["test/top1"] for entry in result["stages"][:generations])
+
+
+BORN_AGAIN = [
+    Claim("B1", "mean", "BAN - its teacher", ">=", -0.1,
+          lambda r: born_again(r)[stage(1)] - born_again(r)[first_teacher]),
+    Claim("B2", "all", "ensemble of 2 generations - the better one", ">", 0,
+          lambda r: born_again(r)[figure("ensemble/2/test/top1")] - born_again(r)[best_of(2)]),
+    Claim("B2", "all", "ensemble of 3 generations - the best one", ">", 0,
+          lambda r: born_again(r)[figure("ensemble/3/test/top1")] - born_again(r)[best_of(3)]),
+    Claim("B3", "mean", "BAN - DKPP", ">=", 0, lambda r: born_again(r)[stage(1)] - one_generation(r, "dkpp")[last]),
+    Claim("B3", "mean", "DKPP - the teacher", ">=", 0,
+          lambda r: one_generation(r, "dkpp")[last] - born_again(r)[first_teacher]),
+    Claim("B3", "reported", "CWTM - the teacher", ">=", 0,
+          lambda r: one_generation(r, "cwtm")[last] - born_again(r)[first_teacher]),
+    Claim("B4", "mean", "generation 2 - the teacher", ">=", 0,
+          lambda r: born_again(r)[stage(2)] - born_again(r)[first_teacher]),
+    Claim("B4", "mean", "generation 3 - the teacher", ">=", 0,
+          lambda r: born_again(r)[stage(3)] - born_again(r)[first_teacher]),
+    Claim("B5", "mean", "strong student - its weak teacher", ">", 0,
+          lambda r: r("wrn_to_densenet")[last] - r("wrn_to_densenet")[teacher]),
+    Claim("B6", "mean", "BAN - BAN+L", ">=", 0, lambda r: born_again(r)[stage(1)] - one_generation(r, "ban_l")[last]),
+]  # fmt: skip
+
+
+def kl(r: Runs, tau: float, alpha: float = 1) -> Results:
+    return r("kl", loss__tau=tau, loss__weights__distill=alpha)
+
+
+def farther(name: str, one: Results, other: Results) -> BySeed:
+    """How much larger a distance to the teacher is, on the training images."""
+    return one[against_teacher(name)] - other[against_teacher(name)]
+
+
+def tld_gap(result: dict[str, Any]) -> float:
+    return abs(against_teacher("tld")(result) - against_teacher("teacher_tld")(result))
+
+
+def noisy(r: Runs, tau: float) -> Results:
+    return r("noise", loss="kl", loss__tau=tau)
+
+
+def noise_gap(tau: float, other: str, r: Runs) -> BySeed:
+    return noisy(r, tau)[last] - (r("noise", loss="kim_mse") if other == "MSE" else noisy(r, math.inf))[last]
+
+
+KIM = [
+    Claim("K1", "all", "tau 20, training accuracy: alpha 1 - alpha 0.1", "<", 0,
+          lambda r: kl(r, 20)[training] - kl(r, 20, 0.1)[training]),
+    Claim("K1", "mean", "tau 20, test accuracy: alpha 1 - alpha 0.1", ">", 0,
+          lambda r: kl(r, 20)[last] - kl(r, 20, 0.1)[last]),
+    Claim("K2", "mean", "alpha 1: tau 20 - tau 1", ">", 0, lambda r: kl(r, 20)[last] - kl(r, 1)[last]),
+    Claim("K3", "all", "distance of logits: KL, tau 20 - MSE", ">", 0,
+          lambda r: farther("logit_distance", kl(r, 20), r("mse"))),
+    Claim("K3", "all", "distance of logits: KL, tau 1 - tau 20", ">", 0,
+          lambda r: farther("logit_distance", kl(r, 1), kl(r, 20))),
+    Claim("K3", "all", "shift of logits: KL, tau inf - MSE", ">", 0,
+          lambda r: farther("logit_shift", kl(r, math.inf), r("mse"))),
+    Claim("K3", "mean", "TLD, distance to the teacher's: tau 1 - tau 20", ">", 0,
+          lambda r: kl(r, 1)[tld_gap] - kl(r, 20)[tld_gap]),
+    Claim("K4", "reported", "norm of features: KL, tau inf - MSE", ">", 0,
+          lambda r: farther("feature_norm", kl(r, math.inf), r("mse"))),
+    *(Claim("K5", "all", f"40 % label noise: KL, tau {tau} - {name}", ">", 0, functools.partial(noise_gap, tau, name))
+      for tau in (0.5, 1) for name in ("MSE", "tau inf")),
+    Claim("K6", "all", "few images: KD - labels alone", ">=", 3,
+          lambda r: r("few_images", teacher="resnet20")[last] - r("few_images", loss="ce")[last]),
+    Claim("K6", "mean", "few images: small teacher - large teacher", ">=", 0,
+          lambda r: r("few_images", teacher="resnet8")[last] - r("few_images", teacher="resnet20")[last]),
+    Claim("K7", "all", "half of the classes: KD, small teacher - labels alone", ">=", 15,
+          lambda r: r("few_classes", teacher="resnet8")[last] - r("few_classes", loss="ce")[last]),
+    Claim("K7", "all", "labels alone", "<=", 50, lambda r: r("few_classes", loss="ce")[last]),
+    Claim("K8", "reported", "MSE - KL, tau 20", ">", 0, lambda r: r("mse")[last] - kl(r, 20)[last]),
+    Claim("K8", "reported", "through an assistant - direct", ">", 0,
+          lambda r: r("sequential", procedure__direct=True)[figure("gain/test/top1")]),
+]  # fmt: skip
+
+OTHERS = {
+    "beyer2022": [
+        Claim("patience", "mean", "240 epochs - 30 epochs", ">", 0,
+              lambda r: r("patient", schedule__epochs=240)[last] - r("patient", schedule__epochs=30)[last]),
+    ],
+    "huang2017": [
+        Claim("snapshots", "mean", "ensemble - the snapshots' mean", ">", 0,
+              lambda r: r("snapshot")[teacher] - r("snapshot")[members]),
+        Claim("snapshots", "reported", "distilled - the snapshots' mean", ">", 0,
+              lambda r: r("snapshot")[last] - r("snapshot")[members]),
+    ],
+    "mirzadeh2020": [
+        Claim("assistants", "reported", "through assistants - direct", ">", 0,
+              lambda r: r("assistants")[figure("gain/test/top1")]),
+    ],
+    "pham2021": [
+        Claim("feedback", "mean", "student - its teacher before", ">", 0,
+              lambda r: r("meta_pseudo_labels")[last] - r("meta_pseudo_labels")[figure("teacher_before/test/top1")]),
+    ],
+    "xie2020": [
+        Claim("noisy student", "mean", "last student - first teacher", ">", 0,
+              lambda r: r("noisy_student")[last] - r("noisy_student")[first_teacher]),
+    ],
+    "zhang2018": [
+        Claim("mutual", "reported", "taught by a peer - alone", ">", 0,
+              lambda r: r("mutual", procedure="mutual")[last] - r("mutual", procedure="single")[last]),
+    ],
+    "zhang2024": [
+        Claim("PTLoss", "reported", "r/m - KL at the same tau", ">", 0,
+              lambda r: r("ptloss", loss__epsilon="0.5/m")[last] - r("ptloss", loss="kl", loss__tau=4)[last]),
+        Claim("PTLoss", "reported", "epsilon searched - KL at the same tau", ">", 0,
+              lambda r: r("ptloss", loss__epsilon="search")[last] - r("ptloss", loss="kl", loss__tau=4)[last]),
+    ],
+}  # fmt: skip
+CLAIMS = {"hinton2015": HINTON, "furlanello2018": BORN_AGAIN, "kim2021": KIM, **OTHERS}
+
+
+def rows(top: Path, size: str) -> Iterator[list[str]]:
+    """A row for each claim whose runs are there."""
+    for paper, claims in CLAIMS.items():
+        runs = Runs(top / f"{paper}-{size}", paper)
+        for claim in claims:
+            try:
+                found = claim.figure(runs)
+            except LookupError as error:
+                print(f"{paper} {claim.name}: {error}", file=sys.stderr)
+                continue
+            yield row(paper, claim, found)
+
+
+def row(paper: str, claim: Claim, found: BySeed) -> list[str]:
+    values = list(found.values())
+    seeds = ", ".join(f"{value:.2f}" for value in values)
+    mean = f"{statistics.mean(values):.2f}" if len(values) > 1 else ""
+    verdict = {True: "holds", False: "does not hold", None: "reported"}[claim.holds(found)]
+    return [paper, claim.name, claim.text, f"{claim.relation} {claim.bound:g}", claim.kind, mean, seeds, verdict]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("outputs", nargs="?", type=Path, default=Path("outputs/reproduce"))
+    parser.add_argument("--size", choices=("small", "full"), default="small")
+    parser.add_argument("--markdown", action="store_true")
+    arguments = parser.parse_args()
+    head = ["paper", "claim", "figure", "claimed", "in", "mean", "by seed", ""]
+    table = [head, *rows(arguments.outputs, arguments.size)]
+    if arguments.markdown:
+        print("\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *table[1:]]))
+        return
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()
