@@ -21,9 +21,10 @@ def show(result: Mapping[str, Any], folder: Path, already: bool) -> None:
     console.print(_table(result))
     if result.get("stages"):
         console.print(_stages(result["stages"]))
-    for name, value in (result.get("figures") or {}).items():
-        if name.endswith("/top1"):
-            console.print(f"{name}  {_percent(value)}", markup=False, highlight=False)
+    if result.get("figures"):
+        console.print(_figures(result["figures"]))
+    for name, rows in (result.get("tables") or {}).items():
+        console.print(_rows(name, rows))
     last, best = result["last"], result.get("best")
     speed = f"{result['images_per_second']:,.0f} images/s on {result['device']}"
     epochs = f"{int(last['epoch'])} epochs, {result['seconds']:.0f} s, {speed}"
@@ -64,6 +65,41 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> Table:
         figures = [_percent(stage.get(f"{split}/top1")) for split in splits]
         table.add_row(stage["name"], stage["teacher"] or "-", stage["student"], *figures)
     return table
+
+
+def _figures(figures: Mapping[str, float | None]) -> Table:
+    """Accuracies with their sets side by side, then single numbers; likelihoods and calibration are in result.json."""
+    shares: dict[str, dict[str, float | None]] = {}
+    single: dict[str, float | None] = {}
+    for key, value in figures.items():
+        name, _, measure = key.rpartition("/")
+        name, _, split = name.rpartition("/")
+        if measure == "top1":
+            shares.setdefault(name, {})[split] = value
+        elif measure not in ("nll", "ece"):
+            single[key] = value
+    splits = [split for split in SPLITS if any(split in row for row in shares.values())]
+    table = Table("figure", *(splits or [""]), box=None, header_style="bold", pad_edge=False)
+    for name, row in shares.items():
+        table.add_row(name, *(_percent(row.get(split)) for split in splits))
+    for name, value in single.items():
+        table.add_row(name, _plain(value))
+    return table
+
+
+def _rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A procedure's own table; beyond 20 rows it is in result.json."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(name, *keys, box=None, header_style="bold", pad_edge=False)
+    for number, row in enumerate(rows[:20], start=1):
+        table.add_row(str(number), *(_plain(row.get(key)) for key in keys))
+    return table
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
 
 
 def _percent(value: float | None) -> str:
