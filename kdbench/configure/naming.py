@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,12 +28,15 @@ def flat(cfg: DictConfig | Mapping[str, Any], resolve: bool = True) -> dict[str,
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """sha256 (64 hex digits) of the resolved configuration without the keys that change no result."""
+    """sha256 (64 hex digits) of the resolved configuration without the keys that change no result.
+
+    A file that a value names (a checkpoint, an epsilon.json) counts by its content, wherever it lies.
+    """
     task = without_hydra(cfg)
     if "paths" in task:
         for key in task.paths:
             task.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
-    tree = {key: _plain_number(value) for key, value in flat(task).items() if counted(key)}
+    tree = {key: _content(_plain_number(value)) for key, value in flat(task).items() if counted(key)}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -118,6 +123,30 @@ def _flatten(node: Any, prefix: str, found: dict[str, Any]) -> None:
 def _plain_number(value: Any) -> Any:
     """4.0 and 4 are the same value."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _content(value: Any) -> Any:
+    if not isinstance(value, str) or not _names_a_file(value):
+        return value
+    about = os.stat(value)
+    return _digest(value, about.st_size, about.st_mtime_ns)
+
+
+def _names_a_file(text: str) -> bool:
+    try:
+        return os.path.isfile(text)
+    except ValueError:  # a null character, say
+        return False
+
+
+@functools.cache
+def _digest(path: str, size: int, changed: int) -> str:
+    """Read once for each state of the file: a run's identity is asked for several times."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            digest.update(part)
+    return f"sha256 {digest.hexdigest()}"
 
 
 def _slug(text: str) -> str:

@@ -123,6 +123,19 @@ def test_the_hash_ignores_where_data_lies_and_how_numbers_are_written(composed):
     assert configure.config_hash(composed("loss.tau=5")) != digest
 
 
+def test_a_file_counts_by_its_content(composed, tmp_path):
+    def hash_of(path):
+        return configure.config_hash(composed(f"teacher.checkpoint={path}"))
+
+    first, second = tmp_path / "a.pt", tmp_path / "b.pt"
+    nothing = hash_of(first), hash_of(second)
+    first.write_bytes(b"weights")
+    second.write_bytes(b"weights")
+    assert nothing[0] != nothing[1] and hash_of(first) == hash_of(second) not in nothing
+    second.write_bytes(b"others")
+    assert hash_of(second) != hash_of(first)
+
+
 def test_flat(composed):
     found = configure.flat(OmegaConf.create({"a": {"b": 1, "c": [1, 2]}, "d": "${a.b}", "e": {}, "f": [{"g": 1}, 2]}))
     assert found == {"a.b": 1, "a.c": "[1,2]", "d": 1, "e": "{}", "f.0.g": 1, "f.1": 2}
