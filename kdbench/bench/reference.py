@@ -8,7 +8,6 @@ on purpose: what kdbench does about each of these is what the comparison is abou
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -122,10 +121,3 @@ def _optimizer(options: OptimizerOptions, student: nn.Module) -> torch.optim.Opt
         return kinds[options.name](student.parameters(), **given)
     given |= {"momentum": options.momentum or 0.0, "nesterov": bool(options.nesterov)}
     return torch.optim.SGD(student.parameters(), **given)
-
-
-def serve(loop: ReferenceLoop) -> None:
-    """Answer the other end of bench.remote: a line "<steps>" on stdin, the seconds that they took on stdout."""
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(loop.turn(int(line)), flush=True)

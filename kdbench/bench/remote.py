@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 
+from kdbench.bench.timing import Contender
 from kdbench.errors import UserError
 
 
@@ -50,6 +52,13 @@ class Remote:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def serve(contender: Contender) -> None:
+    """The other end: answer every line "<steps>" on stdin with the seconds that they took, on stdout."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(contender(int(line)), flush=True)
 
 
 def _is_number(line: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdbench.bench.cost import Cost
 from kdbench.bench.machine import describe, measure_roofline, peak_memory
@@ -12,19 +12,34 @@ from kdbench.bench.timing import Contender, Figure, Race, race
 from kdbench.bench.workbench import Workbench
 from kdbench.models.base import count_parameters
 
+NO_TEACHER = "no teacher"
 TABLE, LIVE, PLAIN = "teacher's logits from a table", "teacher asked for every batch", "plain loop"
 
 
-def contenders(bench: Workbench, members: int) -> dict[str, Contender]:
+class Way(NamedTuple):
+    """How kdbench trains: `served` is "table" or "live"."""
+
+    served: str
+    members: int
+
+
+def ways(bench: Workbench, members: int) -> dict[str, Way]:
     """What can train this configuration: with a table (if one can serve), with the live teacher, and as a cohort."""
-    ways = {TABLE: bench.table(), LIVE if bench.teacher else "no teacher": bench.live()}
-    made: dict[str, Contender] = {}
-    for name, served in ways.items():
-        if served is not None:
-            made[name] = bench.steps(served, [bench.learner()])
-            if members > 1:
-                made[cohort(name, members)] = bench.steps(served, [bench.learner() for _ in range(members)])
-    return made
+    names = {TABLE: "table"} if bench.table() is not None else {}
+    names[LIVE if bench.teacher else NO_TEACHER] = "live"
+    found: dict[str, Way] = {}
+    for name, served in names.items():
+        found[name] = Way(served, 1)
+        if members > 1:
+            found[cohort(name, members)] = Way(served, members)
+    return found
+
+
+def contender(bench: Workbench, way: Way) -> Contender:
+    """A way to train, ready to take turns."""
+    served = bench.table() if way.served == "table" else bench.live()
+    assert served is not None
+    return bench.steps(served, [bench.learner() for _ in range(way.members)])
 
 
 def cohort(name: str, members: int) -> str:
@@ -32,15 +47,15 @@ def cohort(name: str, members: int) -> str:
 
 
 def measure(
-    bench: Workbench, others: Mapping[str, Contender], budget: float, members: int = 1, quick: bool = False
-) -> dict[str, Any]:
-    """Time a configuration for about `budget` seconds. `others` (the plain loop, a peer) take turns with it.
+    bench: Workbench, ours: Mapping[str, Contender], others: Mapping[str, Contender], budget: float, members: int = 1,
+    quick: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Time `ours` (kdbench's `ways`) and `others` (the plain loop, a peer) in turn for about `budget` seconds.
 
     `quick` measures almost nothing, for tests.
     """
-    ours = contenders(bench, members)
     turn = 0.0 if quick else min(2.0, budget / (4 * (len(ours) + len(others))))
-    timed = race(ours | dict(others), 0.0 if quick else budget, turn)
+    timed = race({**ours, **others}, 0.0 if quick else budget, turn)
     # Where the time goes in the fastest way that one student has.
     served = bench.table() or bench.live()
     parts = time_parts(bench, served, 2 if quick else 7)

@@ -56,9 +56,12 @@ class Race(NamedTuple):
 def race(contenders: Mapping[str, Contender], budget: float, turn: float = 1.0, least: int = 3) -> Race:
     """Let contenders take turns of about `turn` seconds for about `budget` seconds, `least` rounds at least.
 
-    Every contender runs `warm` steps first (a few, outside of the measurement); the order turns with every round.
+    Every contender has one turn outside of the measurement first (a table is filled in it); the order turns with every
+    round.
     """
     steps = {name: _steps_a_turn(contender, turn) for name, contender in contenders.items()}
+    for name, contender in contenders.items():
+        contender(steps[name])
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names, begin, number = list(contenders), time.perf_counter(), 0
     while number < least or time.perf_counter() - begin < budget:

@@ -55,7 +55,7 @@ def main() -> int:
     typed = {word.lstrip("+~").partition("=")[0] for word in words}
     sys.argv[1:] = [*(own for own in OWN if own.partition("=")[0] not in typed), *words]
     if options.serve:
-        return configure.launch(lambda cfg: serve(cfg, options.workers))
+        return configure.launch(lambda cfg: serve(cfg, options))
     return configure.launch(lambda cfg: bench(cfg, options, words))
 
 
@@ -68,7 +68,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--against", action="append", default=[])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--serve", action="store_true")  # be the plain loop of another `kdbench bench`
+    parser.add_argument("--serve", choices=("plain", "table", "live"))  # be a contender of another `kdbench bench`
     options, words = parser.parse_known_args(arguments)
     if not all("=" in other for other in options.against):
         raise UserError("--against must be NAME=COMMAND")
@@ -80,23 +80,32 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def bench(cfg: DictConfig, options: argparse.Namespace, words: list[str]) -> None:
     """One benchmark, printed and, if asked for, written."""
     from kdbench.bench.remote import Remote
-    from kdbench.bench.report import PLAIN, measure, text
+    from kdbench.bench.report import PLAIN, contender, measure, text, ways
     from kdbench.bench.workbench import prepare
 
     recipe = _recipe(cfg)
     with ExitStack() as stack:
+
+        def apart(*what: str) -> Remote:
+            """A process of its own: neither settings nor the state of one's memory and threads reach another."""
+            return stack.enter_context(Remote([sys.executable, "-m", "kdbench", "bench", *what, *words]))
+
         others: dict[str, Any] = {}
         if options.baseline:
-            # A process of its own: kdbench's settings of memory and threads must not help the plain loop.
             workers = [] if options.workers is None else [f"--workers={options.workers}"]
-            command = [sys.executable, "-m", "kdbench", "bench", "--serve", *workers, *words]
-            others[PLAIN] = stack.enter_context(Remote(command))
+            others[PLAIN] = apart("--serve=plain", *workers)
         for name, _, command in (other.partition("=") for other in options.against):
             others[name] = stack.enter_context(Remote(shlex.split(command)))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdbench-bench-")))
         data, real = _data(recipe)
         quick = options.seconds < 1
-        result = measure(prepare(recipe, data, scratch), others, options.seconds, options.members, quick)
+        bench = prepare(recipe, data, scratch)
+        in_process = quick or bench.placement.device.type != "cpu"  # a GPU's memory and caches are shared in any case
+        ours = {
+            name: contender(bench, way) if in_process else apart(f"--serve={way.served}", f"--members={way.members}")
+            for name, way in ways(bench, options.members).items()
+        }
+        result = measure(bench, ours, others, options.seconds, options.members, quick)
     if not real:
         print(f"dataset {data.name} is not here: random images of its shapes stand in for it")
     print(text(result))
@@ -105,14 +114,23 @@ def bench(cfg: DictConfig, options: argparse.Namespace, words: list[str]) -> Non
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def serve(cfg: DictConfig, workers: int | None) -> None:
-    """The plain loop, on stdin and stdout."""
+def serve(cfg: DictConfig, options: argparse.Namespace) -> None:
+    """The plain loop, or one of kdbench's own ways, on stdin and stdout."""
     import os
 
-    from kdbench.bench.reference import ReferenceLoop, serve
+    from kdbench.bench.reference import ReferenceLoop
+    from kdbench.bench.remote import serve
+    from kdbench.bench.report import Way, contender
+    from kdbench.bench.workbench import prepare
 
     recipe = _recipe(cfg)
-    serve(ReferenceLoop(recipe, _data(recipe)[0], min(os.cpu_count() or 1, 8) if workers is None else workers))
+    data = _data(recipe)[0]
+    if options.serve == "plain":
+        workers = min(os.cpu_count() or 1, 8) if options.workers is None else options.workers
+        serve(ReferenceLoop(recipe, data, workers).turn)
+        return
+    with tempfile.TemporaryDirectory(prefix="kdbench-bench-") as scratch:
+        serve(contender(prepare(recipe, data, Path(scratch)), Way(options.serve, options.members)))
 
 
 def _recipe(cfg: DictConfig) -> Recipe:

@@ -25,11 +25,11 @@ def test_a_figure_is_the_median_with_its_quartiles():
 
 
 class Clockwork:
-    """A contender that takes `seconds` a step, `slower` as long in its n-th turn after the two warm-up turns."""
+    """A contender that takes `seconds` a step, `slower` as long in its n-th turn after the three warm-up turns."""
 
     def __init__(self, seconds: float, slower: dict[int, float], calls: list, name: str) -> None:
         self.seconds, self.slower, self.calls, self.name = seconds, slower, calls, name
-        self.turn = -2
+        self.turn = -3
 
     def __call__(self, steps: int) -> float:
         seconds = steps * self.seconds * self.slower.get(self.turn, 1.0)
@@ -46,8 +46,8 @@ def test_contenders_take_turns_and_a_busy_spell_of_the_machine_does_not_change_t
     assert timed.step("fast") == pytest.approx((0.01, 0.01, 0.03, 3))
     assert timed.ratio("slow", "fast") == pytest.approx((6, 6, 6, 3))
     assert timed.ratio("slow", "fast", times=8) == pytest.approx((48, 48, 48, 3))
-    warm_up, turns = calls[:4], calls[4:]
-    assert warm_up == [("fast", 2), ("fast", 2), ("slow", 2), ("slow", 2)]
+    warm_up, turns = calls[:6], calls[6:]
+    assert warm_up == [("fast", 2), ("fast", 2), ("slow", 2), ("slow", 2), ("fast", 30), ("slow", 5)]
     # Turns of about 0.3 s each; who begins changes with every round.
     assert turns == [("fast", 30), ("slow", 5), ("slow", 5), ("fast", 30), ("fast", 30), ("slow", 5)]
 

@@ -11,7 +11,7 @@ import yaml
 
 from kdbench.bench import standin
 from kdbench.bench.reference import PlainImages, ReferenceLoop
-from kdbench.bench.report import LIVE, TABLE, contenders, measure, text
+from kdbench.bench.report import LIVE, TABLE, contender, measure, text, ways
 from kdbench.bench.workbench import prepare
 from kdbench.configure import construct
 from kdbench.data.readers import fake
@@ -42,11 +42,12 @@ def test_a_turn_trains_and_table_and_live_teacher_train_the_same(recipe, tmp_pat
 def test_a_loss_on_features_and_a_training_without_a_teacher_have_no_table(recipe, tmp_path):
     made = recipe("loss=at")
     bench = prepare(made, made.data(), tmp_path)
-    assert bench.table() is None and list(contenders(bench, 1)) == [LIVE]
+    assert bench.table() is None and list(ways(bench, 1)) == [LIVE]
     made = recipe("teacher=none", "loss=ce")
     bench = prepare(made, made.data(), tmp_path)
-    assert list(contenders(bench, 2)) == ["no teacher", "2 students at once, no teacher"]
-    assert all(contender(1) > 0 for contender in contenders(bench, 2).values())
+    found = ways(bench, 2)
+    assert list(found) == ["no teacher", "2 students at once, no teacher"]
+    assert all(contender(bench, way)(1) > 0 for way in found.values())
 
 
 def test_a_step_of_the_plain_loop_is_a_step_of_kdbench(recipe, tmp_path):
@@ -85,7 +86,8 @@ def test_the_plain_loop_prepares_the_same_images_one_by_one(recipe):
 def test_a_report_has_every_figure_as_plain_values_and_as_text(recipe, tmp_path):
     made = recipe("schedule.batch_size=32")  # as many as a teacher computes at once on a CPU
     bench = prepare(made, made.data(), tmp_path)
-    result = measure(bench, {"plain loop": lambda steps: 0.1 * steps}, budget=0.0, members=2, quick=True)
+    ours = {name: contender(bench, way) for name, way in ways(bench, 2).items()}
+    result = measure(bench, ours, {"plain loop": lambda steps: 0.1 * steps}, budget=0.0, members=2, quick=True)
     assert json.loads(json.dumps(result)) == result
     assert set(result["steps"]) == {
         TABLE,
