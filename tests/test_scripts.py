@@ -1,0 +1,68 @@
+"""What the scripts conclude from results, on results that are made up."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def claims():
+    path = Path(__file__).parent.parent / "scripts" / "claims.py"
+    spec = importlib.util.spec_from_file_location("claims", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["claims"] = module  # named tuples look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def finished(folder: Path, seed: int, top1: float, **config: object) -> None:
+    folder.mkdir(parents=True)
+    result = {
+        "seed": seed, "choices": {"loss": "kl"}, "config": config, "student": {}, "figures": {"offset": 2.5},
+        "last": {"test/top1": top1}, "best": None, "teacher": {"test/top1": 0.9, "members/test/top1": 0.7},
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_figures_by_seed(claims, tmp_path):
+    for seed, top1 in enumerate((0.5, 0.75)):
+        for tau in (1, 4):
+            finished(tmp_path / "hinton2015_soft" / f"{seed}-{tau}", seed, top1, **{"loss.tau": tau})
+    runs = claims.Runs(tmp_path, "hinton2015")
+    found = runs("soft", loss__tau=4)
+    assert found[claims.last] == {0: 50.0, 1: 75.0} and found[claims.teacher].mean == {0: 90.0}
+    assert found[claims.teacher] - found[claims.last] == {0: 40.0, 1: 15.0}
+    assert found[claims.figure("offset", 1)] == {0: 2.5, 1: 2.5}
+    for wanted in ({}, {"loss__tau": 2}):  # two runs of a seed; none
+        with pytest.raises(LookupError):
+            runs("soft", **wanted)
+    with pytest.raises(LookupError):
+        runs("hard")
+
+
+@pytest.mark.parametrize(
+    ("kind", "relation", "bound", "verdict"),
+    [("all", ">", 0, False), ("all", ">=", -1, True), ("mean", ">", 0, True), ("mean", "<=", 0, False),
+     ("reported", ">", 0, None)],
+)  # fmt: skip
+def test_verdicts(claims, kind, relation, bound, verdict):
+    claim = claims.Claim("X", kind, "a difference", relation, bound, lambda runs: None)
+    found = claims.BySeed({0: -1.0, 1: 2.0})
+    assert claim.holds(found) is verdict
+    word = {True: "holds", False: "does not hold", None: "reported"}[verdict]
+    assert claims.row("a paper", claim, found)[-3:] == ["0.50", "-1.00, 2.00", word]
+
+
+def test_claims_whose_runs_are_not_there_are_left_out(claims, tmp_path, capsys):
+    for name, top1 in (("hard", 0.8), ("soft", 0.85)):
+        finished(tmp_path / "hinton2015-small" / f"hinton2015_{name}" / "run", 0, top1)
+    found = list(claims.rows(tmp_path, "small"))
+    assert [line[:2] for line in found] == [["hinton2015", "H1"], ["hinton2015", "H1"]]
+    assert found[0][-2:] == ["5.00", "holds"] and found[1][-2:] == ["50.00", "holds"]
+    assert "hinton2015 H2: " in capsys.readouterr().err
