@@ -16,7 +16,8 @@ from hydra import compose
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from kdbench.configure import check_node, config_hash, construct, locate
+from kdbench.arguments import locate
+from kdbench.configure import check_node, config_hash, construct
 from kdbench.data.bundle import Bundle
 from kdbench.data.mix import make_mix
 from kdbench.data.views import Identity

@@ -3,7 +3,7 @@
 from kdbench.configure.check import check
 from kdbench.configure.launch import launch
 from kdbench.configure.naming import config_hash, flat
-from kdbench.configure.nodes import check_node, construct, locate
+from kdbench.configure.nodes import check_node, construct
 from kdbench.configure.reference import NAMED, group_choices
 from kdbench.configure.register import register
 
@@ -16,6 +16,5 @@ __all__ = [
     "flat",
     "group_choices",
     "launch",
-    "locate",
     "register",
 ]

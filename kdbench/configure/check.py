@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from kdbench.configure.fit import fit, show
+from kdbench.arguments import fit, locate, parameters, show, unknown_key
 from kdbench.configure.naming import flat, without_hydra
-from kdbench.configure.nodes import fit_arguments, locate, parameters, unknown_key
+from kdbench.configure.nodes import fit_node
 from kdbench.configure.reference import reference
 from kdbench.errors import UserError
 
@@ -63,11 +63,11 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
         if key == "teacher":
             _check_teacher(node)
         else:
-            fit_arguments(node, locate(node["_target_"], key), key)
+            fit_node(node, locate(node["_target_"], _join(key, "_target_")), key)
     for key, target in OPTIONS.items():
         options = _select(tree, key)
         if options is not None:
-            fit_arguments(options, locate(target), key)
+            fit_node(options, locate(target), key)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _check_teacher(node: Mapping[str, Any]) -> None:
         if key in node and not isinstance(node[key], dict):
             fit(node[key], annotation, f"teacher.{key}")
     network = {key: value for key, value in node.items() if key not in own}
-    fit_arguments(network, locate(node["_target_"], "teacher"), "teacher")
+    fit_node(network, locate(node["_target_"], "teacher._target_"), "teacher")
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

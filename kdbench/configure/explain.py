@@ -18,8 +18,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kdbench.arguments import locate, parameters
 from kdbench.configure.check import OPTIONS
-from kdbench.configure.nodes import locate, parameters
 from kdbench.configure.options import folders, has_key, options
 from kdbench.errors import nearest
 from kdbench.paths import CONFIG_DIR

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdbench.arguments import accepted, call, keys, locate
 from kdbench.data import bundle as bundles
-from kdbench.data.arguments import call, locate
 from kdbench.data.bundle import Bundle, ImageFiles, Images, Source, Split
 from kdbench.data.decode import gray_or_colour, sampled_statistics
 from kdbench.data.mix import make_mix
@@ -64,7 +64,9 @@ def load_bundle(
 def _read(reader: str, options: Mapping[str, Any], channels: int | None, **given: Any) -> Source:
     if channels not in (None, 1, 3):
         raise UserError(f"dataset.channels must be 1 (gray), 3 (colour) or null (as the images are), got {channels}")
-    source = call(locate(reader, "dataset.reader"), "dataset", options, channels=channels, **given)
+    function = locate(reader, "dataset.reader")
+    given = accepted(function, {"channels": channels, **given})
+    source = call(function, options, "dataset", given, beside=keys(load_bundle))
     return _with_channels(source, channels)
 
 

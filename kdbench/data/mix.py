@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.arguments import call
+from kdbench.arguments import call
 from kdbench.errors import UserError
 
 
@@ -64,7 +64,7 @@ class CutMix:
 
 def make_mix(options: Mapping[str, Any]) -> Mixup | CutMix | None:
     """What `dataset.mix` names: {kind: none | mixup | cutmix, alpha}. Raises UserError."""
-    return call(_make_mix, "dataset.mix", options)  # type: ignore[no-any-return]
+    return call(_make_mix, options, "dataset.mix")
 
 
 def _make_mix(kind: Literal["none", "mixup", "cutmix"] = "none", alpha: float = 1.0) -> Mixup | CutMix | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.arguments import call
+from kdbench.arguments import call
 from kdbench.data.bundle import ImageFiles, Images, Split
 from kdbench.data.decode import cached_images, find_images
 from kdbench.data.sampling import class_numbers, order_keys, rows_of, smallest
@@ -32,7 +32,8 @@ def make_noise(labels: Tensor, classes: Sequence[str], options: Mapping[str, Any
     whom = options.pop("for", "both")  # a word of Python's own, so no parameter can be called so
     if whom not in ("both", "teacher", "student"):
         raise UserError(f"dataset.noise.for must be both | teacher | student, got {whom!r}")
-    return call(_make_noise, "dataset.noise", options, labels=labels, names=classes), whom
+    given = {"labels": labels, "names": classes}
+    return call(_make_noise, options, "dataset.noise", given, beside=["for"]), whom
 
 
 def _make_noise(
@@ -95,7 +96,7 @@ def make_transfer(
     `options` is what `dataset.transfer` holds; `rows` is the first index of an extra image. Raises UserError.
     """
     given = {"split": split, "names": classes, "rows": rows, "cache": cache}
-    return call(_transfer, "dataset.transfer", options, **given)  # type: ignore[no-any-return]
+    return call(_transfer, options, "dataset.transfer", given)
 
 
 def _transfer(

@@ -68,7 +68,7 @@ def _labels(label: Tensor) -> Tensor:
     if label.ndim == 1:
         return label
     weight, largest = label.max(1)
-    return largest.where(weight > 0, -1)
+    return largest.masked_fill(weight <= 0, -1)
 
 
 def _right(answer: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from kdbench.arguments import locate
 from kdbench.configure import construct
-from kdbench.data.arguments import locate
 from kdbench.data.load import load_bundle
 from kdbench.data.views import CropFlip
 

@@ -155,10 +155,10 @@ def test_stratified_counts():
         ({"std": 0.0}, r"dataset.std must be 3 number\(s\), above 0"),
         ({"augment": "crop"}, "dataset.augment must be null or hold the _target_"),
         ({"workers": -1}, "dataset.workers must be 0 or more"),
-        ({"size": 3}, "dataset.size is not an option of uneven; its options: n"),
-        ({"n": "many"}, "dataset.n must be an integer, got 'many'"),
-        ({"reader": "kdbench.nowhere.read"}, "dataset.reader must be the dotted path"),
-        ({"reader": "digits"}, "dataset.reader must be the dotted path"),
+        ({"size": 3}, r"dataset.size: there is no such key. .*Keys of dataset: augment, cache, .*, mix, n, name"),
+        ({"n": "many"}, "dataset.n = many: must be a whole number"),
+        ({"reader": "kdbench.nowhere.read"}, "dataset.reader = kdbench.nowhere.read: kdbench has no nowhere"),
+        ({"reader": "digits"}, "dataset.reader = digits: must be the dotted path of a class or function"),
     ],
 )
 def test_what_cannot_be(keys, words):

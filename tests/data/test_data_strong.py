@@ -105,9 +105,9 @@ def test_mix_options():
     assert make_mix({}) is None
     assert make_mix({"kind": "cutmix", "alpha": 2}) == CutMix(2)
     for options, words in [
-        ({"kind": "mixcut"}, r"dataset.mix.kind must be none \| mixup \| cutmix, got 'mixcut'"),
+        ({"kind": "mixcut"}, "dataset.mix.kind = mixcut: must be one of none, mixup, cutmix. Did you mean mixup"),
         ({"kind": "mixup", "alpha": 0.0}, "dataset.mix.alpha must be above 0"),
-        ({"beta": 1}, "dataset.mix.beta is not an option"),
+        ({"beta": 1}, "dataset.mix.beta: there is no such key. Keys of dataset.mix: alpha, kind"),
     ]:
         with pytest.raises(UserError, match=words):
             make_mix(options)

@@ -85,10 +85,10 @@ def test_noise_stays_with_the_row():
 
 def test_noise_options():
     for options, words in [
-        ({"kind": "salt"}, r"dataset.noise.kind must be none \| symmetric"),
+        ({"kind": "salt"}, "dataset.noise.kind = salt: must be one of none, symmetric"),
         ({"rate": 1.5}, r"dataset.noise.rate must be in \[0, 1\], got 1.5"),
         ({"for": "me"}, r"dataset.noise.for must be both \| teacher \| student, got 'me'"),
-        ({"level": 1}, "dataset.noise.level is not an option"),
+        ({"level": 1}, "dataset.noise.level: there is no such key. Keys of dataset.noise: any_class, for, kind"),
     ]:
         with pytest.raises(UserError, match=words):
             make_noise(LABELS, NAMES, options)
@@ -156,10 +156,10 @@ def test_unlabelled_extras(tmp_path):
         ({"classes": 1.5}, "dataset.transfer.classes must be a share"),
         ({"classes": ["x"]}, "dataset.transfer.classes must hold class names"),
         ({"only": [3], "omit": [3]}, "must leave at least one class"),
-        ({"omit": 3}, "dataset.transfer.omit must be a list"),
+        ({"omit": 3}, "dataset.transfer.omit = 3: must be a list, each "),
         ({"crops": -1}, "dataset.transfer.crops must be 0 or more"),
         ({"extra": "nowhere"}, "dataset.transfer.extra must be a folder of images; there is no folder"),
-        ({"share": 1}, "dataset.transfer.share is not an option"),
+        ({"share": 1}, "dataset.transfer.share: there is no such key. .*Keys of dataset.transfer: classes, crops"),
     ],
 )
 def test_what_cannot_be(transfer, words):

@@ -88,7 +88,8 @@ def _fit(value: Any, annotation: Any) -> Any:
 
 
 def _fit_class(value: Any, wanted: type) -> Any:
-    if type(value) is wanted:
+    built = dataclasses.is_dataclass(wanted) or wanted is Path
+    if type(value) is wanted or (built and isinstance(value, wanted)):
         return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if wanted is float and number:

@@ -1,0 +1,119 @@
+"""Plain values against the signature of what they are for; every refusal names the key as the user types it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from kdbench.arguments.fit import fit
+from kdbench.errors import UserError, nearest
+
+T = TypeVar("T")
+Values = Mapping[str, Any]
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def call(
+    target: Callable[..., T], options: Values, key: str, given: Values | None = None, beside: Collection[str] = ()
+) -> T:
+    """target(**options, **given), after a check of `options`: what the user typed below `key`.
+
+    given: kdbench's own arguments, which cannot be typed. beside: keys below `key` that something else reads.
+    Raises UserError: an unknown key (with the nearest one), a value of the wrong type, a key without a value, or what
+    the target itself refuses with a ValueError; the message starts with `key`.
+    """
+    return run(target, bind(target, options, key, given, beside), key)
+
+
+def bind(
+    target: Callable[..., Any], options: Values, key: str, given: Values | None = None, beside: Collection[str] = ()
+) -> dict[str, Any]:
+    """All arguments of `call`, checked and complete, without calling."""
+    given = given or {}
+    arguments = {**fit_arguments(target, options, key, given, beside), **given}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in _NAMED and parameter.default is parameter.empty and name not in arguments:
+            raise UserError(f"{key}.{name}: needs a value")
+    return arguments
+
+
+def run(target: Callable[..., T], arguments: Values, key: str) -> T:
+    """target(**arguments); a ValueError becomes a UserError that starts with the key as the user types it."""
+    try:
+        return target(**arguments)
+    except ValueError as error:  # UserError is one
+        raise UserError(_with_key(str(error), key, arguments)) from error
+
+
+def fit_arguments(
+    target: Callable[..., Any], options: Values, key: str, given: Collection[str] = (), beside: Collection[str] = ()
+) -> dict[str, Any]:
+    """`options` as arguments of `target`, converted to its annotations; UserError for what does not fit."""
+    wanted, typed = parameters(target), keys(target) - set(given)
+    arguments = {}
+    for name, value in options.items():
+        if name in given:
+            raise UserError(f"{key}.{name}: kdbench sets this one itself; leave it out")
+        if name not in typed and not _takes_all(target):
+            raise unknown_key(f"{key}.{name}", typed.union(beside), key)
+        arguments[name] = fit(value, wanted[name].annotation, f"{key}.{name}") if name in typed else value
+    return arguments
+
+
+def accepted(target: Callable[..., Any], given: Values) -> dict[str, Any]:
+    """Those of `given` that `target` has a parameter for."""
+    names = given.keys() if _takes_all(target) else keys(target)
+    return {name: value for name, value in given.items() if name in names}
+
+
+def keys(target: Callable[..., Any]) -> set[str]:
+    """The names of the arguments that can be passed by name."""
+    return {name for name, p in inspect.signature(target).parameters.items() if p.kind in _NAMED}
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a callable by name, annotations evaluated; one that cannot be evaluated allows anything."""
+    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    scope = getattr(function, "__globals__", {})
+    found = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        found[name] = parameter.replace(annotation=_evaluate(parameter.annotation, scope))
+    return found
+
+
+def unknown_key(full_key: str, known: Collection[str], owner: str) -> UserError:
+    """The error for a key that nothing reads."""
+    hint = nearest(full_key.rsplit(".", 1)[-1], known, f"Did you mean {owner}.{{}}? " if owner else "Did you mean {}? ")
+    names = ", ".join(sorted(known)) or "none"
+    return UserError(f"{full_key}: there is no such key. {hint}{f'Keys of {owner}' if owner else 'Keys'}: {names}")
+
+
+def _takes_all(target: Callable[..., Any]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
+
+
+def _evaluate(annotation: Any, scope: dict[str, Any]) -> Any:
+    if annotation is inspect.Parameter.empty:
+        return Any
+
+    def holder() -> None: ...
+
+    holder.__annotations__ = {"value": annotation}
+    try:
+        return get_type_hints(holder, globalns=scope)["value"]
+    except Exception:  # a name that is only imported for type checkers
+        return Any
+
+
+def _with_key(message: str, key: str, arguments: Values) -> str:
+    """Make a target's message start with the key as the user types it: "tau must be" -> "loss.tau: must be"."""
+    subject, _, rest = message.partition(" ")
+    last = key.rsplit(".", 1)[-1]
+    if subject.rstrip(":") == key or subject.startswith(f"{key}."):
+        return message
+    if subject.startswith(f"{last}."):
+        return f"{key}{subject.removeprefix(last)} {rest}"
+    if subject.split(".")[0].split("[")[0] in arguments:
+        return f"{key}.{subject}{'' if rest.startswith('=') else ':'} {rest}"
+    return f"{key}: {message}"

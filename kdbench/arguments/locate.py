@@ -1,0 +1,29 @@
+"""From a dotted path to the class or function that it names."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from kdbench.arguments.fit import show
+from kdbench.errors import UserError, nearest
+
+
+def locate(path: object, key: str = "_target_") -> Any:
+    """The class or function at a dotted path; the current folder is on the path. Raises UserError naming `key`."""
+    parts = path.split(".") if isinstance(path, str) else []
+    for length in range(len(parts) - 1, 0, -1):  # the longest importable module, then names inside it
+        module_name = ".".join(parts[:length])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except Exception as error:  # whatever a user's own module raises while it is imported
+            if isinstance(error, ModuleNotFoundError) and length > 1 and error.name == module_name:
+                continue
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{key} = {path}: cannot import {module_name} ({reason})") from error
+        for name in parts[length:]:
+            if not hasattr(found, name):
+                raise UserError(f"{key} = {path}: {module_name} has no {name}. {nearest(name, vars(found))}".rstrip())
+            found = getattr(found, name)
+        return found
+    raise UserError(f"{key} = {show(path)}: must be the dotted path of a class or function, e.g. package.module.name")
