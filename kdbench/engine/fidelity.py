@@ -46,9 +46,7 @@ def top_logit_difference(logits: Tensor, label: Tensor) -> Tensor:
     return own - others.max(1).values
 
 
-def _answers(
-    network: nn.Module, batches: EvalBatches, placement: Placement
-) -> tuple[Tensor, float | None, Tensor]:
+def _answers(network: nn.Module, batches: EvalBatches, placement: Placement) -> tuple[Tensor, float | None, Tensor]:
     """Logits [N, C], the mean Euclidean norm of the last linear layer's input, and labels [N]."""
     logits, norms, labels = [], [], []
     with evaluating(network), placement.autocast():

@@ -141,7 +141,5 @@ def _figures(
             right = reference[name].argmax(1).cpu() == split.labels.cpu()
             mine = torch.isin(split.labels.cpu(), torch.tensor(missing))
             figures[f"{when}/{name}/top1"] = right.float().mean().item()
-            figures[f"{when}/missing/{name}/top1"] = (
-                right[mine].float().mean().item() if bool(mine.any()) else None
-            )
+            figures[f"{when}/missing/{name}/top1"] = right[mine].float().mean().item() if bool(mine.any()) else None
     return figures

@@ -23,9 +23,7 @@ from kdbench.teachers.given import GivenTeacher
 Layer = Literal["first", "last"]
 
 
-def born_again(
-    recipe: Recipe, out: Path, generations: int = 3, share: list[Layer] | None = None
-) -> dict[str, Any]:
+def born_again(recipe: Recipe, out: Path, generations: int = 3, share: list[Layer] | None = None) -> dict[str, Any]:
     """`generations` students in turn, each with its own seeds, taught by the one before; `teacher=` teaches the first.
 
     The result is the last generation's. Its figures: after each generation the ensemble of all so far (the mean of
@@ -88,9 +86,7 @@ class sharing:
                 layer,
             )
         if not any(parameter.requires_grad for parameter in student.parameters()):
-            raise UserError(
-                "procedure.share: nothing is left to train, the student consists of the shared layers"
-            )
+            raise UserError("procedure.share: nothing is left to train, the student consists of the shared layers")
 
 
 def _take(own: nn.Module, given: nn.Module, layer: str) -> None:

@@ -9,9 +9,7 @@ from torch import Tensor
 from kdbench.engine.options import require
 
 
-def confusable_classes(
-    predictions: Tensor, clusters: int, size: int | None = None, seed: int = 0
-) -> list[list[int]]:
+def confusable_classes(predictions: Tensor, clusters: int, size: int | None = None, seed: int = 0) -> list[list[int]]:
     """Groups of classes that are often predicted together (Hinton et al. 2015, section 5.3); needs no true labels.
 
     predictions [N, C] probabilities. K-means on the columns of their covariance matrix [C, C]. `size` null: the

@@ -48,16 +48,10 @@ def ensemble_teacher(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> GivenTe
 
     Raises UserError for fewer than two members, for a member that cannot be had, and for two with the same weights.
     """
-    options = EnsembleOptions(
-        **{key: value for key, value in spec.network.config.items() if key != "_target_"}
-    )
+    options = EnsembleOptions(**{key: value for key, value in spec.network.config.items() if key != "_target_"})
     if len(options.members) < 2:
-        raise UserError(
-            f"teacher.members = {options.members}: must be at least two; for one use teacher=<network>"
-        )
-    members = [
-        obtain_teacher(replace(recipe, teacher=one), data) for one in member_specs(spec, options, recipe)
-    ]
+        raise UserError(f"teacher.members = {options.members}: must be at least two; for one use teacher=<network>")
+    members = [obtain_teacher(replace(recipe, teacher=one), data) for one in member_specs(spec, options, recipe)]
     return ensemble_of([m for m in members if m is not None], recipe, data, options, spec.allow_chance)
 
 
@@ -95,9 +89,7 @@ def member_specs(spec: TeacherSpec, options: EnsembleOptions, recipe: Recipe) ->
             seed = spec.seed + used.get(network.name, 0)
             used[network.name] = used.get(network.name, 0) + 1
         run, checkpoint = about.get("run"), about.get("checkpoint")
-        specs.append(
-            replace(spec, network=network, source=None, seed=int(seed), run=run, checkpoint=checkpoint)
-        )
+        specs.append(replace(spec, network=network, source=None, seed=int(seed), run=run, checkpoint=checkpoint))
     return specs
 
 
@@ -107,9 +99,7 @@ def _about(member: int | str | Mapping[str, Any], network: str) -> dict[str, Any
     if isinstance(member, Mapping):
         unknown = [str(key) for key in member if key not in _KEYS]
         if unknown:
-            raise UserError(
-                f"teacher.members: {unknown[0]} is no key of a member; its keys: {', '.join(_KEYS)}"
-            )
+            raise UserError(f"teacher.members: {unknown[0]} is no key of a member; its keys: {', '.join(_KEYS)}")
         return {"network": network, **member}
     if (Path(member) / NETWORK).exists():
         return {"network": network, "run": member}

@@ -73,9 +73,7 @@ def _meta(series: Series, network: nn.Module, lr: float, sample: bool, supervise
     )
     network = placement.put(copy.deepcopy(network)).requires_grad_(True)
     optimizer = make_optimizer(replace(recipe.teacher.optimizer, lr=lr), [network])
-    return MetaTeacher(
-        network, optimizer, labelled, placement.autocast, recipe.seeds.init, sample, supervised
-    )
+    return MetaTeacher(network, optimizer, labelled, placement.autocast, recipe.seeds.init, sample, supervised)
 
 
 def _teacher_after(series: Series, folder: Path, given: GivenTeacher) -> dict[str, float | None]:

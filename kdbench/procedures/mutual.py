@@ -46,9 +46,7 @@ def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None
     with opened(recipe, out) as series:
         joint = NetworkSpec(f"{len(specs)} peers", _joint_config(specs), lambda info: Peers.of(specs, info))
         base = recipe.loss
-        loss = LossSpec(
-            base.name, base.config, lambda: Mutual([base.make() for _ in _pairs(len(specs))], len(specs))
-        )
+        loss = LossSpec(base.name, base.config, lambda: Mutual([base.make() for _ in _pairs(len(specs))], len(specs)))
         stage = series.stage("together", student=joint, loss=loss)
         series.run(stage, None)
         together = network_of_run(stage.folder, recipe.catalogue)[1]
@@ -79,9 +77,7 @@ class Peers(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         answers = [peer(image) for peer in self.peers]
-        features = {
-            f"{i}.{key}": value for i, answer in enumerate(answers) for key, value in answer.features.items()
-        }
+        features = {f"{i}.{key}": value for i, answer in enumerate(answers) for key, value in answer.features.items()}
         features |= {f"{i}.logits": answer.logits for i, answer in enumerate(answers)}
         return Outputs(answers[0].logits, features)
 
@@ -137,11 +133,7 @@ class Mutual(DistillationLoss):
 
 def peer(outputs: Outputs, number: int) -> Outputs:
     """One peer's own outputs."""
-    own = {
-        key.partition(".")[2]: value
-        for key, value in outputs.features.items()
-        if key.startswith(f"{number}.")
-    }
+    own = {key.partition(".")[2]: value for key, value in outputs.features.items() if key.startswith(f"{number}.")}
     return Outputs(own.pop("logits"), own)
 
 

@@ -47,14 +47,10 @@ def noisy_student(
         assert teacher is not None
         rows = []
         for turn, spec in enumerate(specs, start=1):
-            folder, row = _iterate(
-                series, pool, teacher, spec, iterations - turn, labels, threshold, per_class
-            )
+            folder, row = _iterate(series, pool, teacher, spec, iterations - turn, labels, threshold, per_class)
             rows.append({"iteration": turn, **row})
             teacher = series.taught(folder) if turn < iterations else teacher
-        return series.conclude(
-            folder, {"labelled_images": float(len(pool.labelled))}, {"pseudo_labels": rows}
-        )
+        return series.conclude(folder, {"labelled_images": float(len(pool.labelled))}, {"pseudo_labels": rows})
 
 
 def _check(
@@ -91,9 +87,7 @@ def _iterate(
     if labels == "hard":
         chosen = replace(chosen, labels=answer[rows])
     known = pool.labelled
-    fixed = FixedTeacher(
-        _table(series, [(known, series.answers(teacher, known)), (pool.unlabelled, answers)])
-    )
+    fixed = FixedTeacher(_table(series, [(known, series.answers(teacher, known)), (pool.unlabelled, answers)]))
     stage = series.stage(
         f"student{len(series.entries) + 1}-{spec.name}",
         teacher=teacher,

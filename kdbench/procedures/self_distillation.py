@@ -33,9 +33,7 @@ def self_distillation(
     require(past in ("epoch", "average"), "procedure.past", past, "epoch or average")
     require(0 < decay < 1, "procedure.decay", decay, "in (0, 1)")
     stage = student_stage(recipe, recipe.data(), out)
-    itself = PastSelf(
-        steps_in_epoch(stage), place(recipe.trainer).autocast, decay if past == "average" else None
-    )
+    itself = PastSelf(steps_in_epoch(stage), place(recipe.trainer).autocast, decay if past == "average" else None)
     stage = replace(stage, adapt=itself.adapt)
     return run_stage(stage, GivenTeacher("itself", itself, None, 0, "", None, {}, {}))
 
@@ -43,7 +41,5 @@ def self_distillation(
 def steps_in_epoch(stage: Stage) -> int:
     """Batches in an epoch of the stage, without reading its images."""
     trainer = stage.trainer
-    order = Order(
-        len(stage.split), stage.schedule.batch_size, stage.seeds.data, trainer.drop_last, trainer.limit_steps
-    )
+    order = Order(len(stage.split), stage.schedule.batch_size, stage.seeds.data, trainer.drop_last, trainer.limit_steps)
     return order.steps

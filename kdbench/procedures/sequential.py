@@ -60,9 +60,7 @@ def _along(
     for hop, (spec, loss) in enumerate(zip(specs, losses, strict=True)):
         to_go = len(specs) - 1 - hop
         seeds = seeds_apart(series.recipe.seeds, to_go)
-        stage = series.stage(
-            f"{teacher.name}-{spec.name}", teacher=teacher, student=spec, loss=loss, seeds=seeds
-        )
+        stage = series.stage(f"{teacher.name}-{spec.name}", teacher=teacher, student=spec, loss=loss, seeds=seeds)
         result = series.run(stage, teacher)
         if to_go:
             teacher = series.taught(stage.folder)
@@ -80,9 +78,7 @@ def _networks(recipe: Recipe, chain: list[str] | None) -> list[NetworkSpec]:
         assert recipe.teacher is not None
         return [recipe.teacher.network, recipe.student]
     for key, place, end in (("teacher", 0, "begin"), ("student", -1, "end")):
-        typed = next(
-            (entry.split("=", 1)[1] for entry in recipe.record.overrides if entry.startswith(f"{key}=")), None
-        )
+        typed = next((entry.split("=", 1)[1] for entry in recipe.record.overrides if entry.startswith(f"{key}=")), None)
         if chain and typed is not None and typed != chain[place]:
             raise UserError(
                 f"procedure.chain = {chain}: must {end} with {typed}, as {key}={typed} says; or leave {key}= out"
@@ -120,9 +116,7 @@ def _headed(recipe: Recipe, specs: list[NetworkSpec]) -> Recipe:
     The teacher is `teacher=` with all its options if it is the chain's first network, or that network trained like it.
     """
     spec, student, record = recipe.teacher, specs[-1], recipe.record
-    require(
-        spec is not None, "teacher", "none", "a network: its schedule and optimizer train the chain's first"
-    )
+    require(spec is not None, "teacher", "none", "a network: its schedule and optimizer train the chain's first")
     assert spec is not None
     if specs[0].name != spec.network.name:
         spec = replace(spec, network=specs[0], checkpoint=None, run=None, source=None)

@@ -162,9 +162,7 @@ class Series:
         """A teacher's logits [N, C] on the images of a split as they are, not augmented."""
         assert teacher.network is not None
         size, placement = self.recipe.trainer.eval_batch_size, place(self.recipe.trainer)
-        batches = make_eval_batches(
-            self.data, split, size, placement.device, channels_last=placement.channels_last
-        )
+        batches = make_eval_batches(self.data, split, size, placement.device, channels_last=placement.channels_last)
         return all_logits(teacher.network, batches, placement)[0]
 
     def conclude(

@@ -64,9 +64,7 @@ def serve(
     return live
 
 
-def open_table(
-    teacher: GivenTeacher, data: Bundle, batches: EnumerableBatches, placement: Placement
-) -> TableTeacher:
+def open_table(teacher: GivenTeacher, data: Bundle, batches: EnumerableBatches, placement: Placement) -> TableTeacher:
     """A teacher that answers from its table, which is made if there is none. Raises OSError."""
     assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher)
     key, shape = identify(teacher.ask, teacher.weights, data, batches, placement.precision)

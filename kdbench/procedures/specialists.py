@@ -209,15 +209,12 @@ def covering(
     """Test images by the number of specialists that have their class: both accuracies and the relative gain
     (Hinton et al. 2015, table 4)."""
     labels = data.test.labels.to(fused.reference["test"].device)
-    times = torch.tensor(
-        [sum(c in group for group in groups) for c in range(len(data.classes))], device=labels.device
-    )
+    times = torch.tensor([sum(c in group for group in groups) for c in range(len(data.classes))], device=labels.device)
     rows = []
     for number in sorted(set(times[labels].tolist())):
         mine = times[labels] == number
         before, after = (
-            (given.reference["test"].argmax(1) == labels)[mine].float().mean().item()
-            for given in (generalist, fused)
+            (given.reference["test"].argmax(1) == labels)[mine].float().mean().item() for given in (generalist, fused)
         )
         gain = (after - before) / before if before else None
         about = {"specialists": number, "images": int(mine.sum()), "generalist": before, "fused": after}

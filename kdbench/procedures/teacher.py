@@ -50,9 +50,7 @@ def obtain_teacher(recipe: Recipe, data: Bundle) -> GivenTeacher | None:
     return introduced(make_given(name, network, folder, recipe, data), data, spec.allow_chance)
 
 
-def make_given(
-    name: str, network: nn.Module, folder: Path | None, recipe: Recipe, data: Bundle
-) -> GivenTeacher:
+def make_given(name: str, network: nn.Module, folder: Path | None, recipe: Recipe, data: Bundle) -> GivenTeacher:
     """Freeze, place and measure a trained network."""
     placement = place(recipe.trainer)
     network = freeze(placement.put(network))

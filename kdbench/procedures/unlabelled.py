@@ -60,9 +60,7 @@ def joined(parts: list[Split]) -> Split:
         return parts[0]
     images = [part.images for part in parts]
     if any(isinstance(image, ImageFiles) for image in images):
-        raise UserError(
-            "unlabelled images beside a dataset that is streamed from files are not supported here"
-        )
+        raise UserError("unlabelled images beside a dataset that is streamed from files are not supported here")
     tensors = [image for image in images if isinstance(image, Tensor)]
     labels, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "index"))
     return Split(torch.cat(tensors), labels, index)

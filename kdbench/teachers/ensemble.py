@@ -42,9 +42,7 @@ def normalised_weights(weights: Sequence[float] | None, members: int) -> list[fl
     if weights is None:
         return [1 / members] * members
     if len(weights) != members or any(not 0 < w < math.inf for w in weights):
-        raise UserError(
-            f"teacher.weights must be {members} numbers above 0, one a member, got {list(weights)}"
-        )
+        raise UserError(f"teacher.weights must be {members} numbers above 0, one a member, got {list(weights)}")
     return [w / sum(weights) for w in weights]
 
 
@@ -93,8 +91,6 @@ def share_recovered(student: float, members: float, ensemble: float) -> float | 
 
 def mean_metrics(members: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The mean over members of every number that all of them have."""
-    numbers = [
-        {key: value for key, value in member.items() if isinstance(value, (int, float))} for member in members
-    ]
+    numbers = [{key: value for key, value in member.items() if isinstance(value, (int, float))} for member in members]
     common = [key for key in numbers[0] if all(key in other for other in numbers)]
     return {key: sum(member[key] for member in members) / len(members) for key in common}

@@ -13,9 +13,7 @@ from kdbench.types import Outputs
 FLOOR = 1e-10  # the least probability that counts: below it, q cannot be told from 0 in float64
 
 
-def fuse(
-    general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, active: Tensor, steps: int = 60
-) -> Tensor:
+def fuse(general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, active: Tensor, steps: int = 60) -> Tensor:
     """The q [B, C] that minimises KL(general || q) + sum over active m of KL(specialist m || q as m sees it).
 
     general [B, C] the generalist's probabilities; special [B, M, C] the specialists', 0 outside of their classes;
@@ -152,9 +150,7 @@ class Fused(nn.Module):
 
     def active(self, general: Tensor) -> Tensor:
         """[B, M] bool: the specialists that have one of the generalist's `top` most probable classes."""
-        chosen = torch.zeros_like(general, dtype=torch.bool).scatter(
-            1, general.topk(self.top, 1).indices, True
-        )
+        chosen = torch.zeros_like(general, dtype=torch.bool).scatter(1, general.topk(self.top, 1).indices, True)
         return (chosen[:, None, :] & self.covers).any(2)
 
 

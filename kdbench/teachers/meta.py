@@ -67,9 +67,7 @@ class MetaTeacher:
             with self.context():
                 logits = self.network(batch.image).logits
             logits = logits.float()
-            label = (
-                torch.multinomial(logits.detach().softmax(1), 1)[:, 0] if self.sample else logits.argmax(1)
-            )
+            label = torch.multinomial(logits.detach().softmax(1), 1)[:, 0] if self.sample else logits.argmax(1)
         labelled = next(self._stream)
         self._pending = _Pending(logits, label, labelled, self._student_loss(labelled))
         self.steps += 1

@@ -34,11 +34,7 @@ def test_a_teacher_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
     def watched(self: Series, stage: Stage, teacher: GivenTeacher) -> dict:
         found = run(self, stage, teacher)
         network = teacher.network
-        assert (
-            network is not None
-            and not network.training
-            and weight_hash(network.state_dict()) == teacher.weights
-        )
+        assert network is not None and not network.training and weight_hash(network.state_dict()) == teacher.weights
         assert all(p.grad is None and not p.requires_grad for p in teacher.ask.network.parameters())  # type: ignore[attr-defined]
         assert not teacher.ask.network.training  # type: ignore[attr-defined]
         seen.append(teacher.weights)
@@ -81,9 +77,7 @@ def test_ensembles_average_the_predictions_with_and_without_the_first_teacher():
         ("ensemble_with_teacher/2", answers),
     ):
         probability = torch.stack(members).mean(0)
-        assert figures[f"{name}/test/top1"] == pytest.approx(
-            (probability.argmax(1) == labels).float().mean().item()
-        )
+        assert figures[f"{name}/test/top1"] == pytest.approx((probability.argmax(1) == labels).float().mean().item())
         nll = -probability.gather(1, labels[:, None]).log().mean().item()
         assert figures[f"{name}/test/nll"] == pytest.approx(nll, abs=1e-5)
 

@@ -43,17 +43,13 @@ def test_limits(logits: list[torch.Tensor]):
     high = ensemble_logits(logits, tau=3000.0)
     assert (F.log_softmax(high, 1) - geometric).abs().max() < 0.05
     assert torch.equal(ensemble_logits(logits, tau=math.inf), ensemble_logits(logits, mean="geometric"))
-    assert (
-        F.log_softmax(ensemble_logits([logits[0]] * 2), 1) - F.log_softmax(logits[0], 1)
-    ).abs().max() < 1e-5
+    assert (F.log_softmax(ensemble_logits([logits[0]] * 2), 1) - F.log_softmax(logits[0], 1)).abs().max() < 1e-5
     extreme = ensemble_logits([torch.tensor([[1000.0, -1000.0]]), torch.tensor([[-1000.0, 1000.0]])])
     assert torch.isfinite(extreme).all() and extreme.softmax(1) == pytest.approx(0.5)
 
 
 def test_share_recovered():
-    assert share_recovered(0.608, 0.589, 0.611) == pytest.approx(
-        0.8636, abs=1e-4
-    )  # Hinton et al. 2015, table 1
+    assert share_recovered(0.608, 0.589, 0.611) == pytest.approx(0.8636, abs=1e-4)  # Hinton et al. 2015, table 1
     assert share_recovered(0.5, 0.6, 0.6) is None
 
 
@@ -72,9 +68,7 @@ def test_three_seeds_of_one_network_teach_a_student():
     assert teacher["name"] == "ensemble" and len({m["weights"] for m in members}) == 3
     mean = sum(m["test/top1"] for m in members) / 3
     assert teacher["members/test/top1"] == pytest.approx(mean)
-    assert found["figures"]["recovered/test/top1"] == share_recovered(
-        last["test/top1"], mean, teacher["test/top1"]
-    )
+    assert found["figures"]["recovered/test/top1"] == share_recovered(last["test/top1"], mean, teacher["test/top1"])
     assert found["figures"].keys() == {"recovered/test/top1", "recovered/val/top1"}
 
 

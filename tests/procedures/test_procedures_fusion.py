@@ -29,9 +29,7 @@ def problem(seed: int, specialists: int, overlap: bool) -> tuple[Tensor, Tensor,
     return general, special, answers[:, :, 3], covers
 
 
-def objective(
-    q: Tensor, general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, active: Tensor
-) -> Tensor:
+def objective(q: Tensor, general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, active: Tensor) -> Tensor:
     """Equation 5 of Hinton et al. 2015, written out: [B]."""
     total = (torch.xlogy(general, general) - general * q.log()).sum(1)
     for m in range(len(covers)):

@@ -56,18 +56,14 @@ def test_trust():
 def test_a_fixed_teacher_answers_by_row_whatever_the_view():
     table = torch.randn(6, 3)
     target = Target(torch.zeros(4, dtype=torch.int64), torch.tensor([5, 0, 0, 2]), torch.zeros(()))
-    answers = [
-        FixedTeacher(table)(Batch(torch.randn(4, 1, 2, 2), view, target)).logits for view in torch.arange(2)
-    ]
+    answers = [FixedTeacher(table)(Batch(torch.randn(4, 1, 2, 2), view, target)).logits for view in torch.arange(2)]
     assert torch.equal(answers[0], table[[5, 0, 0, 2]]) and torch.equal(*answers)
 
 
 def test_each_student_labels_for_the_next():
     out = train(*WORDS, "procedure.students=[mlp,resnet8]", "procedure.labels=hard")
     first, second = (result(stage) for stage in stages(out))
-    assert (
-        second["teacher"]["weights"] == first["student"]["weights"] and second["student"]["name"] == "resnet8"
-    )
+    assert second["teacher"]["weights"] == first["student"]["weights"] and second["student"]["name"] == "resnet8"
     rows = result(out)["tables"]["pseudo_labels"]
     assert [row["images"] for row in rows] == [36, 36] and result(out)["figures"]["labelled_images"] == 12
     assert first["images"]["train"] == 48

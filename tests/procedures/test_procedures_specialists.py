@@ -79,9 +79,7 @@ def test_conditional_accuracy_allows_the_classes_only():
     assert conditional(logits, torch.tensor([0, 0, 0]), [1, 2]) is None
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["procedure.size=2", "procedure.top=2"]], ids=["parting", "overlapping"]
-)
+@pytest.mark.parametrize("words", [[], ["procedure.size=2", "procedure.top=2"]], ids=["parting", "overlapping"])
 def test_the_whole(words: list[str]):
     out = train(*WORDS, *words, "procedure.epochs=1")
     found = result(out)

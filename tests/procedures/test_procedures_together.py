@@ -41,9 +41,7 @@ def a_batch(seed: int, size: int = 6) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(size, 1, 2, 2, generator=generator)
     label = torch.randint(3, (size,), generator=generator)
-    return Batch(
-        image, torch.zeros(size, dtype=torch.int64), Target(label, torch.arange(size), torch.zeros(()))
-    )
+    return Batch(image, torch.zeros(size, dtype=torch.int64), Target(label, torch.arange(size), torch.zeros(())))
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -55,9 +53,7 @@ def test_mutual_learning_is_each_peers_loss_with_all_others(count: int):
     mutual(joint(batch.image), None, batch.target).total.backward()
     for number in range(count):
         alone = Linear(number)
-        others = [
-            Linear(other)(batch.image).logits.softmax(1).detach() for other in range(count) if other != number
-        ]
+        others = [Linear(other)(batch.image).logits.softmax(1).detach() for other in range(count) if other != number]
         log_p = alone(batch.image).logits.log_softmax(1)
         loss = nn.functional.nll_loss(log_p, batch.target.label)
         loss = loss + sum((q * (q.log() - log_p)).sum(1).mean() for q in others) / (count - 1)
@@ -121,9 +117,7 @@ class Labelled:
 def test_feedback_is_the_first_order_form_of_the_papers_product():
     """The teacher's gradient is lr <grad of the labelled loss, grad of the pseudo-labelled loss> grad CE(t, pseudo)."""
     student, network, batch, lr = Linear(0), Linear(1), a_batch(3), 1e-3
-    teacher = MetaTeacher(
-        network, torch.optim.SGD(network.parameters(), 1.0), Labelled(), torch.no_grad, 0, False, 0.0
-    )
+    teacher = MetaTeacher(network, torch.optim.SGD(network.parameters(), 1.0), Labelled(), torch.no_grad, 0, False, 0.0)
     teacher.context = torch.enable_grad
     teacher.adapt(student)
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
@@ -154,9 +148,7 @@ def test_a_teacher_that_learns_is_resumed(monkeypatch: pytest.MonkeyPatch):
     ]
     whole = result(train(*words, out="whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            Learner, "step", _fails_at(5)
-        )  # 24 unlabelled images: the second step of the second epoch
+        patch.setattr(Learner, "step", _fails_at(5))  # 24 unlabelled images: the second step of the second epoch
         with pytest.raises(KeyboardInterrupt):
             train(*words, out="cut")
     assert not (Path("cut/stages/1-taught") / "result.json").exists()
