@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 import yaml
-from shell import TINY, in_its_own_process, kdbench, result
+from killing import KILLED, in_its_own_process
+from shell import TINY, kdbench, result
 
 from kdbench.configure.launch import Sweep
 from kdbench.engine.learner import Learner
@@ -141,28 +141,18 @@ def test_a_teacher_that_cannot_be_had_fails_every_run_with_its_reason(capfd):
     assert "2 of 2 runs failed" in error and error.count("nowhere: no such run folder") == 2
 
 
-KILL = """
-import os, signal, time
-from pathlib import Path
-from kdbench.engine.learner import Learner
-step, count = Learner.step, [0]
-def killed(self, *args):
-    step(self, *args)
-    count[0] += 1
-    if count[0] == 14:  # after the teacher's 6 and an epoch of two students: in their second
-        for _ in range(300):  # checkpoints are written beside the training
-            time.sleep(0.1 if len(list(Path("cut").rglob("checkpoint.pt"))) < 2 else 0)
-        os.kill(os.getpid(), signal.SIGKILL)
-Learner.step = killed
+# In the students' second epoch: after the teacher's 6 steps and an epoch of both.
+CUT = """
+from killing import kill_at
 from test_cohort_runs import sweep, COHORT
+kill_at(14, "cut", checkpoints=2)
 sweep("loss.tau=1,2", COHORT, outputs="cut")
 """
 
 
 def test_a_killed_cohort_goes_on_where_it_was(asked):
-    path = str(Path(__file__).parent)
-    done = in_its_own_process(f"import sys; sys.path.insert(0, {path!r})\n{KILL}")
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = in_its_own_process(CUT, __file__)
+    assert done.returncode == KILLED, done.stderr
     cut = list(Path("cut").rglob("checkpoint.pt"))
     assert len(cut) == 2 and not runs("cut")
     cut[0].unlink()  # this one did not get so far

@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -77,13 +74,3 @@ def refusal(*words: str, without: Sequence[str] = ()) -> str:
 
 def stages(folder: Path) -> list[Path]:
     return sorted((folder / "stages").iterdir(), key=lambda path: int(path.name.split("-")[0]))
-
-
-def in_its_own_process(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code that may kill itself, in the current folder."""
-    here = Path(__file__).parents[2]
-    path = os.pathsep.join([str(here), str(here / "kdbench/_hydra"), str(Path(__file__).parent)])
-    environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
-    )

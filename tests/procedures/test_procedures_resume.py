@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
-from procedures_parts import MLPS, in_its_own_process, refusal, result, stages, train
+from killing import KILLED, in_its_own_process
+from procedures_parts import MLPS, refusal, result, stages, train
 from safetensors.torch import load_file
 
 WORDS = [
@@ -19,17 +19,10 @@ WORDS = [
 
 # 48 training images in batches of 16: 3 steps an epoch. The teacher takes 6 steps, generation 1 nine; step 21 is in the
 # second epoch of generation 2.
-KILLED = """
-import os, signal
-from kdbench.engine.learner import Learner
-step, count = Learner.step, [0]
-def killed(self, *args):
-    step(self, *args)
-    count[0] += 1
-    if count[0] == {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-Learner.step = killed
+CUT = """
+from killing import kill_at
 from procedures_parts import train
+kill_at(21, "cut", checkpoints=2)
 train(*{words!r}, out="cut")
 """
 
@@ -42,8 +35,8 @@ def test_killed_in_stage_two_of_three():
     whole = train(*WORDS, out="whole")
     Path("outputs/teachers").rename("kept")
     cut = Path("cut")
-    killed = in_its_own_process(KILLED.format(at=21, words=WORDS))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = in_its_own_process(CUT.format(words=WORDS), __file__)
+    assert killed.returncode == KILLED, killed.stderr
     first, second = stages(cut)
     assert (first / "result.json").exists() and not (second / "result.json").exists()
     assert not (cut / "result.json").exists()

@@ -1,10 +1,8 @@
-"""Running the real command line: in this process, or in one of its own that can be killed."""
+"""Running the real command line: in this process."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -44,11 +42,3 @@ def tiny(*words: str) -> list[str]:
 
 def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-
-
-def in_its_own_process(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code that may kill itself, in the current folder."""
-    here = Path(__file__).parents[2]
-    path = os.pathsep.join([str(here), str(here / "kdbench/_hydra"), str(Path(__file__).parent)])
-    environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)

@@ -1,26 +1,17 @@
 """Killed at any moment, a run continues to the weights that it would have had."""
 
-import signal
 from pathlib import Path
 
 import pytest
+from killing import KILLED, in_its_own_process
 from safetensors.torch import load_file
-from shell import in_its_own_process, kdbench, result, tiny, train
-
-KILLED = -signal.SIGKILL
+from shell import kdbench, result, tiny, train
 
 # Kills the process in its second epoch, or half-way through writing a checkpoint.
 IN_AN_EPOCH = """
-import os, signal
-from kdbench.engine.learner import Learner
-step, count = Learner.step, [0]
-def killed(self, *args):
-    step(self, *args)
-    count[0] += 1
-    if count[0] == {steps}:
-        os.kill(os.getpid(), signal.SIGKILL)
-Learner.step = killed
+from killing import kill_at
 from shell import train
+kill_at(6, {folder!r})
 train({words})
 """
 IN_A_WRITE = """
@@ -55,11 +46,11 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     "code",
-    [IN_AN_EPOCH.format(steps=6, words="'hydra.run.dir=cut'"), IN_A_WRITE.format(words="'hydra.run.dir=cut'")],
+    [IN_AN_EPOCH.format(folder="cut", words="'hydra.run.dir=cut'"), IN_A_WRITE.format(words="'hydra.run.dir=cut'")],
     ids=["in an epoch", "in a checkpoint write"],
 )
 def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, code):
-    done = in_its_own_process(code)
+    done = in_its_own_process(code, __file__)
     assert done.returncode == KILLED, done.stderr
     cut = Path("cut")
     assert not (cut / "result.json").exists() and (cut / "checkpoint.pt").exists()
@@ -69,8 +60,8 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, code):
 
 def test_an_interrupted_teacher_continues(uninterrupted):
     teacher = Path(result(uninterrupted)["teacher"]["folder"])
-    code = IN_AN_EPOCH.format(steps=6, words="'hydra.run.dir=cut', 'paths.teachers=other'")
-    assert in_its_own_process(code).returncode == KILLED
+    code = IN_AN_EPOCH.format(folder="other", words="'hydra.run.dir=cut', 'paths.teachers=other'")
+    assert in_its_own_process(code, __file__).returncode == KILLED
     train("hydra.run.dir=cut", "paths.teachers=other")
     other = Path(result(Path("cut"))["teacher"]["folder"])
     assert other != teacher and other.name == teacher.name
@@ -90,8 +81,8 @@ def test_a_finished_run_is_shown_and_force_runs_it_again(capsys):
 
 
 def test_a_folder_with_another_unfinished_run_is_refused(capsys):
-    code = IN_AN_EPOCH.format(steps=6, words="'loss=ce', 'teacher=none'")
-    assert in_its_own_process(code).returncode == KILLED
+    code = IN_AN_EPOCH.format(folder="run", words="'loss=ce', 'teacher=none'")
+    assert in_its_own_process(code, __file__).returncode == KILLED
     assert kdbench("train", *tiny("teacher=none"), "hydra.run.dir=run", "loss=ce", "teacher=none", "seed=5") != 0
     shown = capsys.readouterr()
     assert "another configuration" in shown.err + shown.out
