@@ -33,6 +33,13 @@ failure_log = logging.getLogger("kdbench.failure")  # the run's log file only (c
 Task = Callable[[DictConfig], Any]
 
 
+def _with_path_quoted(word: str) -> str:
+    """`key=path` with a path that is there in quotes: a run folder's name has commas, which would make it a sweep."""
+    key, _, value = word.partition("=")
+    plain = "," in value and "'" not in value and not word.startswith("-")
+    return f"{key}='{value}'" if plain and os.path.exists(value) else word
+
+
 def launch(task: Task, refuse: Task | None = None, config_name: str = "train", overrides: Sequence[str] = ()) -> int:
     """Compose the command line (sys.argv) and run `task(cfg)` in its run folder; with -m, once for every point.
 
@@ -40,7 +47,7 @@ def launch(task: Task, refuse: Task | None = None, config_name: str = "train", o
     first one runs. `overrides` are a command's own, before the user's. Returns the exit code: 1 if a run of a sweep
     failed. Raises UserError for a command line that cannot run; in a single run whatever the task raises.
     """
-    arguments = sys.argv[1:]
+    arguments = [_with_path_quoted(word) for word in sys.argv[1:]]
     # argparse wants all overrides in one row: a -m between them would cut it in two.
     flags = [word for word in arguments if word in ("-m", "--multirun")]
     arguments = [*flags, *(word for word in arguments if word not in flags)]

@@ -41,6 +41,13 @@ def test_any_student_becomes_a_teacher_by_its_run_folder():
     assert second["teacher"]["name"] == "mlp" and second["teacher"]["folder"] == "a"
 
 
+def test_a_run_folder_with_commas_in_its_name_needs_no_quotes():
+    first = train("hydra.run.dir=a", "student=mlp", "student.hidden=[16]").rename("a,loss.tau=2")
+    second = result(train("hydra.run.dir=b", f"teacher.run={first}"))
+    assert second["teacher"]["weights"] == result(first)["student"]["weights"]
+    assert second["teacher"]["folder"] == "a,loss.tau=2"
+
+
 def test_a_checkpoint_of_another_tool_becomes_a_teacher():
     network = freeze(ResNet(depth=8, widths=[16, 16, 32, 64], num_classes=4, in_channels=3, image_size=8))
     torch.save({"model": {f"module.{k}": v for k, v in network.state_dict().items()}, "epoch": 240}, "teacher.pth")
