@@ -172,8 +172,7 @@ def _key_fault(override: Override, cfg: DictConfig, places: Sequence[Path]) -> s
     if override.package is not None:
         return f"{typed}: there is no group '{key}'. {nearest(key, cfg)}".rstrip()
     if depth == len(parts):
-        exists = override.is_add() and not isinstance(override.value(), (dict, list))
-        return f"{typed}: {key} exists; write it without the +: {str(typed).lstrip('+')}" if exists else None
+        return _existing_fault(override, cfg)
     if override.is_add() or override.is_force_add():
         return None
     owner = ".".join(parts[:depth])
@@ -181,6 +180,23 @@ def _key_fault(override: Override, cfg: DictConfig, places: Sequence[Path]) -> s
     if not isinstance(node, DictConfig):
         return f"{typed}: {owner} is a value and has no keys"
     return f"{typed}: {_unknown(parts, depth, node, cfg.hydra.runtime.choices, places, override)}"
+
+
+def _existing_fault(override: Override, cfg: DictConfig) -> str | None:
+    """What is wrong with a value for a key that is there."""
+    key, typed, value = override.key_or_group, override.input_line, override.value()
+    if override.is_add() and not isinstance(value, (dict, list)):
+        return f"{typed}: {key} exists; write it without the +: {str(typed).lstrip('+')}"
+    node = OmegaConf.select(cfg, key)
+    if override.is_add() or not isinstance(value, dict) or not isinstance(node, DictConfig):
+        return None
+    new = next((name for name in value if name not in node), None)
+    if new is None:
+        return None
+    if not node:
+        return f"{typed}: {key} has no key '{new}'. To add it: +{typed}"
+    hint = nearest(str(new), [str(name) for name in node], "Did you mean {}? ")
+    return f"{typed}: {key} has no key '{new}'. {hint}Keys of {key}: {', '.join(map(str, node))}"
 
 
 def _has(cfg: DictConfig, parts: Sequence[str]) -> bool:
@@ -214,6 +230,8 @@ def _unknown(
         words.append(f"It is a key of {shown}{' and others' if len(holders) > 5 else ''}.")
     elif owner in OPTIONS and missing in parameters(locate(OPTIONS[owner])):
         words.append(f"It can be added (+{override.input_line}).")
+    elif owner and not keys:
+        words.append(f"Keys of {owner} are added with a +: +{override.input_line}")
     if keys:
         words.append(f"Keys{f' of {owner}' if owner else ''}: {', '.join(keys)}")
     return " ".join(words)
