@@ -58,11 +58,11 @@ def summary(group: str, places: Sequence[Path]) -> str:
 
 
 def headline(file: Path) -> str:
-    """The first comment of a configuration file: what it is, in a line."""
+    """What an option is: the first sentence of the file's first comment, without the option's own name in front."""
     for line in file.read_text(encoding="utf-8").splitlines():
         comment = _COMMENT.match(line)
         if comment:
-            return comment.group(1)
+            return re.split(r"\.\s+(?=[A-Z])", comment.group(1).removeprefix(f"{file.stem}: "))[0].rstrip(".")
         if line.strip() and not line.startswith("#"):
             break
     return ""

@@ -96,9 +96,9 @@ def test_list_without_a_group_names_all(kdbench):
 
 def test_list_pattern_and_a_users_folder(kdbench, tmp_path):
     (tmp_path / "student").mkdir()
-    (tmp_path / "student" / "mynet.yaml").write_text("# My own network.\n_target_: mine.Net\n")
-    assert kdbench("list", "student", "myn*", "--config-dir", str(tmp_path))[1].startswith("mynet  My own network.\n")
-    assert kdbench("list", "teacher", "mynet", "--config-dir", str(tmp_path))[1].startswith("mynet  My own network.\n")
+    (tmp_path / "student" / "mynet.yaml").write_text("# mynet: My own network. By J. Doe.\n_target_: mine.Net\n")
+    assert kdbench("list", "student", "myn*", "--config-dir", str(tmp_path))[1].startswith("mynet  My own network\n")
+    assert kdbench("list", "teacher", "mynet", "--config-dir", str(tmp_path))[1].startswith("mynet  My own network\n")
     assert [line.split()[0] for line in kdbench("list", "loss", "dkd")[1].splitlines()][:1] == ["dkd"]
 
 
