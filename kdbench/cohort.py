@@ -16,8 +16,9 @@ from kdbench.procedures.folder import RESULT
 from kdbench.procedures.recipe import Recipe
 from kdbench.procedures.room import parts
 from kdbench.procedures.single import student_stage
-from kdbench.procedures.stage import Stage, run_stages
+from kdbench.procedures.stage import Stage
 from kdbench.procedures.teacher import obtain_teacher
+from kdbench.procedures.train import run_stages
 from kdbench.report import show
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from kdbench.engine.device import place
 from kdbench.engine.options import require
 from kdbench.procedures.recipe import Recipe
 from kdbench.procedures.single import student_stage
-from kdbench.procedures.stage import Stage, run_stage
+from kdbench.procedures.stage import Stage
+from kdbench.procedures.train import run_stage
 from kdbench.teachers.given import GivenTeacher
 from kdbench.teachers.past import PastSelf
 

@@ -26,8 +26,9 @@ from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.procedures.folder import NETWORK, RESULT, clear, network_of_run, save_config, save_network
 from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds
-from kdbench.procedures.stage import Stage, only_here, run_stage
+from kdbench.procedures.stage import Stage
 from kdbench.procedures.teacher import introduced, make_given, measure
+from kdbench.procedures.train import only_here, run_stage
 from kdbench.teachers.given import GivenTeacher
 
 Adapt = Callable[[nn.Module, "GivenTeacher | None"], None]

@@ -8,8 +8,9 @@ from typing import Any
 from kdbench.data.bundle import Bundle
 from kdbench.engine.options import require
 from kdbench.procedures.recipe import Recipe
-from kdbench.procedures.stage import Stage, run_stage
+from kdbench.procedures.stage import Stage
 from kdbench.procedures.teacher import obtain_teacher
+from kdbench.procedures.train import run_stage
 
 
 def single(recipe: Recipe, out: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from kdbench.models.fold import fold_batchnorm
 from kdbench.models.weights import load_into, read_weights, weight_hash
 from kdbench.procedures.folder import network_of_run
 from kdbench.procedures.recipe import LossSpec, Recipe, Record, Seeds, TeacherSpec
-from kdbench.procedures.stage import Stage, eval_sets, run_stage
+from kdbench.procedures.stage import Stage, eval_sets
+from kdbench.procedures.train import run_stage
 from kdbench.teachers.given import GivenTeacher
 from kdbench.teachers.home import Tables
 from kdbench.teachers.live import LiveTeacher, chunk_for, freeze

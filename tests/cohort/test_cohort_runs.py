@@ -12,7 +12,7 @@ from shell import TINY, kdbench, result
 
 from kdbench.configure.launch import Sweep
 from kdbench.engine.learner import Learner
-from kdbench.procedures import stage as stages
+from kdbench.procedures import train as stages
 from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.table import LogitTable
 
