@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +38,17 @@ def main() -> int:
     for folder, reason in found.problems:
         print(f"left out: {folder}: {reason}", file=sys.stderr)
     return 0
+
+
+def print_runs(folders: Sequence[Path]) -> None:
+    """The table of a sweep, the best setting first; nothing for fewer than two finished runs."""
+    runs = read_runs(folders).runs
+    if len(runs) < 2:
+        return
+    comparison = compare(runs)
+    comparison.rows.sort(key=_order(comparison, None, ["last"]))
+    print()
+    _print_table(comparison)
 
 
 def _parse() -> argparse.Namespace:

@@ -8,11 +8,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kdbench import configure
+from kdbench.commands.compare import print_runs
 from kdbench.errors import UserError
 
 
 def main() -> int:
-    return configure.launch(train, refuse)
+    return configure.launch(train, refuse, ended=print_runs)
 
 
 def train(cfg: DictConfig) -> float | None:

@@ -40,12 +40,19 @@ def _with_path_quoted(word: str) -> str:
     return f"{key}='{value}'" if plain and os.path.exists(value) else word
 
 
-def launch(task: Task, refuse: Task | None = None, config_name: str = "train", overrides: Sequence[str] = ()) -> int:
+def launch(
+    task: Task,
+    refuse: Task | None = None,
+    config_name: str = "train",
+    overrides: Sequence[str] = (),
+    ended: Callable[[Sequence[Path]], None] | None = None,
+) -> int:
     """Compose the command line (sys.argv) and run `task(cfg)` in its run folder; with -m, once for every point.
 
     `refuse(cfg)` may raise a UserError for what the task could not run: asked for every point of a sweep before the
-    first one runs. `overrides` are a command's own, before the user's. Returns the exit code: 1 if a run of a sweep
-    failed. Raises UserError for a command line that cannot run; in a single run whatever the task raises.
+    first one runs. `overrides` are a command's own, before the user's. `ended` is called once after a sweep, with the
+    folders of the runs that did not fail. Returns the exit code: 1 if a run of a sweep failed. Raises UserError for a
+    command line that cannot run; in a single run whatever the task raises.
     """
     arguments = [_with_path_quoted(word) for word in sys.argv[1:]]
     # argparse wants all overrides in one row: a -m between them would cut it in two.
@@ -70,6 +77,8 @@ def launch(task: Task, refuse: Task | None = None, config_name: str = "train", o
         raise UserError(message) from error
     if failures:
         raise failures[0]
+    if ended is not None and sweep.folders:
+        ended(sweep.folders)
     return sweep.report()
 
 
@@ -106,6 +115,7 @@ class Sweep:
     def __init__(self, refuse: Task | None) -> None:
         self.refuse = refuse
         self.runs = 0
+        self.folders: list[Path] = []  # of the runs that did not fail
         self.failed: list[tuple[str, BaseException]] = []
 
     @contextmanager
@@ -125,6 +135,8 @@ class Sweep:
         if job.status == JobStatus.FAILED:
             self.failed.append((" ".join(filter_overrides(job.overrides or [])), job._return_value))
             job.status, job.return_value = JobStatus.COMPLETED, None
+        elif job.hydra_cfg is not None:
+            self.folders.append(Path(job.hydra_cfg.hydra.runtime.output_dir))
 
     def report(self) -> int:
         """Print what failed; the exit code."""

@@ -64,6 +64,18 @@ def test_a_run_a_sweep_and_the_same_run_again_share_folders(train):
     assert (first / "train.log").read_text().count("INFO") > 0
 
 
+@pytest.mark.parametrize("launcher", ["basic", "cohort"])
+def test_a_sweep_ends_in_one_table(train, launcher):
+    sweep = ["-m", *SMOKE, "teacher=none", f"hydra/launcher={launcher}", "seed=0,1"]
+    code, out, _ = train(*sweep, "loss=ce,kl,focal")  # kl needs a teacher
+    assert code == 1
+    header, *rows = [line.split() for line in out.rstrip().splitlines()[-3:]]
+    assert header[0] == "loss" and "n" in header
+    assert {row[0] for row in rows} == {"ce", "focal"}
+    assert {row[4] for row in rows} == {"2"}, rows  # two seeds, one row
+    assert "the same in all" not in train("-m", *SMOKE, "teacher=none", "loss=ce")[1], "one run is no comparison"
+
+
 def test_a_failed_run_does_not_lose_the_others(train):
     code, out, err = train("-m", *SMOKE, "teacher=none", "loss=kl,ce")
     assert code == 1
