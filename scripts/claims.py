@@ -329,14 +329,19 @@ CLAIMS = {"hinton2015": HINTON, "furlanello2018": BORN_AGAIN, "kim2021": KIM, **
 def rows(top: Path, size: str) -> Iterator[list[str]]:
     """A row for each claim whose runs are there."""
     for paper, claims in CLAIMS.items():
-        runs = Runs(top / f"{paper}-{size}", paper)
+        folder = top / f"{paper}-{size}"
+        if not folder.is_dir():
+            print(f"{paper}: not run: scripts/reproduce_{paper}.sh {size} writes {folder}", file=sys.stderr)
+            continue
+        runs = Runs(folder, paper)
+        lacking: dict[str, list[str]] = {}  # the claims by what they lack
         for claim in claims:
             try:
-                found = claim.figure(runs)
+                yield row(paper, claim, claim.figure(runs))
             except LookupError as error:
-                print(f"{paper} {claim.name}: {error}", file=sys.stderr)
-                continue
-            yield row(paper, claim, found)
+                lacking.setdefault(str(error), []).append(claim.name)
+        for reason, names in lacking.items():
+            print(f"{paper} {', '.join(dict.fromkeys(names))}: {reason}", file=sys.stderr)
 
 
 def row(paper: str, claim: Claim, found: BySeed) -> list[str]:
