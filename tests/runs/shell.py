@@ -1,4 +1,4 @@
-"""Running the real command line: in this process."""
+"""Running the real command line in this process."""
 
 from __future__ import annotations
 

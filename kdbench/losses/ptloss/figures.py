@@ -50,7 +50,7 @@ def candidate_figure(table: list[dict[str, Any]], criterion: str) -> Figure:
     axes.plot(ranks, [row["choose"] for row in table], "-", label="where it was chosen")
     teacher = next(row for row in table if row["origin"].startswith("teacher"))
     axes.axhline(teacher["held_out"], color="k", linestyle="--", linewidth=1, label="teacher, held out")
-    axes.axvline(teacher["rank"], color="k", linestyle=":", linewidth=1)
+    axes.axvline(teacher["rank"], color="k", linestyle=":", linewidth=1, label="teacher's rank")
     axes.set(xlabel="candidate, best first", ylabel=criterion, title="proxy teachers against labels (lower is better)")
     axes.legend(fontsize="small")
     return figure
