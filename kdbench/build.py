@@ -18,20 +18,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdbench.arguments import locate
 from kdbench.configure import check_node, config_hash, construct
+from kdbench.data.augment.mix import make_mix
+from kdbench.data.augment.views import Identity
 from kdbench.data.bundle import Bundle
-from kdbench.data.mix import make_mix
-from kdbench.data.views import Identity
 from kdbench.engine.checkpoint import read_json
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
 from kdbench.engine.schedule import lr_factors
 from kdbench.errors import UserError
-from kdbench.procedures import tables
-from kdbench.procedures.folder import RESULT
-from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds, TeacherSpec
-from kdbench.procedures.serving import refuse_table
-from kdbench.procedures.tables import Filled, Watch
-from kdbench.report import show
+from kdbench.results.report import show
+from kdbench.runs import fill
+from kdbench.runs.fill import Filled, Watch
+from kdbench.runs.folder import RESULT
+from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds, TeacherSpec
+from kdbench.runs.serving import refuse_table
 from kdbench.types import DataInfo
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
 
 def fill_table(cfg: DictConfig, choices: Mapping[str, str], watch: Watch) -> Filled:
     """Compute what the table of this configuration's teacher lacks. Raises UserError where no table can serve."""
-    return tables.fill_table(make_recipe(cfg, [], choices), watch)
+    return fill.fill_table(make_recipe(cfg, [], choices), watch)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

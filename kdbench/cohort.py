@@ -12,14 +12,13 @@ from omegaconf import DictConfig
 
 from kdbench import build
 from kdbench.engine.checkpoint import read_json
-from kdbench.procedures.folder import RESULT
-from kdbench.procedures.recipe import Recipe
-from kdbench.procedures.room import parts
-from kdbench.procedures.single import student_stage
-from kdbench.procedures.stage import Stage
-from kdbench.procedures.teacher import obtain_teacher
-from kdbench.procedures.train import run_stages
-from kdbench.report import show
+from kdbench.results.report import show
+from kdbench.runs.folder import RESULT
+from kdbench.runs.lifecycle import run_stages
+from kdbench.runs.obtain import obtain_teacher
+from kdbench.runs.recipe import Recipe
+from kdbench.runs.room import parts
+from kdbench.runs.stage import Stage, student_stage
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from kdbench.engine.options import TrainerOptions, require
 from kdbench.engine.trainer import STUDENT
 from kdbench.errors import UserError, nearest
 from kdbench.paths import CONFIG_DIR
-from kdbench.procedures.folder import RESULT, network_of_run
-from kdbench.procedures.recipe import flatten
+from kdbench.runs.folder import RESULT, network_of_run
+from kdbench.runs.recipe import flatten
 
 
 def evaluate_run(

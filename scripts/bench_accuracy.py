@@ -27,7 +27,7 @@ from kdbench.bench.reference import ReferenceLoop
 from kdbench.data.bundle import Bundle
 from kdbench.engine.schedule import lr_factors
 from kdbench.models.weights import load_into, read_weights
-from kdbench.procedures.recipe import Recipe
+from kdbench.runs.recipe import Recipe
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbench.compare.read import read_runs
 from kdbench.errors import UserError
+from kdbench.results.read import read_runs
 
 Of = Callable[[dict[str, Any]], float]  # a figure of a run's result
 

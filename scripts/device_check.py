@@ -37,7 +37,7 @@ from kdbench.build import load_data, make_recipe
 from kdbench.configure import register
 from kdbench.engine.learner import Learner
 from kdbench.paths import CONFIG_DIR
-from kdbench.procedures.recipe import Recipe
+from kdbench.runs.recipe import Recipe
 
 SMALL = ["dataset=fake", "dataset.n=512", "teacher=resnet8", "student=resnet8", "schedule.batch_size=32"]
 REAL = ["dataset=cifar100", "teacher=resnet56", "student=resnet20", "schedule=crd240"]

@@ -8,10 +8,17 @@ from typing import Any
 from kdbench.arguments.fit import show
 from kdbench.errors import UserError, nearest
 
+# Modules under the names that configurations of the first edition (0.1) give them: their run folders can still be read.
+_FIRST_EDITION = {
+    "kdbench.data.views.": "kdbench.data.augment.views.",
+    "kdbench.data.strong.": "kdbench.data.augment.strong.",
+    "kdbench.procedures.ensemble_teacher.": "kdbench.runs.ensemble.",
+}
+
 
 def locate(path: object, key: str = "_target_") -> Any:
     """The class or function at a dotted path; the current folder is on the path. Raises UserError naming `key`."""
-    parts = path.split(".") if isinstance(path, str) else []
+    parts = _current(path).split(".") if isinstance(path, str) else []
     for length in range(len(parts) - 1, 0, -1):  # the longest importable module, then names inside it
         module_name = ".".join(parts[:length])
         try:
@@ -27,3 +34,11 @@ def locate(path: object, key: str = "_target_") -> Any:
             found = getattr(found, name)
         return found
     raise UserError(f"{key} = {show(path)}: must be the dotted path of a class or function, e.g. package.module.name")
+
+
+def _current(path: str) -> str:
+    """The path by which a target is known now."""
+    for old, new in _FIRST_EDITION.items():
+        if path.startswith(old):
+            return new + path.removeprefix(old)
+    return path

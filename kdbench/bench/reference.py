@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from kdbench.data.augment.views import CropFlip
 from kdbench.data.bundle import Bundle, ImageFiles, Images
-from kdbench.data.views import CropFlip
 from kdbench.engine.device import named_device
 from kdbench.engine.options import OptimizerOptions
 from kdbench.errors import UserError
-from kdbench.procedures.recipe import Recipe
+from kdbench.runs.recipe import Recipe
 from kdbench.types import Outputs, Target
 
 

@@ -17,14 +17,13 @@ from kdbench.engine.lanes import make_lanes
 from kdbench.engine.learner import Learner
 from kdbench.engine.trainer import run_steps
 from kdbench.models.base import count_parameters
-from kdbench.procedures.recipe import Recipe
-from kdbench.procedures.serving import open_table, unservable
-from kdbench.procedures.single import student_stage
-from kdbench.procedures.stage import Stage, eval_sets, make_learner, train_batches
-from kdbench.procedures.teacher import live_teacher
-from kdbench.teachers.feed import EnumerableBatches, Fed
-from kdbench.teachers.given import GivenTeacher, no_teacher
-from kdbench.teachers.home import Tables
+from kdbench.runs.given import GivenTeacher, no_teacher
+from kdbench.runs.obtain import live_teacher
+from kdbench.runs.recipe import Recipe
+from kdbench.runs.serving import open_table, unservable
+from kdbench.runs.stage import Stage, eval_sets, make_learner, student_stage, train_batches
+from kdbench.tables.feed import EnumerableBatches, Fed
+from kdbench.tables.store import Tables
 from kdbench.types import EvalBatches, Teacher, TrainBatches
 
 

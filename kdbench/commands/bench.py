@@ -20,7 +20,7 @@ from kdbench.errors import UserError
 
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
-    from kdbench.procedures.recipe import Recipe
+    from kdbench.runs.recipe import Recipe
 
 OWN = (  # this command's defaults; what the user types of them counts instead
     "hydra.run.dir=${paths.outputs}/bench",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdbench.compare.read import Run, read_runs
-from kdbench.compare.render import as_csv, as_json, markdown, table
-from kdbench.compare.rows import Comparison, Row, compare, metric_names
 from kdbench.errors import UserError, nearest
+from kdbench.results.read import Run, read_runs
+from kdbench.results.render import as_csv, as_json, markdown, table
+from kdbench.results.rows import Comparison, Row, compare, metric_names
 
 _LESS_IS_MORE = ("nll", "ece", "loss", "seconds")  # metrics that are sorted from small to large
 

@@ -20,8 +20,8 @@ from kdbench.commands.train import chosen
 from kdbench.errors import UserError
 
 if TYPE_CHECKING:
-    from kdbench.procedures.recipe import Recipe
-    from kdbench.teachers.given import GivenTeacher
+    from kdbench.runs.given import GivenTeacher
+    from kdbench.runs.recipe import Recipe
     from kdbench.types import Calibration
 
 OWN = (  # this command's defaults; what the user types of them counts instead
@@ -66,7 +66,7 @@ def main() -> int:
 def search(cfg: DictConfig) -> None:
     """One search, in a folder named by the teacher, the images and the settings; a finished one is only shown again."""
     from kdbench.engine.checkpoint import read_json
-    from kdbench.procedures.teacher import obtain_teacher
+    from kdbench.runs.obtain import obtain_teacher
 
     recipe = refuse(cfg)
     data = recipe.data()

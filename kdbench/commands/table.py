@@ -45,7 +45,7 @@ def main() -> int:
 def fill(cfg: DictConfig) -> None:
     """Build the table of a configuration and print what was done."""
     from kdbench import build  # loads torch
-    from kdbench.teachers.choice import in_bytes
+    from kdbench.tables.worth import in_bytes
 
     done = build.fill_table(cfg, chosen(), _progress)
     rate = f", {done.computed / done.seconds:,.0f} a second" if done.computed else ""
@@ -71,9 +71,9 @@ def info(words: list[str]) -> int:
 
 
 def _described(folder: Path) -> Iterator[tuple[str, ...]]:
-    from kdbench.teachers.choice import in_bytes
-    from kdbench.teachers.home import find_tables
-    from kdbench.teachers.table import count_filled, shape_in
+    from kdbench.tables.file import count_filled, shape_in
+    from kdbench.tables.store import find_tables
+    from kdbench.tables.worth import in_bytes
 
     for path, header in find_tables(folder):
         name, on_disk = str(path.relative_to(folder)), in_bytes(_on_disk(path))

@@ -21,11 +21,11 @@ OPTIONS = {
     "optimizer": "kdbench.engine.options.OptimizerOptions",
     "schedule": "kdbench.engine.options.ScheduleOptions",
     "trainer": "kdbench.engine.options.TrainerOptions",
-    "seeds": "kdbench.procedures.recipe.Seeds",
+    "seeds": "kdbench.runs.recipe.Seeds",
     "teacher.optimizer": "kdbench.engine.options.OptimizerOptions",
     "teacher.schedule": "kdbench.engine.options.ScheduleOptions",
 }
-TEACHER = "kdbench.procedures.recipe.TeacherSpec"
+TEACHER = "kdbench.runs.recipe.TeacherSpec"
 
 
 @dataclass

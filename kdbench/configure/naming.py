@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.reference import NAMED, group_choices, reference
-from kdbench.identity import counted
+from kdbench.counted import counted
 
 _FIRST = ("loss", "student", "schedule", "optimizer", "procedure", "seed", "seeds", "teacher", "dataset")
 

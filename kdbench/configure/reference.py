@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hydra import compose
 from omegaconf import DictConfig
 
-from kdbench.identity import counted
+from kdbench.counted import counted
 
 NAMED = ("dataset", "teacher", "student", "loss")  # what a run is first of all
 

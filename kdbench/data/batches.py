@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from kdbench.data.augment.mix import CutMix, Mixup
+from kdbench.data.augment.views import Augment
 from kdbench.data.bundle import Bundle, ImageFiles, Split
-from kdbench.data.mix import CutMix, Mixup
 from kdbench.data.order import Order
 from kdbench.data.prepare import Mixer, Normalise
 from kdbench.data.stream import StreamBatches, StreamEval
-from kdbench.data.views import Augment
 from kdbench.errors import UserError
 from kdbench.types import Batch, EvalBatches, Target, TrainBatches
 
@@ -102,7 +102,7 @@ class ResidentBatches:
 class ResidentEval:
     """Un-augmented batches of a split in memory, always in the same order (an EvalBatches).
 
-    view is `identity`: the view of the training augmentation that leaves an image as it is, so that a table of training
+    view is `no_op`: the view of the training augmentation that leaves an image as it is, so that a table of training
     images can serve these batches too (-1: there is none).
     """
 
@@ -115,7 +115,7 @@ class ResidentEval:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
-        identity: int = 0,
+        no_op: int = 0,
     ) -> None:
         if not isinstance(split.images, Tensor):
             raise TypeError("files stream: use make_eval_batches, which chooses")
@@ -126,7 +126,7 @@ class ResidentEval:
         self.images, self.labels, self.rows = split.images, split.labels, split.index
         self.normalise = Normalise(mean, std, self.device, dtype, channels_last)
         self.size = len(split)
-        self.view = torch.full((min(batch_size, self.size),), identity, device=self.device)
+        self.view = torch.full((min(batch_size, self.size),), no_op, device=self.device)
         self.progress = torch.ones((), device=self.device)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -168,8 +168,8 @@ def make_eval_batches(
     augment: Augment | None = None,
 ) -> EvalBatches:
     """Un-augmented batches of a split of the bundle, resident or streamed; views count as in `augment`'s numbering."""
-    identity = (bundle.augment if augment is None else augment).identity
-    options = (batch_size, device, dtype, channels_last, identity)
+    no_op = (bundle.augment if augment is None else augment).no_op
+    options = (batch_size, device, dtype, channels_last, no_op)
     if isinstance(split.images, ImageFiles):
         return StreamEval(split, bundle.mean, bundle.std, *options, workers=bundle.workers)
     return ResidentEval(split, bundle.mean, bundle.std, *options)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.views import Augment, Identity
+from kdbench.data.augment.views import Augment, Identity
 from kdbench.types import DataInfo
 
 
@@ -103,7 +103,7 @@ class Bundle:
     rows: int
     augment: Augment = field(default_factory=Identity)  # of what the student trains on
     teacher_augment: Augment = field(default_factory=Identity)  # of the teacher's own training
-    mix: Any = None  # kdbench.data.mix.Mixup, CutMix, or None
+    mix: Any = None  # kdbench.data.augment.mix.Mixup, CutMix, or None
     workers: int = 0  # processes that decode streamed images
 
     def for_teacher(self) -> Bundle:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from kdbench.arguments import accepted, call, keys, locate
 from kdbench.data import bundle as bundles
+from kdbench.data.augment.mix import make_mix
+from kdbench.data.augment.views import Augment, Identity
 from kdbench.data.bundle import Bundle, ImageFiles, Images, Source, Split
 from kdbench.data.decode import gray_or_colour, sampled_statistics
-from kdbench.data.mix import make_mix
 from kdbench.data.sampling import class_numbers, count_of, order_keys, rows_of, stratified
 from kdbench.data.transfer import make_noise, make_transfer, noisy
-from kdbench.data.views import Augment, Identity
 from kdbench.errors import UserError
 
 

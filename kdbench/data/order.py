@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdbench.data.augment.views import Augment
 from kdbench.data.seeds import torch_generator
-from kdbench.data.views import Augment
 from kdbench.errors import UserError
 
 

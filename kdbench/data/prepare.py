@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kdbench.data.mix import CutMix, Mixup, mixed_labels
+from kdbench.data.augment.mix import CutMix, Mixup, mixed_labels
 from kdbench.data.order import Order
 from kdbench.data.seeds import numpy_generator, torch_generator
 

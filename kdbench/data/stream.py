@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize_image
 
+from kdbench.data.augment.mix import CutMix, Mixup
+from kdbench.data.augment.strong import ResizedCrop
+from kdbench.data.augment.views import Augment, Compose
 from kdbench.data.bundle import ImageFiles, Split
 from kdbench.data.decode import FileSet, Key, loader
-from kdbench.data.mix import CutMix, Mixup
 from kdbench.data.order import Order
 from kdbench.data.prepare import Mixer, Normalise
-from kdbench.data.strong import ResizedCrop
-from kdbench.data.views import Augment, Compose
 from kdbench.errors import UserError
 from kdbench.types import Batch, Target
 
@@ -154,7 +154,7 @@ class StreamEval:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
-        identity: int = -1,
+        no_op: int = -1,
         workers: int = 0,
     ) -> None:
         if not isinstance(split.images, ImageFiles):
@@ -168,7 +168,7 @@ class StreamEval:
         self.decoder = Decoder(split.images, None, self.device, workers)
         rows = torch.arange(self.size)
         self.decoder.keys.set(rows, rows, self.bounds)
-        self.view = torch.full((min(batch_size, self.size),), identity, device=self.device)
+        self.view = torch.full((min(batch_size, self.size),), no_op, device=self.device)
         self.progress = torch.ones((), device=self.device)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from kdbench.arguments import call
+from kdbench.data.augment.strong import ResizedCrop
+from kdbench.data.augment.views import SEED
 from kdbench.data.bundle import ImageFiles, Images, Split
 from kdbench.data.decode import cached_images, find_images
 from kdbench.data.sampling import class_numbers, order_keys, rows_of, smallest
 from kdbench.data.seeds import mixed, numpy_generator, torch_generator
-from kdbench.data.strong import ResizedCrop
-from kdbench.data.views import SEED
 from kdbench.errors import UserError
 
 # Patrini et al. 2017: mistakes that people make between CIFAR-10's classes. All others keep their labels.

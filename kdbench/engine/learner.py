@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.average import Average
 from kdbench.engine.compiled import compiled
 from kdbench.engine.distiller import Distiller
+from kdbench.engine.ema import Average
 from kdbench.engine.graph import WARM_UP, graphed, wants_graph
 from kdbench.engine.metrics import Meters
 from kdbench.engine.optimizer import lr_setter, make_optimizer

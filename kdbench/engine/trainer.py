@@ -15,11 +15,11 @@ from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint, save_sta
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.lanes import InTurn, Lanes, Work, make_lanes
 from kdbench.engine.learner import Learner
+from kdbench.engine.log import RunLog
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.writer import Writer, snapshot
 from kdbench.errors import UserError
-from kdbench.logs import RunLog
 from kdbench.types import Batch, EvalBatches, Outputs, Teacher, TrainBatches
 
 CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.models.identify import identify
 from kdbench.models.names import published_names
+from kdbench.models.recognise import recognise
 
 # Where training programs keep the weights inside a checkpoint, most specific first.
 _KEYS = ("state_dict", "model_state_dict", "model_state", "student", "model", "net", "network", "weights", "params")
@@ -162,7 +162,7 @@ def _some(names: Any) -> str:
 
 def _hint(model: nn.Module, state: Mapping[str, Tensor], renamed: Mapping[str, Tensor]) -> str:
     """What the weights are instead: this network's for another number of classes, or another network's."""
-    known = identify(state)
+    known = recognise(state)
     hint = f". They fit {known}" if known else ""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     last = f"{names[-1]}.weight" if names else ""

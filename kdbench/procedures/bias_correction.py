@@ -14,11 +14,11 @@ from kdbench.engine.device import place
 from kdbench.engine.options import require
 from kdbench.errors import UserError
 from kdbench.models.base import last_layer
-from kdbench.procedures.folder import network_of_run
-from kdbench.procedures.recipe import Recipe
-from kdbench.procedures.series import Series, opened
-from kdbench.procedures.teacher import make_given, obtain_teacher
-from kdbench.teachers.given import GivenTeacher
+from kdbench.runs.folder import network_of_run
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.obtain import make_given, obtain_teacher
+from kdbench.runs.recipe import Recipe
+from kdbench.runs.series import Series, opened
 
 By = Literal["prior", "accuracy"]
 

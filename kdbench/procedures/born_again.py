@@ -14,11 +14,11 @@ from kdbench.engine.metrics import report
 from kdbench.engine.options import require
 from kdbench.errors import UserError
 from kdbench.models.base import first_layer_name, last_layer_name
-from kdbench.procedures.recipe import Recipe
-from kdbench.procedures.series import opened, seeds_apart
-from kdbench.procedures.teacher import obtain_teacher
-from kdbench.teachers.ensemble import ensemble_logits
-from kdbench.teachers.given import GivenTeacher
+from kdbench.models.ensemble import ensemble_logits
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.obtain import obtain_teacher
+from kdbench.runs.recipe import Recipe
+from kdbench.runs.series import opened, seeds_apart
 
 Layer = Literal["first", "last"]
 

@@ -10,16 +10,16 @@ from typing import Any, Literal
 from torch import nn
 
 from kdbench.data.batches import make_train_batches
+from kdbench.data.unlabelled import Pool, make_pool
 from kdbench.engine.device import place
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import require
 from kdbench.engine.trainer import resume_epoch
-from kdbench.procedures.folder import network_of_run
-from kdbench.procedures.recipe import Recipe
-from kdbench.procedures.series import Series, opened, top1
-from kdbench.procedures.teacher import make_given, obtain_teacher
-from kdbench.procedures.unlabelled import Pool, make_pool
-from kdbench.teachers.given import GivenTeacher
+from kdbench.runs.folder import network_of_run
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.obtain import make_given, obtain_teacher
+from kdbench.runs.recipe import Recipe
+from kdbench.runs.series import Series, opened, top1
 from kdbench.teachers.meta import MetaTeacher
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from kdbench.engine.options import require
 from kdbench.losses.base import DistillationLoss
 from kdbench.procedures.born_again import ensemble_figures
-from kdbench.procedures.folder import network_of_run
-from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe
-from kdbench.procedures.series import opened, spec_named, top1
+from kdbench.runs.folder import network_of_run
+from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe
+from kdbench.runs.series import opened, spec_named, top1
 from kdbench.types import LossTerms, Outputs, Target
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from kdbench.data.bundle import Split
+from kdbench.data.unlabelled import Pool, joined, make_pool, trusted
 from kdbench.engine.options import require
-from kdbench.procedures.recipe import NetworkSpec, Recipe
-from kdbench.procedures.series import Series, opened, seeds_apart, spec_named
-from kdbench.procedures.teacher import obtain_teacher
-from kdbench.procedures.unlabelled import Pool, joined, make_pool, trusted
-from kdbench.teachers.fixed import FixedTeacher
-from kdbench.teachers.given import GivenTeacher
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.obtain import obtain_teacher
+from kdbench.runs.recipe import NetworkSpec, Recipe
+from kdbench.runs.series import Series, opened, seeds_apart, spec_named
+from kdbench.teachers.constant import ConstantTeacher
 
 Labels = Literal["soft", "hard"]
 
@@ -87,7 +87,7 @@ def _iterate(
     if labels == "hard":
         chosen = replace(chosen, labels=answer[rows])
     known = pool.labelled
-    fixed = FixedTeacher(_table(series, [(known, series.answers(teacher, known)), (pool.unlabelled, answers)]))
+    fixed = ConstantTeacher(_table(series, [(known, series.answers(teacher, known)), (pool.unlabelled, answers)]))
     stage = series.stage(
         f"student{len(series.entries) + 1}-{spec.name}",
         teacher=teacher,

@@ -9,12 +9,11 @@ from typing import Any, Literal
 from kdbench.data.order import Order
 from kdbench.engine.device import place
 from kdbench.engine.options import require
-from kdbench.procedures.recipe import Recipe
-from kdbench.procedures.single import student_stage
-from kdbench.procedures.stage import Stage
-from kdbench.procedures.train import run_stage
-from kdbench.teachers.given import GivenTeacher
-from kdbench.teachers.past import PastSelf
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.lifecycle import run_stage
+from kdbench.runs.recipe import Recipe
+from kdbench.runs.stage import Stage, student_stage
+from kdbench.teachers.past_self import PastSelf
 
 
 def self_distillation(

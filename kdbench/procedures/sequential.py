@@ -9,10 +9,10 @@ from typing import Any
 
 from kdbench.engine.options import require
 from kdbench.errors import UserError
-from kdbench.procedures.recipe import LossSpec, NetworkSpec, Recipe
-from kdbench.procedures.series import Series, opened, seeds_apart, spec_named, top1
-from kdbench.procedures.teacher import obtain_teacher
-from kdbench.teachers.given import GivenTeacher
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.obtain import obtain_teacher
+from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe
+from kdbench.runs.series import Series, opened, seeds_apart, spec_named, top1
 
 
 def sequential(

@@ -10,12 +10,12 @@ from torch import nn
 
 from kdbench.engine.options import ScheduleOptions, require
 from kdbench.losses.ce import CE
-from kdbench.procedures.ensemble_teacher import EnsembleOptions, ensemble_of
-from kdbench.procedures.folder import network_of_run
-from kdbench.procedures.recipe import LossSpec, Recipe, Seeds, TeacherSpec
-from kdbench.procedures.series import Series, opened, top1
-from kdbench.teachers.ensemble import Mean
-from kdbench.teachers.given import GivenTeacher
+from kdbench.models.ensemble import Mean
+from kdbench.runs.ensemble import EnsembleOptions, ensemble_of
+from kdbench.runs.folder import network_of_run
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.recipe import LossSpec, Recipe, Seeds, TeacherSpec
+from kdbench.runs.series import Series, opened, top1
 
 
 def snapshot(

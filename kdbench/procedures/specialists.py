@@ -16,13 +16,13 @@ from kdbench.data.seeds import torch_generator
 from kdbench.engine.metrics import report
 from kdbench.engine.options import require
 from kdbench.models.base import last_layer_name
+from kdbench.models.fusion import Fused
 from kdbench.procedures.clusters import confusable_classes
-from kdbench.procedures.folder import network_of_run
-from kdbench.procedures.recipe import NetworkSpec, Recipe
-from kdbench.procedures.series import Series, opened, seeds_apart
-from kdbench.procedures.teacher import introduced, make_given, obtain_teacher
-from kdbench.teachers.fusion import Fused
-from kdbench.teachers.given import GivenTeacher
+from kdbench.runs.folder import network_of_run
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.obtain import introduced, make_given, obtain_teacher
+from kdbench.runs.recipe import NetworkSpec, Recipe
+from kdbench.runs.series import Series, opened, seeds_apart
 
 
 @dataclass(frozen=True)

@@ -77,3 +77,9 @@ def test_targets_that_are_not_there(path, message):
 def test_what_a_path_names():
     assert locate(f"{__name__}.read") is read
     assert locate(f"{__name__}.Reader.read") is Reader.read
+
+
+def test_paths_of_the_first_edition_lead_to_what_they_named():
+    from kdbench.data.augment.views import CropFlip
+
+    assert locate("kdbench.data.views.CropFlip") is CropFlip

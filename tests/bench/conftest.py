@@ -7,7 +7,7 @@ from hydra.core.global_hydra import GlobalHydra
 from kdbench.build import make_recipe
 from kdbench.configure import register
 from kdbench.paths import CONFIG_DIR
-from kdbench.procedures.recipe import Recipe
+from kdbench.runs.recipe import Recipe
 
 TINY = [
     "dataset=fake", "dataset.n=64", "dataset.n_test=32", "dataset.size=8", "dataset.num_classes=4", "teacher=resnet8",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kdbench.report import show
+from kdbench.results.report import show
 
 RESULT = {
     "teacher": None, "student": {"name": "mlp", "parameters": 1200}, "formula": "CE(y, s)", "best": None,

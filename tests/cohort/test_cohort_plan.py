@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kdbench.cohort import Run, plan
-from kdbench.procedures.room import Need, lots
+from kdbench.runs.room import Need, lots
 
 TREE = {
     "dataset": {"name": "digits"},

@@ -12,9 +12,9 @@ from shell import TINY, kdbench, result
 
 from kdbench.configure.launch import Sweep
 from kdbench.engine.learner import Learner
-from kdbench.procedures import train as stages
+from kdbench.runs import lifecycle as stages
+from kdbench.tables.file import LogitTable
 from kdbench.teachers.live import LiveTeacher
-from kdbench.teachers.table import LogitTable
 
 COHORT = "hydra/launcher=cohort"
 STEPS = 6  # of a run: two epochs of three batches

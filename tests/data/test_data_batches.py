@@ -6,11 +6,11 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
+from kdbench.data.augment.mix import CutMix, Mixup
+from kdbench.data.augment.strong import Cutout
+from kdbench.data.augment.views import Compose, CropFlip, Identity
 from kdbench.data.batches import ResidentBatches, ResidentEval
 from kdbench.data.bundle import Split
-from kdbench.data.mix import CutMix, Mixup
-from kdbench.data.strong import Cutout
-from kdbench.data.views import Compose, CropFlip, Identity
 from kdbench.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -130,13 +130,13 @@ def test_mixing_makes_soft_labels():
 
 def test_evaluation_is_unaugmented_and_in_order():
     split = a_split()
-    made = ResidentEval(split, MEAN, STD, 8, identity=CropFlip(pad=2).identity)
+    made = ResidentEval(split, MEAN, STD, 8, no_op=CropFlip(pad=2).no_op)
     for _ in range(2):
         epoch = list(made)
         assert [len(batch.view) for batch in epoch] == [8, 8, 5] and made.size == N
         assert torch.equal(torch.cat([batch.target.index for batch in epoch]), split.index)
         assert torch.equal(torch.cat([batch.target.label for batch in epoch]), split.labels)
-        # The identity view of the training augmentation gives the same image: a table can serve both.
+        # The no-op view of the training augmentation gives the same image: a table can serve both.
         view = torch.cat([batch.view for batch in epoch])
         assert torch.equal(torch.cat([batch.image for batch in epoch]), batches().images_at(split.index, view))
 

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from kdbench.arguments import locate
 from kdbench.configure import construct
+from kdbench.data.augment.views import CropFlip
 from kdbench.data.load import load_bundle
-from kdbench.data.views import CropFlip
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DATASETS = sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml"))

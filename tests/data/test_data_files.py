@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from kdbench.data import decode
+from kdbench.data.augment.mix import Mixup
+from kdbench.data.augment.strong import Cutout, ResizedCrop
+from kdbench.data.augment.views import Compose, CropFlip
 from kdbench.data.batches import make_eval_batches, make_train_batches
 from kdbench.data.bundle import ImageFiles
 from kdbench.data.load import load_bundle
-from kdbench.data.mix import Mixup
-from kdbench.data.strong import Cutout, ResizedCrop
-from kdbench.data.views import Compose, CropFlip
 from kdbench.errors import UserError
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kdbench.data.augment.views import CropFlip, Identity, Jitter
 from kdbench.data.bundle import Source, fingerprint, statistics
 from kdbench.data.load import load_bundle
 from kdbench.data.sampling import count_of, order_keys, stratified
-from kdbench.data.views import CropFlip, Identity, Jitter
 from kdbench.errors import UserError
 
 HERE = "test_data_load"

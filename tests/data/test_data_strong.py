@@ -9,9 +9,9 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from kdbench.data.mix import CutMix, Mixup, make_mix, mixed_labels
-from kdbench.data.strong import OPERATIONS, Cutout, RandAugment, ResizedCrop
-from kdbench.data.views import SEED
+from kdbench.data.augment.mix import CutMix, Mixup, make_mix, mixed_labels
+from kdbench.data.augment.strong import OPERATIONS, Cutout, RandAugment, ResizedCrop
+from kdbench.data.augment.views import SEED
 from kdbench.errors import UserError
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from kdbench.data.augment.strong import Cutout, RandAugment, ResizedCrop
+from kdbench.data.augment.views import Compose, CropFlip, Identity, Jitter
 from kdbench.data.seeds import mixed, seed_of, uniforms
-from kdbench.data.strong import Cutout, RandAugment, ResizedCrop
-from kdbench.data.views import Compose, CropFlip, Identity, Jitter
 from kdbench.errors import UserError
 
 ENUMERABLE = [Identity(), CropFlip(), CropFlip(pad=0), Jitter(1), Compose([Jitter(1), CropFlip(pad=0)])]
@@ -58,7 +58,7 @@ def test_rows_of_a_batch_get_their_own_view():
 @pytest.mark.parametrize("augment", ENUMERABLE, ids=repr)
 def test_views_are_numbered(augment):
     images = some_images(4, 1, 8)
-    assert torch.equal(augment(images, torch.full((4,), augment.identity)), images)
+    assert torch.equal(augment(images, torch.full((4,), augment.no_op)), images)
     drawn = augment.draw(200 * augment.views, torch.Generator().manual_seed(0))
     counts = torch.bincount(drawn, minlength=augment.views)
     assert len(counts) == augment.views
@@ -77,7 +77,7 @@ def test_seeded_augmentations_replay_and_depend_on_the_seed_only(augment):
     images = some_images(6, 3, 12)
     view = augment.draw(6, torch.Generator().manual_seed(5))
     got = augment(images, view)
-    assert augment.views is None and augment.identity == -1
+    assert augment.views is None and augment.no_op == -1
     assert got.dtype == torch.uint8 and got.shape == images.shape
     assert torch.equal(got, augment(images, view))
     assert torch.equal(got[2:3], augment(images[2:3], view[2:3]))  # whatever else is in the batch

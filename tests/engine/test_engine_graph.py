@@ -20,7 +20,7 @@ from kdbench.engine.learner import Learner
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.trainer import run_steps
 from kdbench.errors import UserError
-from kdbench.teachers.given import no_teacher
+from kdbench.runs.given import no_teacher
 from kdbench.teachers.live import LiveTeacher
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")

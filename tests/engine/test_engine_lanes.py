@@ -16,7 +16,7 @@ from kdbench.engine.lanes import InTurn, Lanes, Work, make_lanes
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.trainer import run_steps
 from kdbench.errors import UserError
-from kdbench.teachers.given import no_teacher
+from kdbench.runs.given import no_teacher
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")
 

@@ -8,12 +8,12 @@ from parts import Evaluation, SmallNet, Stream, make_learner
 
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import evaluating
+from kdbench.engine.log import RunLog
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Diverged, Member, fit, resume_epoch
 from kdbench.errors import UserError
-from kdbench.logs import RunLog
-from kdbench.teachers.given import no_teacher
+from kdbench.runs.given import no_teacher
 from kdbench.teachers.live import LiveTeacher
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")

@@ -10,9 +10,9 @@ from procedures_parts import MLPS, refusal, result, stages, train
 from safetensors.torch import load_file
 
 from kdbench.models.weights import weight_hash
-from kdbench.procedures.series import Series
-from kdbench.procedures.stage import Stage
-from kdbench.teachers.given import GivenTeacher
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.series import Series
+from kdbench.runs.stage import Stage
 
 WORDS = ["procedure=born_again", "loss=ban", "procedure.generations=2", *MLPS]
 

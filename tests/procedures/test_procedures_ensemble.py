@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from procedures_parts import MLPS, refusal, result, train
 
-from kdbench.teachers.ensemble import Ensemble, ensemble_logits, share_recovered
+from kdbench.models.ensemble import Ensemble, ensemble_logits, share_recovered
 
 ENSEMBLE = ["teacher=ensemble", "teacher.network=mlp", "student=mlp", "student.hidden=[24]"]
 

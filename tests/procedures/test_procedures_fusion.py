@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kdbench.teachers.fusion import Fused, fuse, fuse_one
+from kdbench.models.fusion import Fused, fuse, fuse_one
 from kdbench.types import Outputs
 
 CLASSES, BATCH = 9, 12

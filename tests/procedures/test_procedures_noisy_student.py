@@ -7,8 +7,8 @@ import torch
 from procedures_parts import MLPS, refusal, result, stages, train
 
 from kdbench.data.bundle import Bundle, Split
-from kdbench.procedures.unlabelled import make_pool, trusted
-from kdbench.teachers.fixed import FixedTeacher
+from kdbench.data.unlabelled import make_pool, trusted
+from kdbench.teachers.constant import ConstantTeacher
 from kdbench.types import Batch, Target
 
 WORDS = ["procedure=noisy_student", "procedure.iterations=2", "procedure.labelled=0.25", *MLPS]
@@ -56,7 +56,7 @@ def test_trust():
 def test_a_fixed_teacher_answers_by_row_whatever_the_view():
     table = torch.randn(6, 3)
     target = Target(torch.zeros(4, dtype=torch.int64), torch.tensor([5, 0, 0, 2]), torch.zeros(()))
-    answers = [FixedTeacher(table)(Batch(torch.randn(4, 1, 2, 2), view, target)).logits for view in torch.arange(2)]
+    answers = [ConstantTeacher(table)(Batch(torch.randn(4, 1, 2, 2), view, target)).logits for view in torch.arange(2)]
     assert torch.equal(answers[0], table[[5, 0, 0, 2]]) and torch.equal(*answers)
 
 

@@ -18,7 +18,7 @@ from kdbench.losses.kl import KL
 from kdbench.procedures.mutual import Mutual, Peers
 from kdbench.procedures.snapshot import cycle_schedule
 from kdbench.teachers.meta import MetaTeacher
-from kdbench.teachers.past import PastSelf
+from kdbench.teachers.past_self import PastSelf
 from kdbench.types import Batch, Outputs, Target
 
 ALONE = ["teacher=none", "student=mlp", "student.hidden=[24]"]

@@ -1,1 +1,0 @@
-"""Many runs in one table, from their result.json files alone: no torch."""

@@ -1,0 +1,116 @@
+"""A comparison as text for people (percent, two decimals) or for machines (fractions, all digits)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from rich.table import Table
+
+from kdbench.results.rows import Comparison, Figure, Row
+
+_SHARES = ("top1", "top5", "agreement")  # metrics that are shares; all others are shown as they are
+TITLES = {"last": "test top-1 (last)", "best": "test top-1 (best by val)"}
+
+
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as text. A column that is empty in every row is left out."""
+    columns = _columns(comparison)
+    rows = [[show(row) for _, show in columns] for row in comparison.rows]
+    kept = [i for i, (title, _) in enumerate(columns) if title == "n" or any(row[i] != "-" for row in rows)]
+    return [columns[i][0] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def table(comparison: Comparison) -> Table:
+    """A table for the terminal."""
+    header, rows = cells(comparison)
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for title in header:
+        made.add_column(title, justify="left" if title in comparison.columns else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def markdown(comparison: Comparison) -> str:
+    header, rows = cells(comparison)
+    rule = ["---" if title in comparison.columns else "---:" for title in header]
+    escaped = [[text.replace("|", "\\|") for text in line] for line in [header, rule, *rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def as_csv(comparison: Comparison) -> str:
+    """One line a setting, figures as fractions with all their digits."""
+    names = list(comparison.rows[0].metrics) if comparison.rows else []
+    header = [*comparison.columns, "teacher"]
+    header += [title for name in names for title in (name, f"{name} std")]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*header, "n", "agreement", "seconds", "folders"])
+    for row in comparison.rows:
+        figures = [value for name in names for value in (row.metrics[name].mean, row.metrics[name].std)]
+        differs = [row.differs.get(column) for column in comparison.columns]
+        folders = " ".join(str(run.folder) for run in row.runs)
+        tail = [len(row.runs), row.agreement.mean, row.seconds.mean, folders]
+        writer.writerow([*differs, row.teacher.mean, *figures, *tail])
+    return stream.getvalue()
+
+
+def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]]) -> str:
+    """All of it, figures as fractions with all their digits."""
+    rows = [
+        {
+            **{"differs": row.differs, "teacher": row.teacher._asdict()},
+            "metrics": {name: figure._asdict() for name, figure in row.metrics.items()},
+            **{"agreement": row.agreement._asdict(), "seconds": row.seconds._asdict(), "n": len(row.runs)},
+            "folders": [str(run.folder) for run in row.runs],
+        }
+        for row in comparison.rows
+    ]
+    left_out = {str(folder): reason for folder, reason in problems}
+    whole = {"same": comparison.same, "rows": rows, "warnings": comparison.warnings, "left_out": left_out}
+    return json.dumps(whole, indent=2, default=str)
+
+
+def figure(value: Figure, share: bool) -> str:
+    """ "91.23 ± 0.40", without the deviation for a single run; "-" for nothing."""
+    if value.mean is None:
+        return "-"
+    scale, digits = (100, 2) if share else (1, 4)
+    spread = "" if value.std is None else f" ± {scale * value.std:.{digits}f}"
+    return f"{scale * value.mean:.{digits}f}{spread}"
+
+
+def is_share(name: str) -> bool:
+    return name in TITLES or name.rsplit("/", 1)[-1] in _SHARES
+
+
+def _columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
+    names = list(comparison.rows[0].metrics) if comparison.rows else []
+    columns: list[tuple[str, Callable[[Row], str]]] = [(key, partial(_differing, key)) for key in comparison.columns]
+    columns.append(("teacher %", lambda row: figure(_one(row.teacher), True)))
+    for name in names:
+        unit = " %" if is_share(name) else ""
+        columns.append((TITLES.get(name, name) + unit, partial(_metric, name)))
+    columns.append(("n", lambda row: str(len(row.runs))))
+    columns.append(("agreement %", lambda row: figure(row.agreement, True)))
+    columns.append(("seconds", lambda row: "-" if row.seconds.mean is None else f"{row.seconds.mean:.0f}"))
+    return columns
+
+
+def _one(value: Figure) -> Figure:
+    """A teacher that all runs of a row share has no deviation."""
+    return value._replace(std=None) if not value.std else value
+
+
+def _metric(name: str, row: Row) -> str:
+    return figure(row.metrics[name], is_share(name))
+
+
+def _differing(key: str, row: Row) -> str:
+    value = row.differs.get(key)
+    return "-" if value is None else str(value)

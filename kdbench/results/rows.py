@@ -1,0 +1,192 @@
+"""From runs to rows: what differs, mean and standard deviation over seeds, and what is not comparable."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kdbench.counted import counted, is_seed
+from kdbench.results.read import Run
+
+_ORDER = ("dataset", "teacher", "student", "loss", "optimizer", "schedule", "procedure")
+# Groups that take values from another group's choice (optimizer.lr: ${schedule.lr}): those differences are explained.
+_FOLLOWS = {"schedule": ("optimizer.", "teacher.schedule.", "teacher.optimizer."), "optimizer": ("teacher.optimizer.",)}
+
+
+class Figure(NamedTuple):
+    """A number over the n runs of one setting."""
+
+    mean: float | None  # None: no run has it
+    std: float | None  # sample standard deviation; None for fewer than two
+    n: int
+
+    @staticmethod
+    def of(values: Iterable[Any]) -> Figure:
+        numbers = [float(value) for value in values if isinstance(value, (int, float))]
+        spread = statistics.stdev(numbers) if len(numbers) > 1 else None
+        return Figure(statistics.fmean(numbers) if numbers else None, spread, len(numbers))
+
+
+class Row(NamedTuple):
+    """One setting."""
+
+    differs: dict[str, Any]  # by column; a key that this setting lacks is absent
+    teacher: Figure  # its test accuracy
+    metrics: dict[str, Figure]  # the student's, by the names asked for
+    agreement: Figure  # of student and teacher on the test set
+    seconds: Figure
+    runs: list[Run]
+
+
+class Comparison(NamedTuple):
+    columns: list[str]  # choices and keys that differ
+    same: dict[str, Any]  # choices that all runs share
+    rows: list[Row]
+    warnings: list[str]
+
+
+def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last",)) -> Comparison:
+    """Put runs that differ in nothing but seeds into one row each.
+
+    `metrics`: "last" or "best" for the test accuracy after the last epoch, or at the best epoch by validation; or any
+    name of result.json's `last` or `figures` ("test/nll", "ensemble/3/test/top1"), or of `best` as "best/val/top1".
+    """
+    configs = [settings(run) for run in runs]
+    choices = [{k: v for k, v in run.result["choices"].items() if counted(k)} for run in runs]
+    names = sorted({name for chosen in choices for name in chosen}, key=_rank)
+    varied = [name for name in names if _distinct(choices, name) > 1]
+    columns = varied + _differing_keys(configs, choices, varied)
+    grouped: dict[Any, list[int]] = {}
+    for i, config in enumerate(configs):
+        identity = (sorted(choices[i].items()), sorted((k, v) for k, v in config.items() if not is_seed(k)))
+        grouped.setdefault(repr(identity), []).append(i)
+    rows = [_row([runs[i] for i in members], columns, metrics) for members in grouped.values()]
+    same = {name: choices[0].get(name) for name in names if name in _ORDER and name not in varied} if runs else {}
+    return Comparison(columns, same, rows, warnings(rows))
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What a run was set to, without what changes no result; values inside its own `paths` are made neutral."""
+    config = run.result["config"]
+    places = {k: v for k, v in config.items() if k.startswith("paths.") and isinstance(v, str) and v}
+    return {key: _neutral(value, places) for key, value in config.items() if counted(key)}
+
+
+def metric(run: Run, name: str) -> Any:
+    """One of a run's figures; None if it has none of that name."""
+    result = run.result
+    figures = {**(result.get("figures") or {}), **result["last"]}  # figures: what a procedure of several stages found
+    best = result.get("best") or {}
+    if name == "last":
+        return result["last"].get("test/top1")
+    if name == "best":
+        return best.get("test/top1")
+    return best.get(name.removeprefix("best/")) if name.startswith("best/") else figures.get(name)
+
+
+def metric_names(runs: Sequence[Run]) -> list[str]:
+    """All the metrics that some run has."""
+    last = {key for run in runs for key in [*run.result["last"], *(run.result.get("figures") or {})]}
+    best = {f"best/{key}" for run in runs for key in run.result.get("best") or {}}
+    return ["last", "best", *sorted(last), *sorted(best)]
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """What makes the rows not comparable, and what makes an n smaller than it looks."""
+    found = []
+    data = _sets(rows, lambda run: (run.result["choices"].get("dataset"), *_counts(run)))
+    if len(data) > 1:
+        shown = ", ".join(f"{name} with {train} training and {test} test images" for name, train, test in data)
+        found.append(f"The runs differ in their data ({shown}): their accuracies are not comparable.")
+    epochs = _sets(rows, lambda run: run.result["last"].get("epoch"))
+    if len(epochs) > 1:
+        found.append(f"The runs differ in length ({', '.join(f'{e:g}' for e in epochs)} epochs).")
+    for name in _sets(rows, _teacher_name):
+        weights = [{_weights(run) for run in row.runs} for row in rows if _teacher_name(row.runs[0]) == name]
+        if name is not None and any(w != weights[0] for w in weights):
+            count = len(set().union(*weights))
+            found.append(f"Teacher {name} is not the same in all rows: {count} different sets of weights.")
+    for row in rows:
+        seeds = [tuple(sorted((k, v) for k, v in run.result["config"].items() if is_seed(k))) for run in row.runs]
+        if len(set(seeds)) < len(seeds):
+            folders = ", ".join(str(run.folder) for run in row.runs)
+            found.append(f"A seed is counted more than once in n = {len(seeds)}: {folders}")
+    return found
+
+
+def _row(runs: list[Run], columns: Sequence[str], metrics: Sequence[str]) -> Row:
+    first = runs[0].result
+    values = {**settings(runs[0]), **first["choices"]}
+    return Row(
+        differs={column: values[column] for column in columns if column in values},
+        teacher=Figure.of((run.result.get("teacher") or {}).get("test/top1") for run in runs),
+        metrics={name: Figure.of(metric(run, name) for run in runs) for name in metrics},
+        agreement=Figure.of(run.result["last"].get("test/agreement") for run in runs),
+        seconds=Figure.of(run.result.get("seconds") for run in runs),
+        runs=runs,
+    )
+
+
+def _differing_keys(
+    configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, Any]], varied: Sequence[str]
+) -> list[str]:
+    """Keys whose values differ for another reason than that an option of a group differs, which has its own column."""
+    found: dict[str, list[Any]] = {}
+    for key in sorted({key for config in configs for key in config if not is_seed(key)}):
+        if key.endswith("_target_") or _distinct(configs, key) == 1:
+            continue
+        owners = [group for group in varied if key.startswith((f"{group}.", *_FOLLOWS.get(group, ())))]
+        if any(_constant_within(configs, key, [chosen.get(group) for chosen in choices]) for group in owners):
+            continue
+        values = [config.get(key) for config in configs]
+        leaf = key.rsplit(".", 1)[-1]
+        if not any(other.rsplit(".", 1)[-1] == leaf and values == found[other] for other in found):
+            found[key] = values  # optimizer.lr: ${schedule.lr} would only say the same again
+    return _schedule_first(found)
+
+
+def _schedule_first(found: Mapping[str, Sequence[Any]]) -> list[str]:
+    return sorted(found, key=lambda key: (key.startswith("teacher."), key))
+
+
+def _constant_within(configs: Sequence[Mapping[str, Any]], key: str, groups: Sequence[Any]) -> bool:
+    seen: dict[Any, Any] = {}
+    return all(
+        seen.setdefault(group, config.get(key, ...)) == config.get(key, ...) for config, group in zip(configs, groups)
+    )
+
+
+def _distinct(mappings: Sequence[Mapping[str, Any]], key: str) -> int:
+    return len({repr(mapping.get(key, ...)) for mapping in mappings})
+
+
+def _sets(rows: Sequence[Row], of: Callable[[Run], Any]) -> list[Any]:
+    """The distinct values over all runs, in order of appearance."""
+    return list(dict.fromkeys(of(run) for row in rows for run in row.runs))
+
+
+def _counts(run: Run) -> tuple[Any, Any]:
+    images = run.result.get("images") or {}
+    return images.get("train"), images.get("test")
+
+
+def _teacher_name(run: Run) -> Any:
+    return (run.result.get("teacher") or {}).get("name")
+
+
+def _weights(run: Run) -> Any:
+    return (run.result.get("teacher") or {}).get("weights")
+
+
+def _neutral(value: Any, places: Mapping[str, str]) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    for key, place in sorted(places.items(), key=lambda item: -len(item[1])):
+        if isinstance(value, str) and (value == place or value.startswith(f"{place}/")):
+            return f"<{key}>{value[len(place) :]}"
+    return value
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)

@@ -1,0 +1,225 @@
+"""Training stages: a student under one loss, in one run folder, exactly once; several side by side as a cohort."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kdbench.engine.checkpoint import read_json, save_weights, write_json
+from kdbench.engine.device import Placement, place
+from kdbench.engine.log import RunLog
+from kdbench.engine.options import require
+from kdbench.engine.progress import ProgressView
+from kdbench.engine.trainer import STUDENT, Member, Resumable, fit, resume_epoch
+from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss
+from kdbench.models.base import count_parameters
+from kdbench.models.weights import weight_hash
+from kdbench.runs.folder import RESULT, clear, describe_versions, save_config, save_network
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.recipe import Record
+from kdbench.runs.serving import serve
+from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches
+from kdbench.types import Calibration, EvalBatches, TrainBatches
+
+log = logging.getLogger(__name__)
+
+
+def run_stage(stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
+    """Train one student and return its result.json. A finished stage is not run again, an unfinished one continues.
+
+    Raises Diverged if its loss became NaN, and UserError if another process is at work in the folder or if it holds
+    another run.
+    """
+    outcome = run_stages([stage], teacher)[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def run_stages(stages: Sequence[Stage], teacher: GivenTeacher | None) -> list[dict[str, Any] | Exception]:
+    """Train several students side by side on one stream of batches and one teacher pass; results in their order."""
+    failures: dict[Path, Exception] = {}
+    todo = []
+    with contextlib.ExitStack() as stack:
+        for stage in stages:
+            try:
+                stack.enter_context(only_here(stage.folder))
+                todo += [] if finished(stage) else [stage]
+            except UserError as error:
+                failures[stage.folder] = error
+        if todo:
+            failures |= _train(todo, teacher)
+    return [failures.get(stage.folder) or read_json(stage.folder / RESULT) for stage in stages]
+
+
+def finished(stage: Stage) -> bool:
+    """Whether the folder holds this stage's whole result. Clears the folder if the stage is forced."""
+    if stage.force:
+        clear(stage.folder)
+    if (stage.folder / RESULT).exists():
+        return True
+    started = stage.folder / "run.json"
+    if started.exists() and read_json(started).get("hash") != stage.record.hash:
+        raise UserError(
+            f"{stage.folder}: holds an unfinished run of another configuration. Choose another folder, or force=true."
+        )
+    return False
+
+
+@contextlib.contextmanager
+def only_here(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another process is training here. Wait for it, or choose another folder."
+        ) from error
+
+
+def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, Exception]:
+    first = stages[0]
+    placement = place(first.trainer)
+    batches = train_batches(first, placement)
+    sets = eval_sets(first.data, first.trainer, placement)
+    stages, members, failures = _members(stages, teacher, batches, sets, placement)
+    if not members:
+        return failures
+    until = min(first.stop_epoch or first.schedule.epochs, first.schedule.epochs)
+    done = min(m.epochs_done for m in members)
+    title = stages[0].student.name if len(stages) == 1 else f"{len(stages)} students"
+    view = ProgressView(
+        title, until * batches.steps, done * batches.steps, first.schedule.batch_size, first.trainer.progress
+    )
+    try:
+        students = [(s.loss.name, m.learner.distiller) for s, m in zip(stages, members, strict=True)]
+        served = serve(teacher, students, first.data, batches, placement, until - done)
+        fit(members, served.batches, served.teacher, until, view)
+        for stage, member in zip(stages, members, strict=True):
+            if member.failure is None:
+                _finish(stage, member, teacher, batches.size)
+            member.log.hparams_end(member.failure is None)
+    finally:
+        view.close()
+        for member in members:
+            member.log.close()
+    return failures | {m.folder: m.failure for m in members if m.failure is not None}
+
+
+def _members(
+    stages: Sequence[Stage], teacher: GivenTeacher | None, batches: TrainBatches, sets: Mapping[str, EvalBatches],
+    placement: Placement,
+) -> tuple[list[Stage], list[Member], dict[Path, Exception]]:  # fmt: skip
+    """The stages that can start, their members, and why the others cannot: one bad configuration stops nobody else."""
+    made: list[tuple[Stage, Member]] = []
+    failures: dict[Path, Exception] = {}
+    for stage in stages:
+        try:
+            made.append((stage, _member(stage, teacher, batches, sets, placement)))
+        except Exception as error:  # whatever a network or a loss raises while it is built; the caller reports it
+            failures[stage.folder] = error
+    return [stage for stage, _ in made], [member for _, member in made], failures
+
+
+def _member(
+    stage: Stage,
+    teacher: GivenTeacher | None,
+    batches: TrainBatches,
+    sets: Mapping[str, EvalBatches],
+    placement: Placement,
+) -> Member:
+    epochs_done, state = resume_epoch(stage.folder)
+    if epochs_done:
+        log.info("%s: continues after epoch %d", stage.folder, epochs_done, extra=_about(stage))
+    learner = make_learner(stage, teacher, batches, sets, placement)
+    calibration = _calibrate(learner.distiller.loss, stage, teacher, sets) if state is None else None
+    write_json(stage.folder / "run.json", {"hash": stage.record.hash, "started": _now()})
+    save_config(stage.folder, stage.record.tree)
+    run_log = RunLog(stage.folder, epochs_done)
+    if not epochs_done:
+        _announce(run_log, stage, learner.distiller.loss, calibration)
+    reference = teacher.reference if teacher else {}
+    about = {"network": stage.student.name, "dataset": stage.data.name, "hash": stage.record.hash}
+    learning = teacher.ask if teacher is not None and isinstance(teacher.ask, Resumable) else None
+    member = Member(
+        learner, stage.folder, run_log, sets, reference, stage.trainer, stage.schedule.epochs, about, learning
+    )
+    save_network(stage.folder, stage.student, stage.data)
+    if state is not None:
+        member.restore(state)
+    return member
+
+
+def _calibrate(
+    loss: DistillationLoss, stage: Stage, teacher: GivenTeacher | None, sets: Mapping[str, EvalBatches]
+) -> Calibration | None:
+    """Let a loss choose its own coefficients on the validation split, and keep what it found in the run folder."""
+    if not loss.needs_calibration:
+        return None
+    require(teacher is not None, "teacher", "none", f"a network, since loss={stage.loss.name} is fitted to one")
+    require("val" in sets, "dataset.validation", 0, f"above 0: loss={stage.loss.name} is fitted on a validation split")
+    assert teacher is not None and stage.data.val is not None
+    logits = teacher.reference["val"]
+    found = loss.calibrate(logits, stage.data.val.labels.to(logits.device))
+    write_json(stage.folder / f"{found.name}.json", found.record | {"candidates": found.table})
+    return found
+
+
+def _announce(run_log: RunLog, stage: Stage, loss: DistillationLoss, calibration: Calibration | None) -> None:
+    log.info("loss %s: %s", stage.loss.name, loss.formula, extra=_about(stage))
+    rows = "\n".join(f"| {key} | {value} |" for key, value in stage.record.config.items())
+    run_log.text("config", f"| key | value |\n|---|---|\n{rows}")
+    run_log.text("formula", loss.formula)
+    run_log.hparams_start(_hparams(stage.record), trial=stage.folder.name)
+    if calibration is not None:
+        for name, figure in calibration.figures.items():
+            run_log.figure(f"{calibration.name}/{name}", figure)
+
+
+def _about(stage: Stage) -> dict[str, str]:
+    """Marks a log line as one run's own: in a cohort it goes into that run's log file only."""
+    return {"run": str(stage.folder)}
+
+
+def _hparams(record: Record) -> dict[str, Any]:
+    """The choices, what was typed, and the numbers that sweeps are usually over."""
+    prefixes = ("loss.", "schedule.", "optimizer.", "student.")
+    numbers = {k: v for k, v in record.config.items() if k.startswith(prefixes) and isinstance(v, (bool, int, float))}
+    typed = {k.lstrip("+"): v for k, _, v in (entry.partition("=") for entry in record.overrides)}
+    typed = {k: record.config.get(k, v) for k, v in typed.items() if k not in record.choices}
+    return {**record.choices, **numbers, **typed, "seed": record.config.get("seed")}
+
+
+def _finish(stage: Stage, member: Member, teacher: GivenTeacher | None, train_images: int) -> None:
+    """Export the student and write result.json, the last file of a run."""
+    learner = member.learner
+    save_weights(stage.folder / STUDENT, learner.network, member.about)
+    data, last = stage.data, dict(member.last)
+    images = {"train": train_images, "val": len(data.val.labels) if data.val else 0, "test": len(data.test.labels)}
+    student = {
+        "name": stage.student.name,
+        "parameters": count_parameters(learner.network),
+        "weights": weight_hash(learner.network.state_dict()),
+    }
+    write_json(stage.folder / RESULT, {
+        "kdbench": describe_versions()["kdbench"], "name": stage.folder.name, "finished": _now(),
+        "hash": stage.record.hash, "choices": dict(stage.record.choices), "config": stage.record.config,
+        "overrides": stage.record.overrides, "tags": stage.record.tags, "formula": learner.distiller.loss.formula,
+        "seed": stage.seeds.init, "teacher": teacher.record() if teacher else None, "student": student,
+        "last": last, "best": member.best, "figures": teacher.recovered(last) if teacher else {}, "images": images,
+        "device": str(learner.distiller.placement.device), "precision": learner.distiller.placement.precision,
+        "versions": describe_versions(), "seconds": round(member.seconds, 3),
+        "images_per_second": round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),
+    })  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

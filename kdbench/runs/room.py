@@ -1,0 +1,71 @@
+"""How many students fit on a GPU at once: measured, by a step of each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from kdbench.engine.device import Placement, place
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches
+
+log = logging.getLogger(__name__)
+
+USABLE = 0.8  # of the free memory: recorded graphs and fragments take the rest
+
+
+class Need(NamedTuple):
+    """Bytes that a student keeps (weights, optimizer state), and those that only its own step takes."""
+
+    kept: int
+    step: int
+
+
+def parts(
+    stages: Sequence[Stage], teacher: GivenTeacher | None, max_members: int | None = None
+) -> Iterator[Sequence[Stage]]:
+    """Stages that share their batches, in lots that fit into the device's memory, each of at most `max_members`."""
+    placement = place(stages[0].trainer)
+    size = max_members or len(stages)
+    if placement.device.type != "cuda" or len(stages) == 1:
+        yield from (stages[i : i + size] for i in range(0, len(stages), size))
+        return
+    needs = [measure(stage, teacher, placement) for stage in stages]
+    torch.cuda.empty_cache()
+    free = int(USABLE * torch.cuda.mem_get_info(placement.device)[0])
+    for first, last in lots(needs, free, size):
+        yield stages[first:last]
+
+
+def lots(needs: Sequence[Need], free: int, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `size` students whose kept bytes and largest step fit into `free`; none is empty.
+
+    Students step one after the other, so the memory of their steps is used again and does not add up.
+    """
+    first = kept = step = 0
+    for position, need in enumerate(needs):
+        too_much = kept + need.kept + max(step, need.step) > free
+        if position > first and (too_much or position - first == size):
+            yield first, position
+            first, kept, step = position, 0, 0
+        kept, step = kept + need.kept, max(step, need.step)
+    yield first, len(needs)
+
+
+def measure(stage: Stage, teacher: GivenTeacher | None, placement: Placement) -> Need:
+    """What a student needs, by one step that nothing is kept of. Costs a second."""
+    batches, sets = train_batches(stage, placement), eval_sets(stage.data, stage.trainer, placement)
+    torch.cuda.synchronize(placement.device)
+    before = torch.cuda.memory_allocated(placement.device)
+    torch.cuda.reset_peak_memory_stats(placement.device)
+    learner = make_learner(stage, teacher, batches, sets, placement)
+    learner.begin_epoch(0)
+    batch = next(iter(batches.epoch(0, 1)))
+    learner.step(batch, teacher.ask(batch) if teacher else None)
+    torch.cuda.synchronize(placement.device)
+    after = torch.cuda.memory_allocated(placement.device)
+    peak = torch.cuda.max_memory_allocated(placement.device)
+    return Need(after - before, peak - after)

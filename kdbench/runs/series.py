@@ -1,0 +1,250 @@
+"""What procedures of several stages share: folders and records, teachers from stages, and the result of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdbench.data.batches import make_eval_batches
+from kdbench.data.bundle import Bundle, Split
+from kdbench.engine.checkpoint import read_json, save_weights, write_json
+from kdbench.engine.device import place
+from kdbench.engine.evaluate import all_logits
+from kdbench.engine.metrics import report
+from kdbench.engine.options import OptimizerOptions, ScheduleOptions
+from kdbench.engine.trainer import STUDENT
+from kdbench.errors import UserError
+from kdbench.models.base import count_parameters
+from kdbench.models.weights import weight_hash
+from kdbench.runs.folder import NETWORK, RESULT, clear, network_of_run, save_config, save_network
+from kdbench.runs.given import GivenTeacher
+from kdbench.runs.lifecycle import only_here, run_stage
+from kdbench.runs.obtain import introduced, make_given, measure
+from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds
+from kdbench.runs.stage import Stage
+
+Adapt = Callable[[nn.Module, "GivenTeacher | None"], None]
+
+APART = 1000  # between the seeds of two stages of one run, so that the seeds 0, 1, 2, ... of a sweep never meet them
+
+
+@dataclass(frozen=True)
+class Series:
+    """One procedure at work in folder `out`. Its stages are ordinary runs in `out/stages/<number>-<name>`."""
+
+    recipe: Recipe
+    out: Path
+    data: Bundle
+    entries: list[dict[str, Any]] = field(default_factory=list)  # of the stages so far, for the result
+
+    def stage(
+        self,
+        name: str,
+        *,
+        teacher: GivenTeacher | None = None,
+        student: NetworkSpec | None = None,
+        loss: LossSpec | None = None,
+        data: Bundle | None = None,
+        split: Split | None = None,
+        seeds: Seeds | None = None,
+        optimizer: OptimizerOptions | None = None,
+        schedule: ScheduleOptions | None = None,
+        adapt: Adapt | None = None,
+    ) -> Stage:
+        """The next stage: the recipe's own student, loss, data, ..., unless given. Its number is its turn."""
+        recipe, data = self.recipe, data or self.data
+        stage = Stage(
+            folder=self.out / "stages" / f"{len(self.entries) + 1}-{name.replace('/', '_')}",
+            data=data,
+            split=split or data.transfer,
+            student=student or recipe.student,
+            loss=loss or recipe.loss,
+            optimizer=optimizer or recipe.optimizer,
+            schedule=schedule or recipe.schedule,
+            trainer=recipe.trainer,
+            seeds=seeds or recipe.seeds,
+            record=recipe.record,
+            adapt=adapt,
+        )
+        return replace(stage, record=_record(recipe.record, stage, teacher))
+
+    def run(self, stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
+        """Train the stage, or read its result if it is finished; note it for the result of the whole."""
+        result = run_stage(stage, teacher)
+        self.note(stage, result)
+        return result
+
+    def note(self, stage: Stage, result: Mapping[str, Any]) -> None:
+        """Keep a finished stage's figures. Raises UserError if its folder holds a stage of another configuration."""
+        folder, given = stage.folder, result["teacher"]
+        if result["hash"] != stage.record.hash:
+            other = "holds a stage of another configuration. Choose another folder, or force=true."
+            raise UserError(f"{folder}: {other}")
+        figures = {key: value for key, value in result["last"].items() if key.endswith("/top1")}
+        names = {"teacher": given["name"] if given else None, "student": result["student"]["name"]}
+        about = {"name": folder.name, "folder": str(folder.relative_to(self.out)), **names}
+        self.entries.append(
+            {
+                **about,
+                "formula": result["formula"],
+                "seed": result["seed"],
+                **figures,
+                "seconds": result["seconds"],
+            }
+        )
+
+    def finished(self, folder: Path) -> GivenTeacher:
+        """The network of a finished stage, measured."""
+        spec, network, _ = network_of_run(folder, self.recipe.catalogue)
+        return make_given(spec.name, network, folder, self.recipe, self.data)
+
+    def taught(self, folder: Path) -> GivenTeacher:
+        """The network of a finished stage as a teacher. Raises UserError if it is no better than chance."""
+        allow = self.recipe.teacher.allow_chance if self.recipe.teacher else True
+        return introduced(self.finished(folder), self.data, allow, longer="schedule.epochs")
+
+    def publish(
+        self,
+        name: str,
+        spec: NetworkSpec,
+        network: nn.Module,
+        like: Path,
+        teacher: GivenTeacher | None = None,
+    ) -> Path:
+        """A network that no stage trained as a finished stage, so that it can be compared, and can teach.
+
+        It is measured here; what its result says of time, images and loss is that of the stage in folder `like`.
+        """
+        stage = self.stage(name, teacher=teacher, student=spec)
+        if not (stage.folder / RESULT).exists():
+            base = read_json(like / RESULT)
+            save_network(stage.folder, spec, self.data)
+            save_config(stage.folder, stage.record.tree)
+            save_weights(stage.folder / STUDENT, network, {"network": spec.name, "dataset": self.data.name})
+            weights = weight_hash(network.state_dict())
+            student = {"name": spec.name, "parameters": count_parameters(network), "weights": weights}
+            last = {"epoch": base["last"]["epoch"], **self._measured(network, teacher)}
+            own: dict[str, Any] = {
+                "name": stage.folder.name,
+                "hash": stage.record.hash,
+                "choices": dict(stage.record.choices),
+            }
+            own |= {
+                "config": stage.record.config,
+                "student": student,
+                "last": last,
+                "best": None,
+                "seconds": 0.0,
+            }
+            write_json(stage.folder / RESULT, {**base, **own})
+        self.note(stage, read_json(stage.folder / RESULT))
+        return stage.folder
+
+    def _measured(self, network: nn.Module, teacher: GivenTeacher | None) -> dict[str, float]:
+        placement = place(self.recipe.trainer)
+        reference = measure(placement.put(network), self.recipe, self.data, placement)[0]
+        found: dict[str, float] = {}
+        for name, split in (("val", self.data.val), ("test", self.data.test)):
+            if split is not None:
+                logits, guide = reference[name], teacher.reference.get(name) if teacher else None
+                values = report(logits, split.labels.to(logits.device), guide)
+                found |= {f"{name}/{key}": value for key, value in values.items()}
+        return found
+
+    def answers(self, teacher: GivenTeacher, split: Split) -> Tensor:
+        """A teacher's logits [N, C] on the images of a split as they are, not augmented."""
+        assert teacher.network is not None
+        size, placement = self.recipe.trainer.eval_batch_size, place(self.recipe.trainer)
+        batches = make_eval_batches(self.data, split, size, placement.device, channels_last=placement.channels_last)
+        return all_logits(teacher.network, batches, placement)[0]
+
+    def conclude(
+        self,
+        last: Path,
+        figures: Mapping[str, float | None] | None = None,
+        tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        instead: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The whole as a run of its own: the network and result of the stage in folder `last`, under the recipe's name.
+
+        Adds `stages`, `figures` (numbers by name) and `tables` (rows by name) to the result, which is written last.
+        `instead`: entries of the result that replace those of `last`, whose network is not the outcome then.
+        """
+        recipe, out = self.recipe, self.out
+        if instead is None:
+            for name in (NETWORK, STUDENT):
+                _link(last / name, out / name)
+        save_config(out, recipe.record.tree)
+        record = recipe.record
+        own = {
+            "name": out.name, "hash": record.hash, "choices": dict(record.choices), "config": record.config,
+            "overrides": record.overrides, "tags": record.tags, "seed": recipe.seeds.init,
+            "seconds": round(sum(entry["seconds"] for entry in self.entries), 3),
+        }  # fmt: skip
+        result = read_json(last / RESULT) | dict(instead or {})
+        more = {"figures": {**result.get("figures", {}), **(figures or {})}, "stages": self.entries}
+        result |= own | more | {"tables": {name: list(rows) for name, rows in (tables or {}).items()}}
+        write_json(out / RESULT, result)
+        return result
+
+
+@contextmanager
+def opened(recipe: Recipe, out: Path) -> Iterator[Series]:
+    """The series in folder `out`, which no other process works in meanwhile; empty first if the recipe says force."""
+    with only_here(out):
+        if recipe.force:
+            clear(out)
+        yield Series(recipe, out, recipe.data())
+
+
+def seeds_apart(seeds: Seeds, steps: int) -> Seeds:
+    """Other seeds for another stage of the same run: initial weights, order and augmentation."""
+    return Seeds(seeds.init + APART * steps, seeds.data + APART * steps)
+
+
+def spec_named(recipe: Recipe, name: str) -> NetworkSpec:
+    """A network by name: the recipe's own student with the options typed for it, or one as its YAML has it."""
+    return recipe.student if name == recipe.student.name else recipe.catalogue.network(name)
+
+
+def top1(values: Mapping[str, float], prefix: str) -> dict[str, float | None]:
+    """The accuracies among figures, under names of their own: "<prefix>/test/top1"."""
+    return {f"{prefix}/{key}": value for key, value in values.items() if key.endswith("/top1")}
+
+
+def _record(record: Record, stage: Stage, teacher: GivenTeacher | None) -> Record:
+    """What a stage's result.json says it is: the whole run's configuration with the stage's own parts in place."""
+    tree = dict(record.tree)
+    tree |= {
+        "student": dict(stage.student.config),
+        "loss": dict(stage.loss.config),
+        "seeds": asdict(stage.seeds),
+    }
+    tree |= {"optimizer": asdict(stage.optimizer), "schedule": asdict(stage.schedule)}
+    tree["procedure"] = {**tree.get("procedure", {}), "stage": stage.folder.name}
+    named = {
+        "teacher": teacher.name if teacher else "none",
+        "student": stage.student.name,
+        "loss": stage.loss.name,
+    }
+    own = hashlib.sha256(f"{record.hash}/{stage.folder.name}".encode()).hexdigest()
+    return Record(own, {**record.choices, **named}, tree, record.overrides, record.tags)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, without its bytes twice where the disk allows that; never half a file."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

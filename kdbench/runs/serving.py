@@ -1,0 +1,144 @@
+"""Who answers the students' batches: the live teacher, or a table of its logits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from kdbench.data.augment.views import Augment
+from kdbench.data.bundle import Bundle
+from kdbench.engine.device import Placement
+from kdbench.engine.distiller import Distiller
+from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss
+from kdbench.models.base import count_parameters, flops
+from kdbench.runs.given import GivenTeacher, no_teacher
+from kdbench.tables.feed import EnumerableBatches, Fed, Filler, TableTeacher
+from kdbench.tables.key import table_key
+from kdbench.tables.worth import Costs, choose, free_disk, free_memory
+from kdbench.teachers.live import LiveTeacher
+from kdbench.types import DataInfo, Teacher, TrainBatches
+
+log = logging.getLogger(__name__)
+
+
+class Served(NamedTuple):
+    batches: TrainBatches
+    teacher: Teacher
+
+
+def serve(
+    teacher: GivenTeacher | None, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainBatches,
+    placement: Placement, epochs: int,
+) -> Served:  # fmt: skip
+    """Choose between table and live teacher for `epochs` more epochs of `batches`; one log line says what and why.
+
+    `students` are those that train side by side, with the names of their losses.
+    Raises UserError for teacher.table=on where no table can serve.
+    """
+    if teacher is None:
+        return Served(batches, no_teacher)
+    live = Served(batches, teacher.ask)
+    if teacher.tables is None or teacher.tables.mode == "off" or epochs < 1:
+        return live
+    forced = teacher.tables.mode == "on"
+    reason = _obstacle(teacher, students, data, batches)
+    served = None
+    if reason is None:
+        assert isinstance(batches, EnumerableBatches)
+        try:
+            weighed = None if forced else _weigh(teacher, students, data, batches, placement, epochs)
+            pays, reason = weighed or (True, "teacher.table=on")
+            served = open_table(teacher, data, batches, placement) if pays else None
+        except OSError as error:
+            reason = f"its table cannot be kept ({error})"
+    if served is not None:
+        log.info("teacher %s: logits from the table %s (%s)", teacher.name, served.filler.table.path, reason)
+        return Served(Fed(served.filler.batches, served), served)
+    if forced:
+        raise UserError(_refusal(str(reason)))
+    log.info("teacher %s: asked anew for every batch, no table (%s)", teacher.name, reason)
+    return live
+
+
+def open_table(teacher: GivenTeacher, data: Bundle, batches: EnumerableBatches, placement: Placement) -> TableTeacher:
+    """A teacher that answers from its table, which is made if there is none. Raises OSError."""
+    assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher)
+    key, shape = table_key(teacher.ask, teacher.weights, data, batches, placement.precision)
+    table, store = teacher.tables.open(key, shape, placement.device)
+    return TableTeacher(Filler(table, teacher.ask, batches), store)
+
+
+def refuse_table(loss: DistillationLoss, loss_name: str, mix: object, augment: Augment) -> None:
+    """Raise the UserError for a teacher.table=on that no table can serve, as far as it is known before any work."""
+    reason = _too_much(loss, loss_name) or unservable(mix, augment)
+    if reason is not None:
+        raise UserError(_refusal(reason))
+
+
+def _too_much(loss: DistillationLoss, name: str) -> str | None:
+    if loss.needs:
+        return f"loss={name} reads the teacher's features ({', '.join(loss.needs)}), and a table holds logits only"
+    return None
+
+
+def unservable(mix: object, augment: Augment) -> str | None:
+    """Why no table can list the images that an augmentation makes; None if one can."""
+    if mix is not None:
+        return f"dataset.mix={type(mix).__name__.lower()} makes new images in every epoch, which no table can list"
+    if augment.views is None:
+        return f"the views of dataset.augment ({type(augment).__name__}) cannot be listed"
+    return None
+
+
+def _refusal(reason: str) -> str:
+    return f"teacher.table = on: must be auto or off, since {reason}"
+
+
+def _obstacle(
+    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainBatches
+) -> str | None:
+    for name, student in students:
+        reason = _too_much(student.loss, name)
+        if reason is not None:
+            return reason
+    reason = unservable(data.mix, data.augment)
+    if reason is not None:
+        return reason
+    if not isinstance(teacher.ask, LiveTeacher):
+        return f"teacher {teacher.name} is not a network"
+    if batches.views is None or not isinstance(batches, EnumerableBatches):
+        return "the images are streamed from their files"
+    return None
+
+
+def _weigh(
+    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: EnumerableBatches,
+    placement: Placement, epochs: int,
+) -> tuple[bool, str]:  # fmt: skip
+    assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher) and batches.views is not None
+    key, shape = table_key(teacher.ask, teacher.weights, data, batches, placement.precision)
+    there = teacher.tables.open(key, shape, placement.device)[0].filled if teacher.tables.path(key).exists() else 0
+    costs = Costs(
+        epochs=epochs,
+        images=len(batches.plan(0)[0]),
+        views=batches.views,
+        filled=min(1.0, there / (batches.size * batches.views)),
+        size=shape.bytes,
+        teacher=_flops(teacher.ask.network, data.info),
+        students=sum(_flops(student.student, data.info) for _, student in students),
+        disk=free_disk(teacher.tables.folder) + 4 * there * shape.words,
+        memory=free_memory(),
+    )
+    return choose(costs)
+
+
+def _flops(network: nn.Module, info: DataInfo) -> int:
+    """FLOPs of a forward pass; two for each parameter where a network cannot be run on shapes alone."""
+    try:
+        return flops(network, info)
+    except Exception:  # what a network does with its numbers (a search, a loop until convergence) may fail without them
+        return 2 * count_parameters(network)

@@ -1,0 +1,168 @@
+"""A teacher that answers from its table: what an epoch will ask for is known before it, so no step waits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.data.augment.views import Augment
+from kdbench.tables.file import LogitTable
+from kdbench.teachers.live import LiveTeacher
+from kdbench.types import Batch, Outputs, TrainBatches
+
+WINDOW = 1024  # images whose logits are made ready at once, just before the first step that needs them
+SLICE = 2048  # entries that are computed, then written, at once: what a kill loses at most
+
+
+@runtime_checkable
+class EnumerableBatches(TrainBatches, Protocol):
+    """Batches whose images and views are known before the epoch (kdbench.data.batches.ResidentBatches)."""
+
+    device: torch.device
+    augment: Augment
+    normalise: Callable[[Tensor], Tensor]
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]: ...
+
+    def images_at(self, rows: Tensor, view: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Filler:
+    """Computes a table's missing entries exactly as the live teacher would: in chunks of the same size."""
+
+    table: LogitTable
+    live: LiveTeacher
+    batches: EnumerableBatches
+    computed: int = field(default=0, init=False)  # entries so far
+
+    def load(self, entries: np.ndarray) -> Tensor:
+        """The logits [n, C] of entries [n], from the table or computed (and kept)."""
+        good = self.table.valid(entries)
+        logits = self.table.read(entries)
+        for part in self._shares(np.flatnonzero(~good)):
+            logits[torch.from_numpy(part)] = self._slice(entries[part])
+        return logits
+
+    def fill(self, entries: np.ndarray, advance: Callable[[int], None] = lambda done: None) -> None:
+        """Make sure that the table has the entries [n]; `advance` is told how many more are there."""
+        for part in self._shares(np.arange(len(entries))):
+            if not self.table.valid(entries[part]).all():
+                self._slice(entries[part])
+            advance(len(part))
+
+    def _slice(self, entries: np.ndarray) -> Tensor:
+        """Logits of entries that were missing a moment ago; another process may have written some since."""
+        good = self.table.valid(entries)
+        logits = self.table.read(entries)
+        missing = np.flatnonzero(~good)
+        if len(missing):
+            new = self.compute(entries[missing])
+            self.table.write(entries[missing], new)
+            logits[torch.from_numpy(missing)] = new
+        return logits
+
+    def compute(self, entries: np.ndarray) -> Tensor:
+        """The live teacher's logits [n, C] of entries [n], on the CPU."""
+        views, places = self.table.shape.views, torch.from_numpy(entries)
+        images = self.batches.images_at(places // views, places % views)
+        # A chunk at a time: only its features are in memory.
+        logits = [self.live.outputs(chunk).logits for chunk in images.split(self.live.chunk)]
+        self.computed += len(entries)
+        return torch.cat(logits).cpu()
+
+    @staticmethod
+    def _shares(positions: np.ndarray) -> Iterator[np.ndarray]:
+        """Slices in an order of this process's own, so that processes which fill the same entries share the work."""
+        starts = np.arange(0, len(positions), SLICE)
+        for start in np.random.default_rng(os.getpid()).permutation(starts).tolist():
+            yield positions[start : start + SLICE]
+
+
+class WindowLogits:
+    """The logits of one window on the device, found by binary search. 4 C bytes an image: 3 MB for CIFAR-100."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.entries = torch.empty(0, dtype=torch.int64)
+
+    def missing(self, entries: np.ndarray) -> np.ndarray:
+        return entries
+
+    def put(self, entries: np.ndarray, logits: Tensor) -> None:
+        """entries [n] ascending, logits [n, C]; what was there before is dropped."""
+        self.entries, self.logits = _to(torch.from_numpy(entries), self.device), _to(logits, self.device)
+
+    def get(self, entries: Tensor) -> Tensor:
+        """Logits [B, C] of entries [B]; NaN for one that was not put, which the training then reports."""
+        place = torch.searchsorted(self.entries, entries).clamp_max_(len(self.entries) - 1)
+        found = self.entries.index_select(0, place) == entries
+        return self.logits.index_select(0, place).masked_fill_(~found[:, None], torch.nan)
+
+
+class DeviceLogits:
+    """The whole table on the device, copied there as it is needed: after that an epoch moves nothing."""
+
+    def __init__(self, table: LogitTable, device: torch.device) -> None:
+        shape, self.device = table.shape, device
+        self.logits = torch.full((shape.entries, shape.classes), torch.nan, dtype=shape.dtype, device=device)
+        self.here = np.zeros(shape.entries, bool)
+
+    def missing(self, entries: np.ndarray) -> np.ndarray:
+        return entries[~self.here[entries]]
+
+    def put(self, entries: np.ndarray, logits: Tensor) -> None:
+        self.logits.index_copy_(0, _to(torch.from_numpy(entries), self.device), _to(logits, self.device))
+        self.here[entries] = True
+
+    def get(self, entries: Tensor) -> Tensor:
+        """Logits [B, C] of entries [B]; NaN for one that was not put."""
+        return self.logits.index_select(0, entries)
+
+
+class TableTeacher:
+    """Answers the batches of `feed(...)` from a table. Its outputs have no features."""
+
+    def __init__(self, filler: Filler, store: WindowLogits | DeviceLogits) -> None:
+        self.filler, self.store = filler, store
+        self.views = filler.table.shape.views
+
+    def __call__(self, batch: Batch) -> Outputs:
+        return Outputs(self.store.get(batch.target.index * self.views + batch.view), {})
+
+    def prepare(self, entries: np.ndarray) -> None:
+        """Have the entries [n] on the device."""
+        missing = self.store.missing(np.unique(entries))
+        if len(missing):
+            self.store.put(missing, self.filler.load(missing))
+
+
+class Fed:
+    """Batches whose teacher logits are ready when they come out (a TrainBatches)."""
+
+    def __init__(self, batches: EnumerableBatches, teacher: TableTeacher) -> None:
+        self.batches, self.teacher = batches, teacher
+        self.size, self.steps, self.views = batches.size, batches.steps, batches.views
+
+    def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
+        rows, view = self.batches.plan(epoch)
+        entries = (rows * self.teacher.views + view).numpy()
+        here = ready = 0
+        for batch in self.batches.epoch(epoch, epochs):
+            after = here + len(batch.view)
+            if after > ready:
+                ready = max(here + WINDOW, after)
+                self.teacher.prepare(entries[here:ready])
+            here = after
+            yield batch
+
+
+def _to(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

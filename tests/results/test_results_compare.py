@@ -1,0 +1,209 @@
+"""`kdbench compare` on made-up result.json trees, through the command line."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbench import cli
+from kdbench.results.read import read_runs
+from kdbench.results.rows import compare
+
+
+def result(top1: float, **changes: Any) -> dict[str, Any]:
+    """A result.json; changes: config keys with __ for dots, or choices=, teacher=, last=, best= updates."""
+    teacher = {"name": "resnet20", "weights": "aa", "test/top1": 0.97}
+    whole = {
+        "choices": {"dataset": "digits", "teacher": "resnet20", "student": "resnet8", "loss": "kl"},
+        "config": {"loss._target_": "k.KL", "loss.tau": 4, "seed": 0, "seeds.init": 0, "paths.data": "data"}
+        | {"dataset.root": "data", "schedule.epochs": 30, "schedule.lr": 0.1, "optimizer.lr": 0.1, "force": False},
+        "teacher": teacher,
+        "student": {"name": "resnet8"},
+        "last": {"epoch": 30, "test/top1": top1, "test/agreement": 0.9, "test/nll": 0.25},
+        "best": {"epoch": 27, "val/top1": 0.95, "test/top1": top1 - 0.01},
+        "images": {"train": 1294, "test": 360},
+        "seconds": 12.0,
+    }
+    for name, value in changes.items():
+        if name in ("choices", "teacher", "last", "best", "images"):
+            whole[name] = None if value is None else {**whole[name], **value}
+        else:
+            whole["config"] |= {name.replace("__", "."): value}
+            whole["config"] |= {"seeds.init": value} if name == "seed" else {}
+    return whole
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "result.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def run_compare(monkeypatch, capsys):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kdbench", "compare", *map(str, arguments)])
+        code = cli.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two temperatures with three seeds each, and one run of another loss."""
+    for tau, tops in ((1, (0.90, 0.91, 0.95)), (4, (0.92, 0.93, 0.94))):
+        for seed, top1 in enumerate(tops):
+            write(tmp_path / "runs" / "digits" / f"kl-{tau}-{seed}", result(top1, loss__tau=tau, seed=seed))
+    write(tmp_path / "runs" / "digits" / "dkd", result(0.935, choices={"loss": "dkd"}, loss__tau=2, loss__beta=8))
+    return tmp_path / "runs"
+
+
+def test_one_row_a_setting_with_mean_and_deviation_over_seeds(run_compare, sweep):
+    code, out, err = run_compare(sweep)
+    lines = out.splitlines()
+    assert code == 0 and err == ""
+    assert lines[0] == "the same in all: dataset=digits, teacher=resnet20, student=resnet8"
+    assert lines[1].split()[:4] == ["loss", "loss.tau", "teacher", "%"]
+    spread = 100 * statistics.stdev((0.90, 0.91, 0.95))
+    assert [line.split() for line in lines[2:]] == [
+        ["dkd", "2", "97.00", "93.50", "1", "90.00", "12"],
+        ["kl", "4", "97.00", "93.00", "±", "1.00", "3", "90.00", "±", "0.00", "12"],
+        ["kl", "1", "97.00", "92.00", "±", f"{spread:.2f}", "3", "90.00", "±", "0.00", "12"],
+    ]
+
+
+def test_what_an_option_brings_is_not_a_column_of_its_own(sweep):
+    assert compare(read_runs([sweep]).runs).columns == ["loss", "loss.tau"]  # loss.beta comes with loss=dkd
+
+
+def test_a_key_that_follows_another_is_shown_once(tmp_path):
+    for lr in (0.1, 0.2):
+        write(tmp_path / f"{lr}", result(0.9, schedule__lr=lr, optimizer__lr=lr))
+    assert compare(read_runs([tmp_path]).runs).columns == ["optimizer.lr"]
+
+
+def test_folders_and_force_and_devices_do_not_tell_runs_apart(tmp_path):
+    write(tmp_path / "a", result(0.9))
+    other = result(0.92, seed=1, force=True, trainer__device="cuda")
+    other["config"] |= {"paths.data": "/mnt/data", "dataset.root": "/mnt/data"}
+    write(tmp_path / "b", other)
+    (row,) = compare(read_runs([tmp_path]).runs).rows
+    assert len(row.runs) == 2 and row.metrics["last"].mean == pytest.approx(0.91)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"choices": {"dataset": "cifar10"}, "images": {"train": 50000, "test": 10000}}, "differ in their data"),
+        ({"last": {"epoch": 240}}, "30, 240 epochs"),
+        ({"teacher": {"weights": "bb"}}, "2 different sets of weights"),
+    ],
+)
+def test_warns_of_what_is_not_comparable(run_compare, tmp_path, changes, words):
+    write(tmp_path / "a", result(0.9))
+    write(tmp_path / "b", result(0.9, loss__tau=9, **changes))
+    code, _, err = run_compare(tmp_path)
+    assert code == 0 and words in err
+
+
+def test_no_warning_for_a_teacher_for_each_seed(run_compare, tmp_path):
+    for tau in (1, 4):
+        for seed in (0, 1):
+            made = result(0.9, loss__tau=tau, seed=seed, teacher={"weights": f"w{seed}", "test/top1": 0.95 + seed / 50})
+            write(tmp_path / f"{tau}-{seed}", made)
+    code, out, err = run_compare(tmp_path)
+    assert code == 0 and err == "" and "96.00 ± 1.41" in out
+
+
+def test_a_seed_counted_twice_is_pointed_out(run_compare, tmp_path):
+    write(tmp_path / "a", result(0.9))
+    write(tmp_path / "b", result(0.9))
+    assert "counted more than once in n = 2" in run_compare(tmp_path)[2]
+
+
+def test_unfinished_and_broken_folders_are_named(run_compare, sweep):
+    (sweep / "digits" / "half" / ".hydra").mkdir(parents=True)
+    (sweep / "digits" / "half" / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    (sweep / "digits" / "torn").mkdir()
+    (sweep / "digits" / "torn" / "result.json").write_text('{"choices": {')
+    (sweep / "digits" / "alien").mkdir()
+    (sweep / "digits" / "alien" / "result.json").write_text("[1]")
+    code, out, err = run_compare(sweep)
+    assert code == 0 and "dkd" in out
+    assert "half: not finished: epoch 2 was its last" in err
+    assert "torn: result.json cannot be read" in err and "alien: result.json is no result" in err
+
+
+def test_stages_and_stored_teachers_are_no_runs_of_their_own(tmp_path):
+    write(tmp_path / "runs" / "a", result(0.9))
+    write(tmp_path / "runs" / "a" / "stages" / "1", result(0.8, loss__tau=1))
+    write(tmp_path / "teachers" / "digits" / "t", result(0.97, teacher=None))
+    assert [run.folder.name for run in read_runs([tmp_path]).runs] == ["a"]
+    assert [run.folder.name for run in read_runs([tmp_path / "teachers"]).runs] == ["t"]
+
+
+def test_metrics_by_name(run_compare, sweep):
+    _, out, _ = run_compare(sweep, "--metric", "best,test/nll", "--metric", "best/val/top1")
+    header, first = out.splitlines()[1:3]
+    assert "test top-1 (best by val) %" in header and "test/nll" in header and "best/val/top1 %" in header
+    assert first.split() == ["dkd", "2", "97.00", "92.50", "0.2500", "95.00", "1", "90.00", "12"]
+
+
+def test_sorted_by_a_column(run_compare, sweep):
+    _, out, _ = run_compare(sweep, "--sort", "loss.tau")
+    assert [line.split()[1] for line in out.splitlines()[2:]] == ["1", "2", "4"]
+    _, out, _ = run_compare(sweep, "--sort", "loss.tau", "--reverse")
+    assert [line.split()[1] for line in out.splitlines()[2:]] == ["4", "2", "1"]
+
+
+def test_csv_and_json_are_fractions_with_all_digits(run_compare, sweep):
+    _, out, _ = run_compare(sweep, "--csv")
+    header, first = out.splitlines()[:2]
+    assert header == "loss,loss.tau,teacher,last,last std,n,agreement,seconds,folders"
+    assert first.startswith("dkd,2,0.97,0.935,,1,0.9,12.0,")
+    rows = json.loads(run_compare(sweep, "--json")[1])["rows"]
+    assert rows[1]["metrics"]["last"]["std"] == pytest.approx(0.01) and rows[1]["n"] == 3
+
+
+def test_markdown(run_compare, sweep):
+    lines = run_compare(sweep, "--markdown")[1].splitlines()
+    assert lines[0].startswith("| loss | loss.tau | teacher % |") and lines[1].startswith("| --- | --- | ---: |")
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere: there is no such folder"),
+        (["."], "there are no runs here"),
+        (["runs", "--sort", "los.tau"], "Did you mean loss.tau"),
+        (["runs", "--metric", "test/top"], "Did you mean test/top1"),
+    ],
+)
+def test_mistakes_are_messages(run_compare, sweep, tmp_path, monkeypatch, arguments, words):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty" if arguments == ["."] else tmp_path)
+    code, out, err = run_compare(*arguments)
+    assert code == 1 and words in err and "Traceback" not in err + out
+
+
+def test_hundreds_of_runs_in_a_second_without_torch(tmp_path):
+    for seed in range(300):
+        write(tmp_path / str(seed), result(0.9, seed=seed, loss__tau=seed % 10))
+    code = (
+        f"import sys; sys.argv = ['kdbench', 'compare', {str(tmp_path)!r}]\n"
+        "from kdbench import cli; assert cli.main() == 0\n"
+        "assert not {'torch', 'hydra', 'timm'} & set(sys.modules)"
+    )
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.perf_counter() - start < 3  # 0.4 s on an idle core; the limit leaves room for a busy machine
