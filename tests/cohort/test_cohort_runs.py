@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from killing import KILLED, in_its_own_process
-from shell import TINY, kdbench, result
 
 from kdbench.configure.launch import Sweep
 from kdbench.engine.learner import Learner
 from kdbench.runs import lifecycle as stages
 from kdbench.tables.file import LogitTable
 from kdbench.teachers.live import LiveTeacher
+from tests.support.killing import KILLED, in_its_own_process
+from tests.support.shell import TINY, kdbench, result
 
 COHORT = "hydra/launcher=cohort"
 STEPS = 6  # of a run: two epochs of three batches
@@ -143,15 +143,15 @@ def test_a_teacher_that_cannot_be_had_fails_every_run_with_its_reason(capfd):
 
 # In the students' second epoch: after the teacher's 6 steps and an epoch of both.
 CUT = """
-from killing import kill_at
-from test_cohort_runs import sweep, COHORT
+from tests.support.killing import kill_at
+from tests.cohort.test_cohort_runs import sweep, COHORT
 kill_at(14, "cut", checkpoints=2)
 sweep("loss.tau=1,2", COHORT, outputs="cut")
 """
 
 
 def test_a_killed_cohort_goes_on_where_it_was(asked):
-    done = in_its_own_process(CUT, __file__)
+    done = in_its_own_process(CUT)
     assert done.returncode == KILLED, done.stderr
     cut = list(Path("cut").rglob("checkpoint.pt"))
     assert len(cut) == 2 and not runs("cut")

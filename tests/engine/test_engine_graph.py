@@ -6,11 +6,8 @@ import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
-import losses_parts
 import pytest
 import torch
-from parts import SmallNet, Stream, make_learner
-from tape import Tape
 
 from kdbench.engine import device as placement
 from kdbench.engine import graph
@@ -22,6 +19,9 @@ from kdbench.engine.trainer import run_steps
 from kdbench.errors import UserError
 from kdbench.runs.given import no_teacher
 from kdbench.teachers.live import LiveTeacher
+from tests.support import losses as losses_parts
+from tests.support.engine import SmallNet, Stream, make_learner
+from tests.support.tape import Tape
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")
 

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from parts import Stream, make_learner
-from tape import Tape
 
 from kdbench.engine import graph
 from kdbench.engine.lanes import InTurn, Lanes, Work, make_lanes
@@ -17,6 +15,8 @@ from kdbench.engine.options import TrainerOptions
 from kdbench.engine.trainer import run_steps
 from kdbench.errors import UserError
 from kdbench.runs.given import no_teacher
+from tests.support.engine import Stream, make_learner
+from tests.support.tape import Tape
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")
 

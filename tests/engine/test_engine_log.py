@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from shell import TINY, kdbench, result, tiny, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from tests.support.shell import TINY, kdbench, result, tiny, train
 
 
 def events(folder: Path) -> EventAccumulator:

@@ -1,10 +1,10 @@
 import pytest
 import torch
 import torchmetrics.functional.classification as oracle
-from parts import CLASSES
 
 from kdbench.engine.metrics import Meters, report
 from kdbench.types import LossTerms, Outputs, StepOutput, Target
+from tests.support.engine import CLASSES
 
 
 def test_report_agrees_with_torchmetrics():

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import Evaluation, SmallNet, Stream, make_learner
 
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import evaluating
@@ -15,6 +14,7 @@ from kdbench.engine.trainer import Diverged, Member, fit, resume_epoch
 from kdbench.errors import UserError
 from kdbench.runs.given import no_teacher
 from kdbench.teachers.live import LiveTeacher
+from tests.support.engine import Evaluation, SmallNet, Stream, make_learner
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")
 

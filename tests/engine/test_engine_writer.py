@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from parts import Stream, make_learner
 
 from kdbench.engine import compiled as compiling
 from kdbench.engine import device as placement
 from kdbench.engine.compiled import Compiled, compiled
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.writer import WAITING, Writer, snapshot
+from tests.support.engine import Stream, make_learner
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")
 

@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from losses_parts import FOLDER, NAMES, C, batch, build, cast, ready, settings
 
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
 from kdbench.types import Outputs, Target
+from tests.support.losses import FOLDER, NAMES, C, batch, build, cast, ready, settings
 
 IN_ORDER = {"dkpp", "cc", "crd"}  # value depends on the order of the batch, or on chance
 PHASES = (0.0, 0.25, 0.75, 1.0)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from losses_parts import C, batch, build, cast, ready, settings
 
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
 from kdbench.losses.rkd import differences, distances
 from kdbench.types import Outputs, Target
+from tests.support.losses import C, batch, build, cast, ready, settings
 
 CASES = json.loads(Path(__file__).with_name("peer_features.json").read_text(encoding="utf-8"))["cases"]
 SHAPES = {

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from losses_parts import B, C, batch, build
 
 from kdbench.losses import dkd, functional
 from kdbench.losses.annealing import annealing_factor
@@ -21,6 +20,7 @@ from kdbench.losses.mse import regression_rows
 from kdbench.losses.polyn import polynomial_rows
 from kdbench.losses.ttm import power_sum
 from kdbench.types import Outputs, Target
+from tests.support.losses import B, C, batch, build
 
 quick = settings(max_examples=25, deadline=None, database=None, derandomize=True)
 SEED = st.integers(0, 10_000)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from losses_parts import build
 
 from kdbench.types import Outputs, Target
+from tests.support.losses import build
 
 CASES = json.loads(Path(__file__).with_name("peer_logits.json").read_text(encoding="utf-8"))["cases"]
 LABEL = torch.tensor([0, 3, 5, 1, 3])

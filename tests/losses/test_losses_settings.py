@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from losses_parts import batch, build
 from omegaconf import OmegaConf
 
 from kdbench.errors import UserError
 from kdbench.types import Outputs
+from tests.support.losses import batch, build
 
 
 @pytest.mark.parametrize("text", ["inf", ".inf", '"inf"', ".Inf", '"+inf"'])

@@ -8,12 +8,12 @@ import re
 import numpy
 import pytest
 import torch
-from losses_parts import batch, build, settings
 
 from kdbench.errors import UserError
 from kdbench.losses.ptloss import PTLoss, perturbed_kl
 from kdbench.losses.ptloss.loss import log
 from kdbench.types import Outputs, Target
+from tests.support.losses import batch, build, settings
 
 TABLE = [[0.1, 0.2], [0.3, 0.4], [-0.5, 0.6]]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models_parts import build, fill, images
 from torch import Tensor, nn
 
 from kdbench.models.fold import fold_batchnorm
 from kdbench.types import Outputs
+from tests.support.models import build, fill, images
 
 # How many batch norms are left: those before a convolution (pre-activation) or behind a feature cannot go.
 LEFT = {

@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from models_parts import build, images, on_meta
 from torch import nn
 
 from kdbench.errors import UserError
@@ -21,6 +20,7 @@ from kdbench.models.stages import choose_stages
 from kdbench.models.timm import timm_model
 from kdbench.models.torchvision import torchvision_model
 from kdbench.types import DataInfo
+from tests.support.models import build, images, on_meta
 
 FIVE = ["stem", "stage1", "stage2", "stage3", "stage4", "pooled"]
 FOUR = FIVE[1:]

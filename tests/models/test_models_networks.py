@@ -7,12 +7,12 @@ import re
 
 import pytest
 import torch
-from models_parts import ALL, OWN, build, header, images, on_meta
 from torch import nn
 
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters, first_layer, flops, forward_on_meta, last_layer
 from kdbench.types import DataInfo, Outputs
+from tests.support.models import ALL, OWN, build, header, images, on_meta
 
 SMALL = [name for name in OWN if int(re.search(r"([\d,]+) parameters", header(name))[1].replace(",", "")) < 4_000_000]
 FAMILIES = ("resnet20", "wrn_16_2", "vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2", "mlp")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_parts import fill, filled, images, on_meta
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 from torchvision.models.resnet import BasicBlock
 
 from kdbench.models.densenet import DenseNetBC, layers_per_block
+from tests.support.models import fill, filled, images, on_meta
 
 REFERENCE = json.loads((Path(__file__).parent / "reference_logits.json").read_text(encoding="utf-8"))
 NAMES = sorted(name for name in REFERENCE if name != "about")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models_parts import build, images
 from torch import Tensor
 from torch.func import functional_call, stack_module_state
 
 from kdbench.models.base import count_parameters
 from kdbench.models.fold import fold_batchnorm
+from tests.support.models import build, images
 
 FAMILIES: dict[str, dict[str, object]] = {
     "resnet8": {},

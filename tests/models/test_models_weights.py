@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models_parts import build, fill
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kdbench.errors import UserError
 from kdbench.models.weights import load_into, read_weights, weight_hash
+from tests.support.models import build, fill
 
 State = dict[str, Tensor]
 

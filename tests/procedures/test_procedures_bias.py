@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from procedures_parts import MLPS, refusal, result, stages, train
 from safetensors.torch import load_file
 
 from kdbench.procedures.bias_correction import accuracy_offset, prior_offset
+from tests.support.procedures import MLPS, refusal, result, stages, train
 
 WORDS = ["procedure=bias_correction", "dataset.transfer.omit=[3]", *MLPS]
 

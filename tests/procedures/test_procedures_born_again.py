@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from procedures_parts import MLPS, refusal, result, stages, train
 from safetensors.torch import load_file
 
 from kdbench.models.weights import weight_hash
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.series import Series
 from kdbench.runs.stage import Stage
+from tests.support.procedures import MLPS, refusal, result, stages, train
 
 WORDS = ["procedure=born_again", "loss=ban", "procedure.generations=2", *MLPS]
 

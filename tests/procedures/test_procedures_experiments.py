@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from procedures_parts import result, train
 
 from kdbench.paths import CONFIG_DIR
+from tests.support.procedures import result, train
 
 EXPERIMENTS = {path.stem: path for path in sorted((Path(CONFIG_DIR) / "experiment").glob("*.yaml"))}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from procedures_parts import MLPS, refusal, result, stages, train
 
 from kdbench.data.bundle import Bundle, Split
 from kdbench.data.unlabelled import make_pool, trusted
 from kdbench.teachers.constant import ConstantTeacher
 from kdbench.types import Batch, Target
+from tests.support.procedures import MLPS, refusal, result, stages, train
 
 WORDS = ["procedure=noisy_student", "procedure.iterations=2", "procedure.labelled=0.25", *MLPS]
 

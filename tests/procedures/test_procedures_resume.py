@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from killing import KILLED, in_its_own_process
-from procedures_parts import MLPS, refusal, result, stages, train
 from safetensors.torch import load_file
+
+from tests.support.killing import KILLED, in_its_own_process
+from tests.support.procedures import MLPS, refusal, result, stages, train
 
 WORDS = [
     "procedure=born_again",
@@ -20,8 +21,8 @@ WORDS = [
 # 48 training images in batches of 16: 3 steps an epoch. The teacher takes 6 steps, generation 1 nine; step 21 is in the
 # second epoch of generation 2.
 CUT = """
-from killing import kill_at
-from procedures_parts import train
+from tests.support.killing import kill_at
+from tests.support.procedures import train
 kill_at(21, "cut", checkpoints=2)
 train(*{words!r}, out="cut")
 """
@@ -35,7 +36,7 @@ def test_killed_in_stage_two_of_three():
     whole = train(*WORDS, out="whole")
     Path("outputs/teachers").rename("kept")
     cut = Path("cut")
-    killed = in_its_own_process(CUT.format(words=WORDS), __file__)
+    killed = in_its_own_process(CUT.format(words=WORDS))
     assert killed.returncode == KILLED, killed.stderr
     first, second = stages(cut)
     assert (first / "result.json").exists() and not (second / "result.json").exists()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from procedures_parts import refusal, result, stages, train
+
+from tests.support.procedures import refusal, result, stages, train
 
 CHAIN = ["procedure=sequential", "procedure.chain=[resnet14,mlp,resnet8]"]
 

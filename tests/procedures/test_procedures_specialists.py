@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from procedures_parts import MLPS, refusal, result, stages, train
 
 from kdbench.data.bundle import Split
 from kdbench.models.mlp import MLP
 from kdbench.procedures.clusters import confusable_classes
 from kdbench.procedures.specialists import conditional, half_special, offset, relabelled, started_from
+from tests.support.procedures import MLPS, refusal, result, stages, train
 
 WORDS = ["procedure=specialists", "procedure.specialists=2", *MLPS]
 

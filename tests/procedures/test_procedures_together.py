@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from procedures_parts import MLPS, refusal, result, stages, train
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,6 +19,7 @@ from kdbench.procedures.snapshot import cycle_schedule
 from kdbench.teachers.meta import MetaTeacher
 from kdbench.teachers.past_self import PastSelf
 from kdbench.types import Batch, Outputs, Target
+from tests.support.procedures import MLPS, refusal, result, stages, train
 
 ALONE = ["teacher=none", "student=mlp", "student.hidden=[24]"]
 META = ["procedure=meta_pseudo_labels", "procedure.labelled=0.5", "procedure.finetune_epochs=1", *MLPS]

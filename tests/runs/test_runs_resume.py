@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import pytest
-from killing import KILLED, in_its_own_process
 from safetensors.torch import load_file
-from shell import kdbench, result, tiny, train
+
+from tests.support.killing import KILLED, in_its_own_process
+from tests.support.shell import kdbench, result, tiny, train
 
 # Kills the process in its second epoch, or half-way through writing a checkpoint.
 IN_AN_EPOCH = """
-from killing import kill_at
-from shell import train
+from tests.support.killing import kill_at
+from tests.support.shell import train
 kill_at(6, {folder!r})
 train({words})
 """
@@ -25,7 +26,7 @@ def killed(state, path, *args):
         os.kill(os.getpid(), signal.SIGKILL)
     save(state, path, *args)
 torch.save = killed
-from shell import train
+from tests.support.shell import train
 train({words})
 """
 
@@ -50,7 +51,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
     ids=["in an epoch", "in a checkpoint write"],
 )
 def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, code):
-    done = in_its_own_process(code, __file__)
+    done = in_its_own_process(code)
     assert done.returncode == KILLED, done.stderr
     cut = Path("cut")
     assert not (cut / "result.json").exists() and (cut / "checkpoint.pt").exists()
@@ -61,7 +62,7 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, code):
 def test_an_interrupted_teacher_continues(uninterrupted):
     teacher = Path(result(uninterrupted)["teacher"]["folder"])
     code = IN_AN_EPOCH.format(folder="other", words="'hydra.run.dir=cut', 'paths.teachers=other'")
-    assert in_its_own_process(code, __file__).returncode == KILLED
+    assert in_its_own_process(code).returncode == KILLED
     train("hydra.run.dir=cut", "paths.teachers=other")
     other = Path(result(Path("cut"))["teacher"]["folder"])
     assert other != teacher and other.name == teacher.name
@@ -82,7 +83,7 @@ def test_a_finished_run_is_shown_and_force_runs_it_again(capsys):
 
 def test_a_folder_with_another_unfinished_run_is_refused(capsys):
     code = IN_AN_EPOCH.format(folder="run", words="'loss=ce', 'teacher=none'")
-    assert in_its_own_process(code, __file__).returncode == KILLED
+    assert in_its_own_process(code).returncode == KILLED
     assert kdbench("train", *tiny("teacher=none"), "hydra.run.dir=run", "loss=ce", "teacher=none", "seed=5") != 0
     shown = capsys.readouterr()
     assert "another configuration" in shown.err + shown.out

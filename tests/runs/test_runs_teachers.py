@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from shell import TINY, kdbench, result, tiny, train
 
 from kdbench.engine.checkpoint import read_json
 from kdbench.models.resnet import ResNet
 from kdbench.teachers.live import freeze
 from kdbench.types import DataInfo
+from tests.support.killing import PATHS
+from tests.support.shell import TINY, kdbench, result, tiny, train
 
 
 def test_a_teacher_is_trained_once_and_kept():
@@ -81,9 +82,9 @@ def test_what_cannot_teach_is_refused_with_a_message(words, message, capsys):
     assert "Traceback" not in shown.err + shown.out
 
 
-def test_parallel_runs_wait_for_one_training_of_their_teacher(repository):
-    code = "from shell import train; train('hydra.run.dir=run{}', 'seed={}')"
-    environment = {"PYTHONPATH": f"{repository}:{repository / 'kdbench/_hydra'}:{Path(__file__).parent}"}
+def test_parallel_runs_wait_for_one_training_of_their_teacher():
+    code = "from tests.support.shell import train; train('hydra.run.dir=run{}', 'seed={}')"
+    environment = {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     commands = [[sys.executable, "-c", code.format(i, i)] for i in range(2)]
     running = [subprocess.Popen(c, env=os.environ | environment, stdout=subprocess.PIPE, text=True) for c in commands]
     outputs = [p.communicate(timeout=300)[0] for p in running]

@@ -13,13 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tables_parts import CLASSES, IMAGES, VIEWS, all_live, fill_slowly, make_batches, make_data, make_filler, make_live
 
 from kdbench.data.augment.views import CropFlip
 from kdbench.tables import feed
 from kdbench.tables.feed import DeviceLogits, Fed, TableTeacher, WindowLogits
 from kdbench.tables.key import key_name, table_key
 from kdbench.teachers.live import chunk_for
+from tests.support.tables import (
+    CLASSES,
+    IMAGES,
+    VIEWS,
+    all_live,
+    fill_slowly,
+    make_batches,
+    make_data,
+    make_filler,
+    make_live,
+)
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from procedures_parts import MLPS, refusal, result, train
 
 from kdbench.models.ensemble import Ensemble, ensemble_logits, share_recovered
+from tests.support.procedures import MLPS, refusal, result, train
 
 ENSEMBLE = ["teacher=ensemble", "teacher.network=mlp", "student=mlp", "student.hidden=[24]"]
 

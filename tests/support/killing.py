@@ -9,16 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+REPOSITORY = Path(__file__).parents[2]
+PATHS = (REPOSITORY, REPOSITORY / "kdbench/_hydra")
 KILLED = -signal.SIGKILL  # the exit code of such a process
 
 
-def in_its_own_process(code: str, beside: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code that may kill itself, in the current folder; it can import what lies beside the file `beside`."""
-    here = Path(__file__).parents[1]
-    path = os.pathsep.join(
-        map(str, [here, here / "kdbench/_hydra", here / "tests", here / "tests/runs", Path(beside).parent])
-    )
-    environment = os.environ | {"PYTHONPATH": path}
+def in_its_own_process(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code that may kill itself, in the current folder; it can import kdbench and the tests."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
 
 

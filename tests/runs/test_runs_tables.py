@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from shell import TINY, kdbench, result, train
 
 from kdbench.tables.feed import Filler
 from kdbench.tables.file import LogitTable
 from kdbench.teachers.live import LiveTeacher
+from tests.support.shell import TINY, kdbench, result, train
 
 SHORT = ["dataset.pad=1", "schedule.epochs=2"]  # 48 images with 18 views each, three steps an epoch
 
