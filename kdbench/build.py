@@ -32,7 +32,7 @@ from kdbench.runs.fill import Filled, Watch
 from kdbench.runs.folder import RESULT
 from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds, TeacherSpec
 from kdbench.runs.serving import refuse_table
-from kdbench.types import DataInfo
+from kdbench.types import ImageInfo
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSp
     """A network's factory. A `name` key (timm, torchvision) names it better than the choice of the group."""
     config = dict(node)
 
-    def make(info: DataInfo) -> Any:
+    def make(info: ImageInfo) -> Any:
         return construct(config, prefix, **info._asdict())
 
     return NetworkSpec(str(config.get("name") or choice), config, make)

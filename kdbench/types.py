@@ -21,16 +21,16 @@ class Target(NamedTuple):
     """What a loss may know about a batch besides the two networks' outputs."""
 
     label: Tensor  # [B] int64, or [B, C] float (mixed or soft labels); -1 where a sample has no label
-    # [B] int64 row in the training set; hides tuple.index, on purpose.
-    index: Tensor  # type: ignore[assignment]
+    row: Tensor  # [B] int64 row of the original training set; -1 for a sample of another set
     progress: Tensor  # 0-dim float32 in [0, 1]: how much of the training is done
 
 
 class Batch(NamedTuple):
     """One training batch, on the device."""
 
-    image: Tensor  # [B, C, H, W] augmented and normalised
-    view: Tensor  # [B] int64 which augmentation each row got: what makes an exact teacher table possible
+    # Augmented and normalised: images float [B, C, H, W], vectors float [B, D], or token ids int64 [B, L] (0: padding).
+    input: Tensor
+    view: Tensor  # [B] int64 which augmentation each sample got: what makes an exact teacher table possible
     target: Target
 
 
@@ -57,7 +57,7 @@ class Calibration(NamedTuple):
     figures: dict[str, Any]  # matplotlib figures by name
 
 
-class DataInfo(NamedTuple):
+class ImageInfo(NamedTuple):
     """What a network must know of the data to be built for it."""
 
     num_classes: int

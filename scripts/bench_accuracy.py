@@ -94,7 +94,7 @@ def accuracy(loop: ReferenceLoop, data: Bundle) -> float:
     loop.student.eval()
     mean, std = (torch.tensor(value)[:, None, None] for value in (data.mean, data.std))
     right = 0
-    for images, labels in zip(data.test.images.split(250), data.test.labels.split(250), strict=True):
+    for images, labels in zip(data.test.inputs.split(250), data.test.labels.split(250), strict=True):
         answer = loop.student(((images.float() / 255 - mean) / std).to(loop.device)).logits.argmax(1).cpu()
         right += int((answer == labels).sum())
     return right / len(data.test.labels)

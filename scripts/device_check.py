@@ -221,7 +221,7 @@ def stacked(bench: Workbench, count: int) -> Contender:
 
     def loss(weights: Any, buffers: Any) -> torch.Tensor:
         with bench.placement.autocast():
-            answer = functional_call(networks[0], (weights, buffers), (batch.image,)).logits
+            answer = functional_call(networks[0], (weights, buffers), (batch.input,)).logits
         return cross_entropy(answer.float(), batch.target.label)
 
     step = vmap(grad(loss), randomness="different")

@@ -58,14 +58,14 @@ def time_parts(bench: Workbench, served: tuple[TrainBatches, Teacher], repeats: 
         clock.mark("teacher")
         _step(learner, batch, guide, clock)
     seconds = {name: figure(values[1:] or values) for name, values in clock.seconds.items()}
-    student = cost_of(lambda: learner.update(batch.image, guide, batch.target))
+    student = cost_of(lambda: learner.update(batch.input, guide, batch.target))
     asked = cost_of(lambda: _ask(bench, batch))
     return Parts(seconds, _evaluation(bench, learner), student, asked)
 
 
 def _step(learner: Learner, batch: Batch, guide: Outputs | None, clock: Clock) -> None:
     """Learner.update with a clock in it."""
-    output = learner.distiller(batch.image, guide, batch.target)
+    output = learner.distiller(batch.input, guide, batch.target)
     clock.mark("student forward, loss")
     output.terms.total.backward()
     clock.mark("student backward")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from kdbench.data.augment.views import CropFlip
-from kdbench.data.bundle import Bundle, ImageFiles, Images
+from kdbench.data.bundle import Bundle, ImageFiles, Inputs
 from kdbench.engine.device import named_device
 from kdbench.engine.options import OptimizerOptions
 from kdbench.errors import UserError
@@ -32,7 +32,7 @@ class PlainImages(Dataset[tuple[Any, int, int]]):
     def __init__(self, data: Bundle) -> None:
         from torchvision import transforms as tv
 
-        self.images, self.labels = data.transfer.images, data.transfer.labels.tolist()
+        self.images, self.labels = data.transfer.inputs, data.transfer.labels.tolist()
         size, augment = data.info.image_size, data.augment
         steps: list[Any] = []
         if isinstance(self.images, ImageFiles):
@@ -56,7 +56,7 @@ class PlainImages(Dataset[tuple[Any, int, int]]):
         return Image.open(self.images.path(row)).convert("RGB" if self.images.channels == 3 else "L")
 
 
-def _arrays(images: Images) -> Any:
+def _arrays(images: Inputs) -> Any:
     assert isinstance(images, Tensor)
     arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
     return arrays[..., 0] if arrays.shape[-1] == 1 else arrays
@@ -98,12 +98,12 @@ class ReferenceLoop:
             batch = next(self._stream)
         return batch
 
-    def step(self, image: Tensor, label: Tensor, index: Tensor) -> None:
-        image, label, index = image.to(self.device), label.to(self.device), index.to(self.device)
+    def step(self, image: Tensor, label: Tensor, row: Tensor) -> None:
+        image, label, row = image.to(self.device), label.to(self.device), row.to(self.device)
         answer = self.student(image)
         with torch.no_grad():
             guide = None if self.teacher is None else self.teacher(image)
-        target = Target(label, index, torch.tensor(0.5, device=self.device))
+        target = Target(label, row, torch.tensor(0.5, device=self.device))
         total = self.loss(Outputs(answer.logits, {}), guide, target).total
         right = answer.logits.topk(min(5, answer.logits.shape[1]), 1).indices == label[:, None]
         figures = (total, right[:, 0].float().mean(), right.any(1).float().mean())

@@ -83,7 +83,7 @@ def about(bench: Workbench) -> dict[str, Any]:
     student = recipe.student.make(data.info)
     return {
         "dataset": data.name,
-        "images": list(data.train.images.shape),
+        "images": list(data.train.inputs.shape),
         "teacher": bench.teacher.name if bench.teacher else None,
         "teacher_parameters": bench.teacher.parameters if bench.teacher else None,
         "student": recipe.student.name,

@@ -74,7 +74,7 @@ def search(cfg: DictConfig) -> None:
         raise UserError("dataset.validation must be above 0: epsilon is chosen on a validation split")
     teacher = obtain_teacher(recipe, data)
     assert teacher is not None
-    images = [data.fingerprint, data.val.index.tolist(), data.val.labels.tolist()]
+    images = [data.fingerprint, data.val.rows.tolist(), data.val.labels.tolist()]
     identity = json.dumps([teacher.weights, images, dict(recipe.loss.config)], sort_keys=True)
     name = f"{teacher.name.replace('/', '_')}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     out = Path(cfg.paths.outputs) / "epsilon" / data.name / name

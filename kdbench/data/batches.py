@@ -40,34 +40,34 @@ class ResidentBatches:
         mix: Mixup | CutMix | None = None,
         num_classes: int | None = None,
     ) -> None:
-        if not isinstance(split.images, Tensor):
+        if not isinstance(split.inputs, Tensor):
             raise TypeError("files stream: use make_train_batches, which chooses")
         self.device = torch.device(device)
         self.order = Order(len(split), batch_size, seed, drop_last, limit_steps)
-        self.index = split.index.cpu()
+        self.all_rows = split.rows.cpu()
         self.position = self._positions()
         split = split.to(self.device)
-        self.images, self.labels, self.rows = split.images, split.labels, split.index
+        self.inputs, self.labels, self.rows = split.inputs, split.labels, split.rows
         self.augment = augment
         self.normalise = Normalise(mean, std, self.device, dtype, channels_last)
         self.mixer: Mixer | None = None
         if mix is not None:
             if num_classes is None:
                 raise TypeError("mix needs num_classes")
-            self.mixer = Mixer(mix, num_classes, self.order, tuple(self.images.shape[2:]))  # type: ignore[arg-type,union-attr]
+            self.mixer = Mixer(mix, num_classes, self.order, tuple(self.inputs.shape[2:]))  # type: ignore[arg-type,union-attr]
         self.size, self.steps = len(split), self.order.steps
         self.views = None if mix is not None else augment.views
 
     def _positions(self) -> Tensor:
         """[largest row + 1] int64 on the CPU: where an original row is in this split, -1 where it is not."""
-        position = torch.full((int(self.index.max()) + 1,), -1)
-        position[self.index] = torch.arange(len(self.index))
+        position = torch.full((int(self.all_rows.max()) + 1,), -1)
+        position[self.all_rows] = torch.arange(len(self.all_rows))
         return position
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Original rows and views that an epoch will ask for, in order: two int64 [images] on the CPU."""
         position, view = self.order.epoch(epoch, self.augment)
-        return self.index[position], view
+        return self.all_rows[position], view
 
     def images_at(self, rows: Tensor, view: Tensor) -> Tensor:
         """Original rows [n] and views [n], both on the CPU, as normalised images [n, C, H, W] on the device.
@@ -81,8 +81,8 @@ class ResidentBatches:
         return self._images(position.to(self.device), view.to(self.device))
 
     def _images(self, position: Tensor, view: Tensor) -> Tensor:
-        assert isinstance(self.images, Tensor)
-        return self.normalise(self.augment(self.images.index_select(0, position), view))
+        assert isinstance(self.inputs, Tensor)
+        return self.normalise(self.augment(self.inputs.index_select(0, position), view))
 
     def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0; epochs: the length of the training."""
@@ -117,25 +117,25 @@ class ResidentEval:
         channels_last: bool = False,
         no_op: int = 0,
     ) -> None:
-        if not isinstance(split.images, Tensor):
+        if not isinstance(split.inputs, Tensor):
             raise TypeError("files stream: use make_eval_batches, which chooses")
         if batch_size < 1:
             raise UserError(f"trainer.eval_batch_size must be 1 or more, got {batch_size}")
         self.device, self.batch_size = torch.device(device), batch_size
         split = split.to(self.device)
-        self.images, self.labels, self.rows = split.images, split.labels, split.index
+        self.inputs, self.labels, self.rows = split.inputs, split.labels, split.rows
         self.normalise = Normalise(mean, std, self.device, dtype, channels_last)
         self.size = len(split)
         self.view = torch.full((min(batch_size, self.size),), no_op, device=self.device)
         self.progress = torch.ones((), device=self.device)
 
     def __iter__(self) -> Iterator[Batch]:
-        assert isinstance(self.images, Tensor)
+        assert isinstance(self.inputs, Tensor)
         for first in range(0, self.size, self.batch_size):
             here = slice(first, first + self.batch_size)
             label = self.labels[here]
             target = Target(label, self.rows[here], self.progress)
-            yield Batch(self.normalise(self.images[here]), self.view[: len(label)], target)
+            yield Batch(self.normalise(self.inputs[here]), self.view[: len(label)], target)
 
 
 def make_train_batches(
@@ -153,7 +153,7 @@ def make_train_batches(
     """Batches of a split of the bundle, resident or streamed. augment: null takes the bundle's (the student's)."""
     augment = bundle.augment if augment is None else augment
     options = (batch_size, seed, device, dtype, channels_last, drop_last, limit_steps, bundle.mix, len(bundle.classes))
-    if isinstance(split.images, ImageFiles):
+    if isinstance(split.inputs, ImageFiles):
         return StreamBatches(split, bundle.mean, bundle.std, augment, *options, workers=bundle.workers)
     return ResidentBatches(split, bundle.mean, bundle.std, augment, *options)
 
@@ -170,6 +170,6 @@ def make_eval_batches(
     """Un-augmented batches of a split of the bundle, resident or streamed; views count as in `augment`'s numbering."""
     no_op = (bundle.augment if augment is None else augment).no_op
     options = (batch_size, device, dtype, channels_last, no_op)
-    if isinstance(split.images, ImageFiles):
+    if isinstance(split.inputs, ImageFiles):
         return StreamEval(split, bundle.mean, bundle.std, *options, workers=bundle.workers)
     return ResidentEval(split, bundle.mean, bundle.std, *options)

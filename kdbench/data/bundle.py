@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kdbench.data.augment.views import Augment, Identity
-from kdbench.types import DataInfo
+from kdbench.types import ImageInfo
 
 
 @dataclass(frozen=True)
@@ -35,49 +35,49 @@ class ImageFiles:
         return replace(self, paths=self.paths[rows.cpu().numpy()])
 
 
-Images = Tensor | ImageFiles  # uint8 [N, C, H, W], or files
+Inputs = Tensor | ImageFiles  # images uint8 [N, C, H, W] or files, vectors float [N, D], token ids int64 [N, L]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels.
+    """Inputs with labels.
 
-    images uint8 [N, C, H, W] or ImageFiles; labels int64 [N], -1 where unlabelled; index int64 [N], the row in the
-    dataset's original training set, stable under subsets and validation splits (unlabelled extras continue the count,
-    images that are not of the training set have -1); clean int64 [N], the true labels where label noise was applied.
+    labels int64 [N], -1 where unlabelled; rows int64 [N], each sample's row in the dataset's original training set,
+    stable under subsets and validation splits (unlabelled extras continue the count, samples that are not of the
+    training set have -1); clean int64 [N], the true labels where label noise was applied.
     """
 
-    images: Images
+    inputs: Inputs
     labels: Tensor
-    index: Tensor
+    rows: Tensor
     clean: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def select(self, rows: Tensor) -> Split:
-        """The given rows [n], in the given order; the same object if they are all rows in order."""
-        if len(rows) == len(self) and torch.equal(rows, torch.arange(len(self))):
+    def select(self, places: Tensor) -> Split:
+        """The samples at places [n] of this split, in that order; the same object if they are all in order."""
+        if len(places) == len(self) and torch.equal(places, torch.arange(len(self))):
             return self
-        clean = None if self.clean is None else self.clean[rows]
-        return Split(self.images[rows], self.labels[rows], self.index[rows], clean)
+        clean = None if self.clean is None else self.clean[places]
+        return Split(self.inputs[places], self.labels[places], self.rows[places], clean)
 
     def to(self, device: torch.device | str) -> Split:
         """The same split with its tensors on the device. Batches made of one moved split share its memory."""
-        images = self.images.to(device) if isinstance(self.images, Tensor) else self.images
+        inputs = self.inputs.to(device) if isinstance(self.inputs, Tensor) else self.inputs
         clean = None if self.clean is None else self.clean.to(device)
-        return replace(self, images=images, labels=self.labels.to(device), index=self.index.to(device), clean=clean)
+        return replace(self, inputs=inputs, labels=self.labels.to(device), rows=self.rows.to(device), clean=clean)
 
 
 class Source(NamedTuple):
     """What a reader returns: the whole dataset as it is published, in a fixed order, before any split of ours."""
 
     classes: tuple[str, ...]
-    images: Images  # the training set
+    inputs: Inputs  # the training set
     labels: Tensor  # int64 [N]
-    test_images: Images
+    test_inputs: Inputs
     test_labels: Tensor
-    val: tuple[Images, Tensor] | None = None  # only where the dataset brings a validation set of its own
+    val: tuple[Inputs, Tensor] | None = None  # only where the dataset brings a validation set of its own
     fingerprint: str | None = None  # where the reader knows it already
     stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std, where the reader knows them
 
@@ -88,7 +88,7 @@ class Bundle:
 
     `train` is what a teacher trains on, `transfer` what the student trains on: the same object unless
     `dataset.transfer` or a noise for only one of the two is set. `fingerprint` names the original training images (not
-    the labels), so tables of teacher logits are keyed by it; `rows` bounds Split.index: such a table has that many.
+    the labels), so tables of teacher logits are keyed by it; `num_rows` bounds Split.rows: such a table has that many.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Bundle:
     val: Split | None
     test: Split
     fingerprint: str
-    rows: int
+    num_rows: int
     augment: Augment = field(default_factory=Identity)  # of what the student trains on
     teacher_augment: Augment = field(default_factory=Identity)  # of the teacher's own training
     mix: Any = None  # kdbench.data.augment.mix.Mixup, CutMix, or None
@@ -111,12 +111,12 @@ class Bundle:
         return replace(self, augment=self.teacher_augment, mix=None)
 
     @property
-    def info(self) -> DataInfo:
-        shape = self.train.images.shape
-        return DataInfo(num_classes=len(self.classes), in_channels=shape[1], image_size=shape[-1])
+    def info(self) -> ImageInfo:
+        shape = self.train.inputs.shape
+        return ImageInfo(num_classes=len(self.classes), in_channels=shape[1], image_size=shape[-1])
 
 
-def fingerprint(images: Images) -> str:
+def fingerprint(images: Inputs) -> str:
     """sha256 of the images' content and shape; 0.1 s for CIFAR-10's 154 MB.
 
     Files are named by their last two path parts and their sizes in bytes: reading ImageNet to hash it takes longer

@@ -13,7 +13,7 @@ from kdbench.arguments import accepted, call, keys, locate
 from kdbench.data import bundle as bundles
 from kdbench.data.augment.mix import make_mix
 from kdbench.data.augment.views import Augment, Identity
-from kdbench.data.bundle import Bundle, ImageFiles, Images, Source, Split
+from kdbench.data.bundle import Bundle, ImageFiles, Inputs, Source, Split
 from kdbench.data.decode import gray_or_colour, sampled_statistics
 from kdbench.data.sampling import class_numbers, count_of, order_keys, rows_of, stratified
 from kdbench.data.transfer import make_noise, make_transfer, noisy
@@ -54,7 +54,7 @@ def load_bundle(
     student, added = make_transfer(student, source.classes, len(source.labels), cache, transfer or {})
     return Bundle(
         name, source.classes, *_normalisation(source, mean, std, cache), teacher, student, val,
-        _outside(source.test_images, source.test_labels), *_identity(source, added),
+        _outside(source.test_inputs, source.test_labels), *_identity(source, added),
         _augment(augment, "augment"),
         _augment(augment if teacher_augment is None else teacher_augment, "teacher_augment"),
         make_mix(mix or {}), _workers(workers),
@@ -87,22 +87,22 @@ def _augment(value: Augment | None, key: str) -> Augment:
 
 def _with_channels(source: Source, channels: int | None) -> Source:
     """The source with all its images gray or all in colour; what the reader knew of other channels is forgotten."""
-    if isinstance(source.images, ImageFiles) or channels in (None, source.images.shape[1]):
+    if isinstance(source.inputs, ImageFiles) or channels in (None, source.inputs.shape[1]):
         return source
 
-    def changed(images: Images) -> Images:
+    def changed(images: Inputs) -> Inputs:
         return gray_or_colour(images, channels) if isinstance(images, Tensor) else images
 
     val = None if source.val is None else (changed(source.val[0]), source.val[1])
-    test = changed(source.test_images)
-    return source._replace(images=changed(source.images), test_images=test, val=val, fingerprint=None, stats=None)
+    test = changed(source.test_inputs)
+    return source._replace(inputs=changed(source.inputs), test_inputs=test, val=val, fingerprint=None, stats=None)
 
 
 def _split(
     source: Source, validation: float, seed: int, subset: float | None, classes: list[str | int] | None
 ) -> tuple[Split, Split | None]:
     """Validation takes the rows with the largest keys of a class, a subset those with the smallest: they never meet."""
-    whole = Split(source.images, source.labels, torch.arange(len(source.labels)))
+    whole = Split(source.inputs, source.labels, torch.arange(len(source.labels)))
     keys = order_keys(len(whole), seed, "split")
     val = None if source.val is None else _outside(*source.val)
     count = count_of(validation, len(whole), "dataset.validation", whole=False)
@@ -123,20 +123,20 @@ def _split(
     return whole.select(rest), val
 
 
-def _outside(images: Images, labels: Tensor) -> Split:
-    """Images that are not of the training set: index -1, which no table of training images holds."""
-    return Split(images, labels, torch.full_like(labels, -1))
+def _outside(inputs: Inputs, labels: Tensor) -> Split:
+    """Samples that are not of the training set: row -1, which no table of training samples holds."""
+    return Split(inputs, labels, torch.full_like(labels, -1))
 
 
 def _normalisation(source: Source, mean: Any, std: Any, cache: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std, one a channel; what is null is measured on the whole original training set."""
     measured: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     if mean is None or std is None:
-        images = source.images
+        images = source.inputs
         measured = source.stats or (
             bundles.statistics(images) if isinstance(images, Tensor) else sampled_statistics(images, cache)
         )
-    channels, result = source.images.shape[1], []
+    channels, result = source.inputs.shape[1], []
     for key, value, own in (("mean", mean, measured[0]), ("std", std, measured[1])):
         listed = value if isinstance(value, (list, tuple)) else [value]
         numbers = own if value is None else tuple(float(number) for number in listed)
@@ -148,9 +148,9 @@ def _normalisation(source: Source, mean: Any, std: Any, cache: str) -> tuple[tup
     return result[0], result[1]
 
 
-def _identity(source: Source, added: Images | None) -> tuple[str, int]:
+def _identity(source: Source, added: Inputs | None) -> tuple[str, int]:
     """The training images' fingerprint and number; a table has rows for unlabelled extras too, so both include them."""
-    own, rows = source.fingerprint or bundles.fingerprint(source.images), len(source.labels)
+    own, rows = source.fingerprint or bundles.fingerprint(source.inputs), len(source.labels)
     return (own, rows) if added is None else (f"{own[:32]}{bundles.fingerprint(added)[:32]}", rows + added.shape[0])
 
 

@@ -98,20 +98,20 @@ class StreamBatches:
         num_classes: int | None = None,
         workers: int = 0,
     ) -> None:
-        if not isinstance(split.images, ImageFiles):
+        if not isinstance(split.inputs, ImageFiles):
             raise TypeError("images in memory do not stream: use make_train_batches, which chooses")
         self.device = torch.device(device)
         self.order = Order(len(split), batch_size, seed, drop_last, limit_steps)
         self.augment = augment
         self.crop, self.rest = split_augment(augment)
-        self.labels, self.rows = split.labels.to(self.device), split.index.to(self.device)
+        self.labels, self.rows = split.labels.to(self.device), split.rows.to(self.device)
         self.normalise = Normalise(mean, std, self.device, dtype, channels_last)
-        self.decoder = Decoder(split.images, self.crop, self.device, workers)
+        self.decoder = Decoder(split.inputs, self.crop, self.device, workers)
         self.mixer = None
         if mix is not None:
             if num_classes is None:
                 raise TypeError("mix needs num_classes")
-            self.mixer = Mixer(mix, num_classes, self.order, (split.images.size, split.images.size))
+            self.mixer = Mixer(mix, num_classes, self.order, (split.inputs.size, split.inputs.size))
         self.size, self.steps = len(split), self.order.steps
 
     def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
@@ -157,15 +157,15 @@ class StreamEval:
         no_op: int = -1,
         workers: int = 0,
     ) -> None:
-        if not isinstance(split.images, ImageFiles):
+        if not isinstance(split.inputs, ImageFiles):
             raise TypeError("images in memory do not stream: use make_eval_batches, which chooses")
         if batch_size < 1:
             raise UserError(f"trainer.eval_batch_size must be 1 or more, got {batch_size}")
         self.device, self.size = torch.device(device), len(split)
         self.bounds = [(first, min(first + batch_size, self.size)) for first in range(0, self.size, batch_size)]
-        self.labels, self.rows = split.labels.to(self.device), split.index.to(self.device)
+        self.labels, self.rows = split.labels.to(self.device), split.rows.to(self.device)
         self.normalise = Normalise(mean, std, self.device, dtype, channels_last)
-        self.decoder = Decoder(split.images, None, self.device, workers)
+        self.decoder = Decoder(split.inputs, None, self.device, workers)
         rows = torch.arange(self.size)
         self.decoder.keys.set(rows, rows, self.bounds)
         self.view = torch.full((min(batch_size, self.size),), no_op, device=self.device)

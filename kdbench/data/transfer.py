@@ -13,7 +13,7 @@ from torch import Tensor
 from kdbench.arguments import call
 from kdbench.data.augment.strong import ResizedCrop
 from kdbench.data.augment.views import SEED
-from kdbench.data.bundle import ImageFiles, Images, Split
+from kdbench.data.bundle import ImageFiles, Inputs, Split
 from kdbench.data.decode import cached_images, find_images
 from kdbench.data.sampling import class_numbers, order_keys, rows_of, smallest
 from kdbench.data.seeds import mixed, numpy_generator, torch_generator
@@ -84,16 +84,16 @@ def _mistakes(names: Sequence[str], kind: str) -> Tensor:
 
 def noisy(split: Split, labels: Tensor) -> Split:
     """The split with its labels taken from `labels` (of the whole original training set); the true ones in `clean`."""
-    changed = labels[split.index]
+    changed = labels[split.rows]
     return split if torch.equal(changed, split.labels) else replace(split, labels=changed, clean=split.labels)
 
 
 def make_transfer(
     split: Split, classes: tuple[str, ...], rows: int, cache: str, options: Mapping[str, Any]
-) -> tuple[Split, Images | None]:
+) -> tuple[Split, Inputs | None]:
     """What the student trains on, from what the teacher trains on, and the unlabelled images that were added.
 
-    `options` is what `dataset.transfer` holds; `rows` is the first index of an extra image. Raises UserError.
+    `options` is what `dataset.transfer` holds; `rows` is the first row of an extra image. Raises UserError.
     """
     given = {"split": split, "names": classes, "rows": rows, "cache": cache}
     return call(_transfer, options, "dataset.transfer", given)
@@ -113,7 +113,7 @@ def _transfer(
     crops: int = 0,
     noise_images: int = 0,
     seed: int = 0,
-) -> tuple[Split, Images | None]:
+) -> tuple[Split, Inputs | None]:
     kept = _classes(names, classes, omit, only, seed)
     part = split if len(kept) == len(names) else split.select(rows_of(_true(split), kept))
     part = _share(part, fraction, per_class, seed)
@@ -124,8 +124,8 @@ def _transfer(
         return part, None
     unlabelled = torch.full((added.shape[0],), -1)
     clean = None if part.clean is None else torch.cat([part.clean, unlabelled])
-    index = torch.cat([part.index, torch.arange(rows, rows + added.shape[0])])
-    return Split(_joined([part.images, added]), torch.cat([part.labels, unlabelled]), index, clean), added
+    all_rows = torch.cat([part.rows, torch.arange(rows, rows + added.shape[0])])
+    return Split(_joined([part.inputs, added]), torch.cat([part.labels, unlabelled]), all_rows, clean), added
 
 
 def _true(split: Split) -> Tensor:
@@ -159,7 +159,7 @@ def _classes(
 
 def _share(split: Split, fraction: float | None, per_class: float | None, seed: int) -> Split:
     """`fraction` of all images, whatever their class; then `per_class`, a share or a number of each class's images."""
-    keys = order_keys(int(split.index.max()) + 1, seed, "transfer")[split.index]  # of the original row: nested subsets
+    keys = order_keys(int(split.rows.max()) + 1, seed, "transfer")[split.rows]  # of the original row: nested subsets
     if fraction is not None:
         if not 0 < fraction <= 1:
             raise UserError(f"dataset.transfer.fraction must be a share in (0, 1], got {fraction}")
@@ -177,14 +177,14 @@ def _share(split: Split, fraction: float | None, per_class: float | None, seed: 
     return split.select(smallest(_true(split), labels.tolist(), wanted, keys))
 
 
-def _extras(split: Split, cache: str, folder: str | None, crops: int, noise_images: int, seed: int) -> Images | None:
+def _extras(split: Split, cache: str, folder: str | None, crops: int, noise_images: int, seed: int) -> Inputs | None:
     """Unlabelled images: those of a folder, crops of the split's own images, and random noise."""
-    images = split.images
+    images = split.inputs
     for name, count in (("crops", crops), ("noise_images", noise_images)):
         if count < 0 or (count and isinstance(images, ImageFiles)):
             limit = "0 for a dataset that is streamed from files" if count > 0 else "0 or more"
             raise UserError(f"dataset.transfer.{name} must be {limit}, got {count}")
-    added: list[Images] = []
+    added: list[Inputs] = []
     if folder is not None:
         paths = find_images(folder, "dataset.transfer.extra")
         if isinstance(images, ImageFiles):
@@ -197,7 +197,7 @@ def _extras(split: Split, cache: str, folder: str | None, crops: int, noise_imag
     return _joined(added) if added else None
 
 
-def _joined(parts: Sequence[Images]) -> Images:
+def _joined(parts: Sequence[Inputs]) -> Inputs:
     files = [part for part in parts if isinstance(part, ImageFiles)]
     if files:
         return replace(files[0], paths=np.concatenate([part.paths for part in files]))

@@ -58,12 +58,12 @@ def joined(parts: list[Split]) -> Split:
     """Splits one after the other. Raises UserError for images of files beside images in memory."""
     if len(parts) == 1:
         return parts[0]
-    images = [part.images for part in parts]
+    images = [part.inputs for part in parts]
     if any(isinstance(image, ImageFiles) for image in images):
         raise UserError("unlabelled images beside a dataset that is streamed from files are not supported here")
     tensors = [image for image in images if isinstance(image, Tensor)]
-    labels, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "index"))
-    return Split(torch.cat(tensors), labels, index)
+    labels, rows = (torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "rows"))
+    return Split(torch.cat(tensors), labels, rows)
 
 
 def trusted(probabilities: Tensor, threshold: float, per_class: int | None) -> Tensor:

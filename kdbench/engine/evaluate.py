@@ -30,7 +30,7 @@ def all_logits(network: nn.Module, batches: EvalBatches, placement: Placement) -
     logits, labels = [], []
     with evaluating(network), placement.autocast():
         for batch in batches:
-            logits.append(network(batch.image).logits.float())
+            logits.append(network(batch.input).logits.float())
             labels.append(batch.target.label)
     return torch.cat(logits), torch.cat(labels)
 

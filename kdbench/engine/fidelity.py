@@ -51,7 +51,7 @@ def _answers(network: nn.Module, batches: EvalBatches, placement: Placement) -> 
     logits, norms, labels = [], [], []
     with evaluating(network), placement.autocast():
         for batch in batches:
-            outputs = network(batch.image)
+            outputs = network(batch.input)
             logits.append(outputs.logits.float())
             norms += [outputs.features["pooled"].float().norm(dim=1)] if "pooled" in outputs.features else []
             labels.append(batch.target.label)

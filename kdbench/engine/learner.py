@@ -76,7 +76,7 @@ class Learner:
     def step(self, batch: Batch, teacher: Outputs | None) -> None:
         """One update from one batch; `teacher` is what the teacher says of it."""
         self._set_lr(self.lr * self.factors[self.steps_done])
-        self._update(batch.image, self._heard(teacher), batch.target)
+        self._update(batch.input, self._heard(teacher), batch.target)
         self.steps_done += 1
 
     def update(self, image: Tensor, teacher: Outputs | None, target: Target) -> None:

@@ -41,7 +41,7 @@ class Meters:
         found = {name: (value.float() * images, images) for name, value in means.items()}
         found["top1"] = _right(answer, _labels(target.label))
         if self._truth is not None:
-            found["clean_top1"] = _right(answer, self._truth[target.index])
+            found["clean_top1"] = _right(answer, self._truth[target.row])
         if teacher is not None:
             found["agreement"] = _right(answer, teacher.logits.argmax(1))
         row = torch.stack([torch.stack(pair) for pair in found.values()], 1)

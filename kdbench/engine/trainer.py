@@ -170,7 +170,7 @@ def run_steps(
     for batch in stream:
         guide = teacher(batch)
         lanes.run([Work(m.learner, partial(step, batch, guide)) for m, step in zip(members, steps, strict=True)])
-        images += len(batch.image)
+        images += len(batch.input)
         advance()
     members[0].learner.distiller.placement.wait()  # once an epoch, so that images per second are of work done
     return images

@@ -26,7 +26,7 @@ class DistillationLoss(nn.Module):
     """
 
     needs: tuple[str, ...] = ()  # features read, of student and teacher alike; an instance may set its own
-    train_rows: int | None = None  # rows of the training set (target.index lies below it); known before `setup`
+    train_rows: int | None = None  # rows of the training set (target.row lies below it); known before `setup`
     uses_teacher: ClassVar[bool] = True  # False: may train with `teacher=none`
     terms: ClassVar[tuple[str, ...]] = ()  # what `weights` may name; (): anything
     paper: ClassVar[str] = ""  # "Hinton et al. 2015, eq. 1", for `kdbench list loss`

@@ -61,10 +61,10 @@ class Memory(nn.Module):
         return torch.einsum("bkd,bd->bk", self.rows[chosen], embedding)
 
     @torch.no_grad()
-    def update(self, index: Tensor, embedding: Tensor, momentum: float) -> None:
+    def update(self, row: Tensor, embedding: Tensor, momentum: float) -> None:
         """Move the rows of these images towards their new embeddings [B, D], and back to length 1."""
-        moved = momentum * self.rows[index] + (1 - momentum) * embedding
-        self.rows.index_copy_(0, index, F.normalize(moved))
+        moved = momentum * self.rows[row] + (1 - momentum) * embedding
+        self.rows.index_copy_(0, row, F.normalize(moved))
 
 
 class CRD(DistillationLoss):
@@ -73,7 +73,7 @@ class CRD(DistillationLoss):
 
     Each image's pair is told from `negatives` other rows of a memory of all `images` training images, drawn evenly from
     torch's generator (the paper's default draws from other classes only: its labels are not known here). `images` null
-    is the size of the training set; `target.index` must lie below it. Costs 8 B `negatives` `dimensions` bytes a step
+    is the size of the training set; `target.row` must lie below it. Costs 8 B `negatives` `dimensions` bytes a step
     and 8 `images` `dimensions` bytes in every checkpoint.
     """
 
@@ -121,10 +121,10 @@ class CRD(DistillationLoss):
         s, t = (F.normalize(embed(f.flatten(1))) for embed, f in zip(self.embed, features))
         assert self.images is not None
         others = torch.randint(self.images, (len(s), self.negatives), device=s.device)
-        chosen = torch.cat([target.index.unsqueeze(1), others], dim=1)
+        chosen = torch.cat([target.row.unsqueeze(1), others], dim=1)
         of_s, of_t = self.memory[0], self.memory[1]
         distill = contrast(of_t.scores(s, chosen, self.tau), self.images)  # type: ignore[operator]
         distill = distill + contrast(of_s.scores(t, chosen, self.tau), self.images)  # type: ignore[operator]
-        of_s.update(target.index, s.detach(), self.momentum)  # type: ignore[operator]
-        of_t.update(target.index, t.detach(), self.momentum)  # type: ignore[operator]
+        of_s.update(target.row, s.detach(), self.momentum)  # type: ignore[operator]
+        of_t.update(target.row, t.detach(), self.momentum)  # type: ignore[operator]
         return self.combine(task=self.task(student.logits, target.label), distill=distill)

@@ -27,12 +27,12 @@ def permuted_log_probs(log_p: Tensor, keys: Tensor) -> Tensor:
     return torch.zeros_like(log_p).scatter(-1, places, log_p.gather(-1, order))
 
 
-def hashed_keys(index: Tensor, classes: int, seed: int) -> Tensor:
-    """Scrambled int64 keys [B, C], a function of (index [B], class, seed) alone: a permutation kept without storage.
+def hashed_keys(row: Tensor, classes: int, seed: int) -> Tensor:
+    """Scrambled int64 keys [B, C], a function of (row [B], class, seed) alone: a permutation kept without storage.
 
     Two rounds of multiply and shift modulo 2^64, each one-to-one: no two classes of a sample share a key.
     """
-    x = index.long().unsqueeze(-1) * classes + torch.arange(classes, device=index.device) + seed * 0x2545F4914F6CDD1D
+    x = row.long().unsqueeze(-1) * classes + torch.arange(classes, device=row.device) + seed * 0x2545F4914F6CDD1D
     for multiplier in (0x5851F42D4C957F2D, 0x369DEA0F31A53F85):
         x = x * multiplier
         x = x ^ ((x >> 32) & 0xFFFFFFFF)
@@ -45,7 +45,7 @@ class DKPP(DistillationLoss):
     permuted predictions"; its CE(p', s) differs by a constant).
 
     `permutation`: fresh draws a new one at every visit from torch's global generator. The gradient is linear in p', so
-    on average this is the same as spreading 1 - max p evenly. fixed gives each sample (`target.index`) one permutation
+    on average this is the same as spreading 1 - max p evenly. fixed gives each sample (`target.row`) one permutation
     for the whole training, a function of `seed`. The paper does not say which it used. `tau` > 0, 1 in the paper.
     """
 
@@ -74,6 +74,6 @@ class DKPP(DistillationLoss):
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         log_p = log_probs(detached(teacher, "dkpp"), self.tau)
         fresh = self.permutation == "fresh"
-        keys = torch.rand_like(log_p) if fresh else hashed_keys(target.index, log_p.shape[-1], self.seed)
+        keys = torch.rand_like(log_p) if fresh else hashed_keys(target.row, log_p.shape[-1], self.seed)
         rows = kl_rows(permuted_log_probs(log_p, keys), log_probs(student.logits, self.tau))
         return self.combine(task=self.task(student.logits, target.label), distill=self.tau**2 * rows.mean())

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.errors import UserError
-from kdbench.types import DataInfo
+from kdbench.types import ImageInfo
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -57,7 +57,7 @@ def last_layer(model: nn.Module) -> nn.Linear:
     return model.get_submodule(last_layer_name(model))  # type: ignore[return-value]
 
 
-def flops(model: nn.Module, info: DataInfo) -> int:
+def flops(model: nn.Module, info: ImageInfo) -> int:
     """Floating-point operations of one image's forward pass: two for each multiply-add.
 
     Convolutions, linear layers and attention count; normalisation, activations and pooling do not. Counted on shapes

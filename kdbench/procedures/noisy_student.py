@@ -106,7 +106,7 @@ def _iterate(
 def _table(series: Series, parts: list[tuple[Split, Tensor]]) -> Tensor:
     """Logits [rows of the original training set, C], filled for the images of `parts`."""
     first = parts[0][1]
-    table = torch.zeros(series.data.rows, first.shape[1], device=first.device)
+    table = torch.zeros(series.data.num_rows, first.shape[1], device=first.device)
     for split, logits in parts:
-        table[split.index.to(table.device)] = logits
+        table[split.rows.to(table.device)] = logits
     return table

@@ -46,7 +46,7 @@ def fill_table(recipe: Recipe, watch: Watch) -> Filled:
     if teacher is None or batches.views is None or not isinstance(batches, EnumerableBatches):
         raise UserError("no table can be built, since the images are streamed from their files")
     filler = open_table(teacher, data, batches, placement).filler
-    entries = (data.transfer.index[:, None].numpy() * batches.views + np.arange(batches.views)).reshape(-1)
+    entries = (data.transfer.rows[:, None].numpy() * batches.views + np.arange(batches.views)).reshape(-1)
     begin = time.perf_counter()
     with watch(len(entries)) as advance:
         filler.fill(entries, advance)

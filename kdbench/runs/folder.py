@@ -16,7 +16,7 @@ from kdbench.engine.checkpoint import load_weights, read_json, write_atomically,
 from kdbench.engine.trainer import BEST, CHECKPOINT, STUDENT
 from kdbench.errors import UserError
 from kdbench.models.weights import load_into
-from kdbench.types import DataInfo
+from kdbench.types import ImageInfo
 
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
@@ -62,7 +62,7 @@ def _plain(value: Any) -> Any:
 
 def network_of_run(
     folder: Path, catalogue: Catalogue, weights: str = STUDENT
-) -> tuple[NetworkSpec, nn.Module, DataInfo]:
+) -> tuple[NetworkSpec, nn.Module, ImageInfo]:
     """The finished student of a run folder. Raises UserError if the folder holds none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
@@ -76,7 +76,7 @@ def network_of_run(
     config = dict(about["config"])
     if "pretrained" in config:  # its weights come from this folder
         config |= {"pretrained": False}
-    spec, info = catalogue.network_from(about["name"], config), DataInfo(*about["info"])
+    spec, info = catalogue.network_from(about["name"], config), ImageInfo(*about["info"])
     network = spec.make(info)
     load_into(network, _read(folder / weights), str(folder / weights))
     return spec, network, info

@@ -184,7 +184,7 @@ def store_key(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> str:
     identity = {
         "format": STORE_FORMAT,
         "images": data.fingerprint[:32],  # the second half names unlabelled extras, which only the student sees
-        "rows": _digest(data.train.index),
+        "rows": _digest(data.train.rows),
         "labels": _digest(data.train.labels),
         "augment": repr(data.teacher_augment),
         "normalise": [list(data.mean), list(data.std)],

@@ -13,7 +13,7 @@ from kdbench.data.bundle import Bundle
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.losses.base import DistillationLoss
 from kdbench.runs.given import GivenTeacher
-from kdbench.types import DataInfo
+from kdbench.types import ImageInfo
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class NetworkSpec:
 
     name: str
     config: Mapping[str, Any]
-    make: Callable[[DataInfo], nn.Module]
+    make: Callable[[ImageInfo], nn.Module]
 
     @property
     def pretrained(self) -> bool:

@@ -20,7 +20,7 @@ from kdbench.tables.feed import EnumerableBatches, Fed, Filler, TableTeacher
 from kdbench.tables.key import table_key
 from kdbench.tables.worth import Costs, choose, free_disk, free_memory
 from kdbench.teachers.live import LiveTeacher
-from kdbench.types import DataInfo, Teacher, TrainBatches
+from kdbench.types import ImageInfo, Teacher, TrainBatches
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _weigh(
     return choose(costs)
 
 
-def _flops(network: nn.Module, info: DataInfo) -> int:
+def _flops(network: nn.Module, info: ImageInfo) -> int:
     """FLOPs of a forward pass; two for each parameter where a network cannot be run on shapes alone."""
     try:
         return flops(network, info)

@@ -115,8 +115,8 @@ def _truth(stage: Stage) -> Tensor | None:
     """The true label of every row of the training set, -1 where it is not known; None where labels are as they were."""
     if stage.split.clean is None:
         return None
-    table = torch.full((stage.data.rows,), -1)
-    table[stage.split.index] = stage.split.clean
+    table = torch.full((stage.data.num_rows,), -1)
+    table[stage.split.rows] = stage.split.clean
     return table
 
 
@@ -129,11 +129,11 @@ def _prepare_loss(
     placement: Placement,
 ) -> None:
     """Adapters from real shapes, for losses that have them. Costs two evaluation images through both networks."""
-    loss.train_rows = data.rows
+    loss.train_rows = data.num_rows
     if type(loss).setup is DistillationLoss.setup:
         return
     batch = next(iter(sets["test"]))
-    small = batch._replace(image=batch.image[:2], view=batch.view[:2])
+    small = batch._replace(input=batch.input[:2], view=batch.view[:2])
     with evaluating(student), placement.autocast():
-        outputs = student(small.image)
+        outputs = student(small.input)
     loss.setup(outputs, teacher.ask(small) if teacher else None)

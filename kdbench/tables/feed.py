@@ -134,7 +134,7 @@ class TableTeacher:
         self.views = filler.table.shape.views
 
     def __call__(self, batch: Batch) -> Outputs:
-        return Outputs(self.store.get(batch.target.index * self.views + batch.view), {})
+        return Outputs(self.store.get(batch.target.row * self.views + batch.view), {})
 
     def prepare(self, entries: np.ndarray) -> None:
         """Have the entries [n] on the device."""

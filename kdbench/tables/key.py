@@ -42,7 +42,7 @@ def table_key(
         "chunk": live.chunk,
         **_machine(live.network, answer.logits),
     }
-    return key, Shape(data.rows, batches.views, answer.logits.shape[1], answer.logits.dtype)
+    return key, Shape(data.num_rows, batches.views, answer.logits.shape[1], answer.logits.dtype)
 
 
 def key_name(key: Mapping[str, Any]) -> str:
@@ -52,7 +52,7 @@ def key_name(key: Mapping[str, Any]) -> str:
 
 def probe(live: LiveTeacher, data: Bundle, batches: EnumerableBatches) -> tuple[Tensor, Outputs]:
     """One chunk of fixed random images in views from all over the enumeration, normalised, and the teacher's answer."""
-    _, channels, height, width = data.train.images.shape
+    _, channels, height, width = data.train.inputs.shape
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (live.chunk, channels, height, width), generator=generator, dtype=torch.uint8)
     view = torch.arange(live.chunk) * 7919 % (batches.views or 1)  # a prime: no two alike where there are more views

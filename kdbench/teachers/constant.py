@@ -18,4 +18,4 @@ class ConstantTeacher:
         self.logits = logits
 
     def __call__(self, batch: Batch) -> Outputs:
-        return Outputs(self.logits.index_select(0, batch.target.index), {})
+        return Outputs(self.logits.index_select(0, batch.target.row), {})

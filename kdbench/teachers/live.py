@@ -35,7 +35,7 @@ class LiveTeacher:
         self._run = wrap(self.network)
 
     def __call__(self, batch: Batch) -> Outputs:
-        return self.outputs(batch.image)
+        return self.outputs(batch.input)
 
     def outputs(self, image: Tensor) -> Outputs:
         """image [B, C, H, W] normalised, any B; logits and features in the precision of the network."""

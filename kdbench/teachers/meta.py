@@ -62,10 +62,10 @@ class MetaTeacher:
         self.learn()
         if self._stream is None:
             self._stream = _endless(self.labelled, self.steps)
-        with torch.random.fork_rng(_devices(batch.image)):
+        with torch.random.fork_rng(_devices(batch.input)):
             torch.manual_seed((self.seed * 1_000_003 + self.steps) % 2**63)
             with self.context():
-                logits = self.network(batch.image).logits
+                logits = self.network(batch.input).logits
             logits = logits.float()
             label = torch.multinomial(logits.detach().softmax(1), 1)[:, 0] if self.sample else logits.argmax(1)
         labelled = next(self._stream)
@@ -82,7 +82,7 @@ class MetaTeacher:
         with torch.random.fork_rng(_devices(pending.logits)):
             torch.manual_seed((self.seed * 1_000_003 - self.steps) % 2**63)
             with self.context():
-                answer = self.network(pending.labelled.image).logits
+                answer = self.network(pending.labelled.input).logits
         loss = feedback * F.cross_entropy(pending.logits, pending.label)
         loss = loss + self.supervised * F.cross_entropy(answer.float(), pending.labelled.target.label)
         self.optimizer.zero_grad(set_to_none=True)
@@ -93,7 +93,7 @@ class MetaTeacher:
         training = self.student.training
         self.student.eval()
         with torch.no_grad(), self.context():
-            logits = self.student(batch.image).logits
+            logits = self.student(batch.input).logits
         self.student.train(training)
         return F.cross_entropy(logits.float(), batch.target.label)
 

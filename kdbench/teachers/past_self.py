@@ -32,7 +32,7 @@ class PastSelf:
     def __call__(self, batch: Batch) -> Outputs:
         self._follow()
         with torch.no_grad(), self.context():
-            return self.past(batch.image)
+            return self.past(batch.input)
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -60,7 +60,7 @@ def test_a_step_of_the_plain_loop_is_a_step_of_kdbench(recipe, tmp_path):
     batch = next(iter(bench.batches.epoch(0, 1)))
     learner.begin_epoch(0)
     learner.step(batch, bench.teacher.ask(batch))
-    loop.step(batch.image, batch.target.label, batch.target.index)
+    loop.step(batch.input, batch.target.label, batch.target.row)
     assert loop.sums[0] == pytest.approx(learner.meters.read()[0]["loss"], rel=1e-4)
     assert loop.sums[1] == pytest.approx(learner.meters.read()[0]["top1"])
     ours, plain = learner.distiller.student.state_dict(), loop.student.state_dict()
@@ -75,7 +75,7 @@ def test_the_plain_loop_prepares_the_same_images_one_by_one(recipe):
     plain.transform.transforms = plain.transform.transforms[-2:]  # without the random crop and mirroring
     image, label, row = plain[5]
     mean, std = (torch.tensor(value)[:, None, None] for value in (data.mean, data.std))
-    expected = (data.transfer.images[5].float() / 255 - mean) / std
+    expected = (data.transfer.inputs[5].float() / 255 - mean) / std
     torch.testing.assert_close(image, expected)
     assert (label, row) == (int(data.transfer.labels[5]), 5)
     assert ReferenceLoop(made, data, workers=0).turn(5) > 0
@@ -125,7 +125,7 @@ def test_a_stand_in_has_the_shapes_of_the_real_images(recipe, monkeypatch, name)
     train, test, classes, channels, side = standin.SHAPES[name]
     data = construct(standin.stand_in(node), "dataset")
     assert data.info == (classes, channels, side)
-    count = data.train.images.shape[0] + data.val.images.shape[0]
-    assert count / data.test.images.shape[0] == pytest.approx(train / test, rel=0.02)
+    count = data.train.inputs.shape[0] + data.val.inputs.shape[0]
+    assert count / data.test.inputs.shape[0] == pytest.approx(train / test, rel=0.02)
     assert (count + len(data.test.labels)) * channels * side**2 <= 4 << 20
     assert data.augment.views is not None

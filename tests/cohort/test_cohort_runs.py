@@ -49,7 +49,7 @@ def asked(monkeypatch):
     """The number of images in each batch that the live teacher was asked about."""
     sizes: list[int] = []
     ask = LiveTeacher.__call__
-    monkeypatch.setattr(LiveTeacher, "__call__", lambda self, batch: sizes.append(len(batch.image)) or ask(self, batch))
+    monkeypatch.setattr(LiveTeacher, "__call__", lambda self, batch: sizes.append(len(batch.input)) or ask(self, batch))
     return sizes
 
 

@@ -28,7 +28,7 @@ def batches(augment=None, split=None, batch_size=4, seed=7, **options) -> Reside
 
 def flattened(epoch):
     """All tensors of an epoch."""
-    return [part for batch in epoch for part in (batch.image, batch.view, *batch.target)]
+    return [part for batch in epoch for part in (batch.input, batch.view, *batch.target)]
 
 
 def same(first, second) -> bool:
@@ -50,14 +50,14 @@ def test_a_seed_and_an_epoch_are_the_same_batches_to_the_last_bit(mix, augment):
 def test_every_image_once_with_its_label_and_row():
     split = a_split()
     epoch = list(batches(Identity(), split).epoch(0, 2))
-    index = torch.cat([batch.target.index for batch in epoch])
+    index = torch.cat([batch.target.row for batch in epoch])
     label = torch.cat([batch.target.label for batch in epoch])
     # 21 images in fours leave one: batch-norm needs two, so it is left out.
     assert len(index) == 20 == len(set(index.tolist())) and not torch.equal(index, index.sort().values)
     local = (index - 1) // 3
     assert torch.equal(label, split.labels[local])
-    image = tv.normalize(split.images[local].float() / 255, list(MEAN), list(STD))
-    torch.testing.assert_close(torch.cat([batch.image for batch in epoch]), image, rtol=1e-5, atol=1e-6)
+    image = tv.normalize(split.inputs[local].float() / 255, list(MEAN), list(STD))
+    torch.testing.assert_close(torch.cat([batch.input for batch in epoch]), image, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_plan_and_images_at_are_what_the_epoch_shows():
     made = batches()
     rows, view = made.plan(2)
     epoch = list(made.epoch(2, 5))
-    assert torch.equal(rows, torch.cat([batch.target.index for batch in epoch]))
+    assert torch.equal(rows, torch.cat([batch.target.row for batch in epoch]))
     assert torch.equal(view, torch.cat([batch.view for batch in epoch]))
-    assert torch.equal(made.images_at(rows, view), torch.cat([batch.image for batch in epoch]))
+    assert torch.equal(made.images_at(rows, view), torch.cat([batch.input for batch in epoch]))
     for row in (0, 10**6, -1):
         with pytest.raises(ValueError, match="not in this split"):
             made.images_at(torch.tensor([row]), torch.tensor([0]))
@@ -102,23 +102,23 @@ def test_plan_and_images_at_are_what_the_epoch_shows():
 def test_a_step_reads_nothing_back_to_the_host(mix):
     # On "meta" there are no values: a step that asks for one raises.
     made = batches(device="meta", mix=mix, num_classes=5)
-    assert [batch.image.shape[0] for batch in made.epoch(0, 1)] == [4] * 5
+    assert [batch.input.shape[0] for batch in made.epoch(0, 1)] == [4] * 5
     evaluated = list(ResidentEval(a_split(), MEAN, STD, 10, device="meta"))
-    assert [batch.image.device.type for batch in evaluated] == ["meta"] * 3
+    assert [batch.input.device.type for batch in evaluated] == ["meta"] * 3
 
 
 def test_moved_splits_share_their_memory():
     split = a_split().to("cpu")
     first, second = batches(split=split, seed=0), batches(split=split, seed=1)
-    assert first.images.data_ptr() == second.images.data_ptr() == split.images.data_ptr()
+    assert first.inputs.data_ptr() == second.inputs.data_ptr() == split.inputs.data_ptr()
     assert split.select(torch.arange(N)) is split
 
 
 def test_layout_and_precision():
     made = batches(channels_last=True, dtype=torch.bfloat16)
-    image = next(made.epoch(0, 1)).image
+    image = next(made.epoch(0, 1)).input
     assert image.dtype == torch.bfloat16 and image.is_contiguous(memory_format=torch.channels_last)
-    plain = next(batches().epoch(0, 1)).image
+    plain = next(batches().epoch(0, 1)).input
     assert plain.is_contiguous() and torch.equal(plain.bfloat16(), image)
 
 
@@ -134,11 +134,11 @@ def test_evaluation_is_unaugmented_and_in_order():
     for _ in range(2):
         epoch = list(made)
         assert [len(batch.view) for batch in epoch] == [8, 8, 5] and made.size == N
-        assert torch.equal(torch.cat([batch.target.index for batch in epoch]), split.index)
+        assert torch.equal(torch.cat([batch.target.row for batch in epoch]), split.rows)
         assert torch.equal(torch.cat([batch.target.label for batch in epoch]), split.labels)
         # The no-op view of the training augmentation gives the same image: a table can serve both.
         view = torch.cat([batch.view for batch in epoch])
-        assert torch.equal(torch.cat([batch.image for batch in epoch]), batches().images_at(split.index, view))
+        assert torch.equal(torch.cat([batch.input for batch in epoch]), batches().images_at(split.rows, view))
 
 
 def test_what_cannot_be():

@@ -44,10 +44,10 @@ def test_class_folders_get_a_fixed_test_split(tmp_path):
         torch.bincount(bundle.train.labels).tolist() == [8] * 3
         and torch.bincount(bundle.test.labels).tolist() == [2] * 3
     )
-    assert torch.equal(load(root, split_seed=5).test.images, bundle.test.images)
+    assert torch.equal(load(root, split_seed=5).test.inputs, bundle.test.inputs)
     with Image.open(root / "cat" / "0.png") as image:
         first = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    everything = torch.cat([bundle.train.images, bundle.test.images])
+    everything = torch.cat([bundle.train.inputs, bundle.test.inputs])
     assert (everything == first).all((1, 2, 3)).sum() == 1
 
 
@@ -59,12 +59,12 @@ def test_train_and_test_folders(tmp_path, parts, has_val):
     bundle = load(tmp_path)
     assert (len(bundle.train), len(bundle.test)) == (15, 6) and (bundle.val is not None) == has_val
     used = image_folder(tmp_path / "alone", 2, seed=1)  # as the first of the parts
-    assert set(load(used, test=2).test.images.float().mean((1, 2, 3)).tolist()) <= set(
-        bundle.test.images.float().mean((1, 2, 3)).tolist()
+    assert set(load(used, test=2).test.inputs.float().mean((1, 2, 3)).tolist()) <= set(
+        bundle.test.inputs.float().mean((1, 2, 3)).tolist()
     )
     if has_val:
-        assert bundle.val.index.tolist() == [-1] * 6
-        assert len(load(tmp_path, validation=3).val) == 3 and load(tmp_path, validation=3).val.index.min() >= 0
+        assert bundle.val.rows.tolist() == [-1] * 6
+        assert len(load(tmp_path, validation=3).val) == 3 and load(tmp_path, validation=3).val.rows.min() >= 0
 
 
 def test_sizes_and_channels(tmp_path):
@@ -74,7 +74,7 @@ def test_sizes_and_channels(tmp_path):
     wide = load(root, size=8, resize=16)
     with Image.open(root / "cat" / "0.png") as image:
         middle = torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, 4:12, 8:16]
-    assert (torch.cat([wide.train.images, wide.test.images]) == middle).all((1, 2, 3)).sum() == 1
+    assert (torch.cat([wide.train.inputs, wide.test.inputs]) == middle).all((1, 2, 3)).sum() == 1
 
 
 def test_decoded_images_are_cached(tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_decoded_images_are_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "decode", lambda *args: calls.append(args) or real(*args))
     second = load(root)
     assert not calls  # from the cache
-    assert torch.equal(first.train.images, second.train.images)
+    assert torch.equal(first.train.inputs, second.train.inputs)
     assert (first.fingerprint, first.mean, first.std) == (second.fingerprint, second.mean, second.std)
     moved = root.rename(tmp_path / "moved")
     assert load(moved).fingerprint == first.fingerprint and not calls  # the same files elsewhere
@@ -98,7 +98,7 @@ def test_decoded_images_are_cached(tmp_path, monkeypatch):
     ):
         target.write_bytes(spoil(target.read_bytes()))
         calls.clear()
-        assert torch.equal(load(moved).train.images, first.train.images) and calls  # made again
+        assert torch.equal(load(moved).train.inputs, first.train.inputs) and calls  # made again
         assert not list(Path("cache").glob("*.partial"))
     image_folder(moved, seed=1)  # other pixels, the same names and sizes in bytes
     assert load(moved).fingerprint != first.fingerprint
@@ -152,14 +152,14 @@ def test_many_images_are_decoded_by_processes(tmp_path, monkeypatch):
 
 def streamed(root, **keys):
     bundle = load(root, size=8, in_memory_limit=0, **keys)
-    assert isinstance(bundle.train.images, ImageFiles)
+    assert isinstance(bundle.train.inputs, ImageFiles)
     return bundle
 
 
 def epoch_of(bundle, number: int, **options):
     made = make_train_batches(bundle, bundle.train, 4, seed=3, **options)
     assert made.views is None
-    return [part for batch in made.epoch(number, 2) for part in (batch.image, batch.view, *batch.target)]
+    return [part for batch in made.epoch(number, 2) for part in (batch.input, batch.view, *batch.target)]
 
 
 @pytest.mark.parametrize(
@@ -190,11 +190,11 @@ def test_streams_equal_memory_where_nothing_is_cropped_at_decoding(tmp_path):
             for bundle in (stream, memory)
         ]
         for left, right in zip(*epochs, strict=True):
-            assert torch.equal(left.image, right.image) and torch.equal(left.target.label, right.target.label)
+            assert torch.equal(left.input, right.input) and torch.equal(left.target.label, right.target.label)
     for left, right in zip(
         make_eval_batches(stream, stream.test, 2), make_eval_batches(memory, memory.test, 2), strict=True
     ):
-        assert torch.equal(left.image, right.image) and torch.equal(left.target.index, right.target.index)
+        assert torch.equal(left.input, right.input) and torch.equal(left.target.row, right.target.row)
 
 
 def test_streams_mix_subset_and_extend(tmp_path):
@@ -202,9 +202,9 @@ def test_streams_mix_subset_and_extend(tmp_path):
     extra = image_folder(tmp_path / "extra", per_class=1)
     bundle = streamed(root, mix={"kind": "mixup"}, validation=0.25, transfer={"omit": ["owl"], "extra": str(extra)})
     assert bundle.mix == Mixup() and len(bundle.val) == 5
-    assert bundle.transfer.labels[-3:].tolist() == [-1] * 3 and bundle.transfer.index.max() == bundle.rows - 1
+    assert bundle.transfer.labels[-3:].tolist() == [-1] * 3 and bundle.transfer.rows.max() == bundle.num_rows - 1
     batch = next(make_train_batches(bundle, bundle.transfer, 4, seed=0).epoch(0, 1))
-    assert batch.image.shape == (4, 3, 8, 8) and batch.target.label.shape == (4, 3)
+    assert batch.input.shape == (4, 3, 8, 8) and batch.target.label.shape == (4, 3)
     with pytest.raises(UserError, match=r"dataset.transfer.crops must be 0 for a dataset that is streamed"):
         streamed(root, transfer={"crops": 2})
 
@@ -225,7 +225,7 @@ def test_random_crops_are_of_the_full_resolution(tmp_path):
     bundle = streamed(root, augment=ResizedCrop(smallest=0.05, flip=False), mean=0.0, std=1.0)
     slopes = []
     for batch in make_train_batches(bundle, bundle.train, 3, seed=0).epoch(0, 1):
-        row = batch.image[:, 0, 4] * 255
+        row = batch.input[:, 0, 4] * 255
         slopes += (row[:, -1] - row[:, 0]).tolist()
     assert (
         min(slopes) > 30 and max(slopes) < 230 and np.std(slopes) > 10

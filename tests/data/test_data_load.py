@@ -37,20 +37,20 @@ def counts(split) -> list[int]:
 def test_validation_is_stratified_and_apart(validation, expected):
     bundle = load(validation=validation)
     assert counts(bundle.val) == expected
-    assert sorted(torch.cat([bundle.train.index, bundle.val.index]).tolist()) == list(range(100))
+    assert sorted(torch.cat([bundle.train.rows, bundle.val.rows]).tolist()) == list(range(100))
     for split in (bundle.train, bundle.val):  # index is the original row
-        assert torch.equal(split.images[:, 0, 0, 0].long(), split.index)
+        assert torch.equal(split.inputs[:, 0, 0, 0].long(), split.rows)
     again, other = load(validation=validation), load(validation=validation, split_seed=1)
-    assert torch.equal(again.val.index, bundle.val.index) and not torch.equal(other.val.index, bundle.val.index)
-    assert bundle.test.index.tolist() == [-1] * 10
+    assert torch.equal(again.val.rows, bundle.val.rows) and not torch.equal(other.val.rows, bundle.val.rows)
+    assert bundle.test.rows.tolist() == [-1] * 10
 
 
 def test_subsets_are_stratified_nested_and_never_validation():
     small, large = load(subset=0.1, validation=0.2), load(subset=40, validation=0.2)
     assert counts(small.train) == [5, 2, 1] and counts(large.train) == [24, 12, 4]
-    assert set(small.train.index.tolist()) < set(large.train.index.tolist())
-    assert not set(large.train.index.tolist()) & set(large.val.index.tolist())
-    assert torch.equal(small.val.index, large.val.index)
+    assert set(small.train.rows.tolist()) < set(large.train.rows.tolist())
+    assert not set(large.train.rows.tolist()) & set(large.val.rows.tolist())
+    assert torch.equal(small.val.rows, large.val.rows)
     assert len(load(subset=1).train) == len(load(subset=1.0).train) == 100
 
 
@@ -64,8 +64,8 @@ def test_classes_are_kept_in_training_only():
 def test_digits_are_the_default_splits():
     bundle = load("kdbench.data.readers.digits.digits", validation=0.1)
     assert (len(bundle.train), len(bundle.val), len(bundle.test)) == (1294, 143, 360)
-    assert bundle.info == (10, 1, 8) and bundle.transfer is bundle.train and bundle.rows == 1437
-    assert bundle.train.images.dtype == torch.uint8 and bundle.train.images.max() == 255
+    assert bundle.info == (10, 1, 8) and bundle.transfer is bundle.train and bundle.num_rows == 1437
+    assert bundle.train.inputs.dtype == torch.uint8 and bundle.train.inputs.max() == 255
     for split in (bundle.train, bundle.val, bundle.test):
         share = torch.bincount(split.labels) / len(split)
         assert (share - 0.1).abs().max() < 0.012
@@ -73,7 +73,7 @@ def test_digits_are_the_default_splits():
 
 def test_mean_and_std_are_exact_or_given():
     bundle = fake(n=50, size=8)
-    pixels = bundle.train.images.double() / 255
+    pixels = bundle.train.inputs.double() / 255
     for channel in range(3):
         assert bundle.mean[channel] == pytest.approx(pixels[:, channel].mean().item(), abs=1e-6)
         assert bundle.std[channel] == pytest.approx(pixels[:, channel].std(correction=0).item(), abs=1e-6)
@@ -89,26 +89,26 @@ def test_statistics_do_not_depend_on_the_split():
 def test_channels():
     gray = load("kdbench.data.readers.digits.digits", channels=3)
     one = load("kdbench.data.readers.digits.digits")
-    assert gray.info.in_channels == 3 and torch.equal(gray.train.images[:, 1:2], one.train.images)
+    assert gray.info.in_channels == 3 and torch.equal(gray.train.inputs[:, 1:2], one.train.inputs)
     assert len(gray.mean) == 3 and gray.fingerprint != one.fingerprint
     luma = load(channels=1)
-    assert luma.info.in_channels == 1 and torch.equal(luma.train.images, load().train.images[:, :1])
+    assert luma.info.in_channels == 1 and torch.equal(luma.train.inputs, load().train.inputs[:, :1])
 
 
 def test_fingerprint_is_of_the_images():
     plain = load().fingerprint
     noise = {"kind": "symmetric", "rate": 0.5}
     assert plain == load(validation=0.1, subset=0.5, noise=noise, classes=[0]).fingerprint
-    images = uneven().images
+    images = uneven().inputs
     assert plain == fingerprint(images) != fingerprint(images.flip(0)) != fingerprint(images.reshape(-1, 3, 2, 8))
 
 
 def test_fake_images_can_be_learnt_and_replay():
     bundle, again, other = fake(n=200, n_test=100), fake(n=200, n_test=100), fake(n=200, data_seed=1)
-    assert torch.equal(bundle.train.images, again.train.images)
-    assert not torch.equal(bundle.train.images, other.train.images)
-    centre = torch.stack([bundle.train.images[bundle.train.labels == k].float().mean(0) for k in range(10)])
-    distance = torch.cdist(bundle.test.images.float().flatten(1), centre.flatten(1))
+    assert torch.equal(bundle.train.inputs, again.train.inputs)
+    assert not torch.equal(bundle.train.inputs, other.train.inputs)
+    centre = torch.stack([bundle.train.inputs[bundle.train.labels == k].float().mean(0) for k in range(10)])
+    distance = torch.cdist(bundle.test.inputs.float().flatten(1), centre.flatten(1))
     assert (distance.argmin(1) == bundle.test.labels).float().mean() > 0.95
     assert fake(n=20, num_classes=2, size=12, channels=1).info == (2, 1, 12)
 

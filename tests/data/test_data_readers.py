@@ -56,8 +56,8 @@ def mnist_files(folder: Path, packed: bool = False) -> tuple[np.ndarray, np.ndar
 
 def check(bundle, images: np.ndarray, labels: np.ndarray) -> None:
     for split in (bundle.train, bundle.test):
-        assert split.images.dtype == torch.uint8 and split.labels.dtype == torch.int64 and split.images.is_contiguous()
-        assert np.array_equal(split.images.numpy(), images) and np.array_equal(split.labels.numpy(), labels)
+        assert split.inputs.dtype == torch.uint8 and split.labels.dtype == torch.int64 and split.inputs.is_contiguous()
+        assert np.array_equal(split.inputs.numpy(), images) and np.array_equal(split.labels.numpy(), labels)
 
 
 @pytest.mark.parametrize(("reader", "folder"), [("mnist.mnist", "MNIST"), ("mnist.fashion_mnist", "FashionMNIST")])
@@ -100,8 +100,8 @@ def test_cifar(tmp_path, monkeypatch, reader, kind, key):
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": sums[kind.meta["filename"]]})
     monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
     bundle = load(f"cifar.{reader}", tmp_path)
-    assert np.array_equal(bundle.train.images.numpy(), np.concatenate([images] * len(kind.train_list)))
-    assert np.array_equal(bundle.test.images.numpy(), images) and bundle.test.labels.tolist() == list(range(10))
+    assert np.array_equal(bundle.train.inputs.numpy(), np.concatenate([images] * len(kind.train_list)))
+    assert np.array_equal(bundle.test.inputs.numpy(), images) and bundle.test.labels.tolist() == list(range(10))
     assert bundle.classes == tuple(names)
 
 
@@ -152,7 +152,7 @@ def test_tiny_imagenet(tmp_path, monkeypatch):
         bundle = load("tiny_imagenet.tiny_imagenet", tmp_path)
         assert bundle.classes == ("n0", "n1", "n2") and bundle.info == (3, 3, 16)
         assert bundle.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-        assert bundle.test.labels.tolist() == [2, 1, 0] and bundle.test.images[:, 0, 0, 0].tolist() == [160, 80, 0]
+        assert bundle.test.labels.tolist() == [2, 1, 0] and bundle.test.inputs[:, 0, 0, 0].tolist() == [160, 80, 0]
         archive.unlink(missing_ok=True)
     (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").unlink()
     with pytest.raises(UserError, match=r"val_annotations.txt cannot be read"):

@@ -74,13 +74,13 @@ def test_who_trains_on_the_noise(whom):
         assert torch.equal(split.labels, clean.train.labels) != is_noisy
     assert torch.equal(bundle.val.labels, clean.val.labels) and torch.equal(bundle.test.labels, clean.test.labels)
     assert (bundle.train is bundle.transfer) == (whom == "both")
-    assert bundle.train.images is bundle.transfer.images  # labels differ, memory does not
+    assert bundle.train.inputs is bundle.transfer.inputs  # labels differ, memory does not
 
 
 def test_noise_stays_with_the_row():
     noise = {"kind": "symmetric", "rate": 0.4}
     whole, part = load(noise=noise).train, load(noise=noise, subset=0.5, validation=0.1).train
-    assert torch.equal(part.labels, whole.labels[part.index])
+    assert torch.equal(part.labels, whole.labels[part.rows])
 
 
 def test_noise_options():
@@ -119,7 +119,7 @@ def test_nothing_set_is_the_same_object():
 def test_what_the_student_sees(transfer, expected):
     bundle = load(transfer=transfer)
     assert counts(bundle.transfer) == expected and counts(bundle.train) == [10] * 10
-    assert torch.equal(bundle.transfer.images, bundle.train.images[bundle.transfer.index])
+    assert torch.equal(bundle.transfer.inputs, bundle.train.inputs[bundle.transfer.rows])
 
 
 def test_shares_of_images_and_classes():
@@ -127,7 +127,7 @@ def test_shares_of_images_and_classes():
     half = counts(load(transfer={"classes": 0.5}).transfer)
     assert sorted(half) == [0] * 5 + [10] * 5
     assert half != counts(load(transfer={"classes": 0.5, "seed": 1}).transfer)
-    few, more = (set(load(transfer={"per_class": n}).transfer.index.tolist()) for n in (2, 5))
+    few, more = (set(load(transfer={"per_class": n}).transfer.rows.tolist()) for n in (2, 5))
     assert few < more
 
 
@@ -136,12 +136,12 @@ def test_unlabelled_extras(tmp_path):
         Image.new("RGB", (20, 12), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
     bundle = load(transfer={"extra": str(tmp_path), "crops": 5, "noise_images": 4, "per_class": 2})
     extra = bundle.transfer
-    assert extra.labels[20:].tolist() == [-1] * 12 and extra.index[20:].tolist() == list(range(100, 112))
-    assert extra.images.shape == (32, 3, 8, 8) and bundle.rows == 112 and bundle.train.index.max() == 99
-    assert extra.images[20:23, 0].float().mean((1, 2)).tolist() == [0, 80, 160]
-    assert extra.images[28:].float().std() > 10
+    assert extra.labels[20:].tolist() == [-1] * 12 and extra.rows[20:].tolist() == list(range(100, 112))
+    assert extra.inputs.shape == (32, 3, 8, 8) and bundle.num_rows == 112 and bundle.train.rows.max() == 99
+    assert extra.inputs[20:23, 0].float().mean((1, 2)).tolist() == [0, 80, 160]
+    assert extra.inputs[28:].float().std() > 10
     again = load(transfer={"extra": str(tmp_path), "crops": 5, "noise_images": 4, "per_class": 2})
-    assert torch.equal(again.transfer.images, extra.images) and again.fingerprint == bundle.fingerprint
+    assert torch.equal(again.transfer.inputs, extra.inputs) and again.fingerprint == bundle.fingerprint
     other = load(transfer={"crops": 5})
     assert len({bundle.fingerprint, other.fingerprint, load().fingerprint}) == 3
 

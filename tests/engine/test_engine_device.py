@@ -10,7 +10,7 @@ from torch import nn
 from kdbench.engine.device import place
 from kdbench.engine.options import TrainerOptions
 from kdbench.models.base import flops
-from kdbench.types import DataInfo
+from kdbench.types import ImageInfo
 
 
 def network() -> nn.Sequential:
@@ -71,5 +71,5 @@ def test_a_copy_of_a_network_computes_with_its_own_weights():
 
 
 def test_arithmetic_is_counted_alike_in_either_precision():
-    bf16, info = place(TrainerOptions(device="cpu", precision="bf16")), DataInfo(2, 3, 8)
+    bf16, info = place(TrainerOptions(device="cpu", precision="bf16")), ImageInfo(2, 3, 8)
     assert flops(bf16.cast(bf16.put(network()).eval()), info) == flops(network(), info) > 0

@@ -65,10 +65,8 @@ def test_a_smaller_last_batch_gets_a_recording_of_its_own(on_tape):
     def uneven():
         for batch in Stream(64).epoch(0, 1):
             yield batch
-            part = batch._replace(image=batch.image[:3], view=batch.view[:3])
-            yield part._replace(
-                target=batch.target._replace(label=batch.target.label[:3], index=batch.target.index[:3])
-            )
+            part = batch._replace(input=batch.input[:3], view=batch.view[:3])
+            yield part._replace(target=batch.target._replace(label=batch.target.label[:3], row=batch.target.row[:3]))
 
     learners = [make_learner(trainer=replace(OPTIONS, cuda_graph=kind), stream=Stream(512)) for kind in ("off", "on")]
     for learner in learners:

@@ -39,7 +39,7 @@ def test_meters_weigh_batches_by_their_size_and_name_the_first_bad_step():
     right = torch.eye(CLASSES)
     target = Target(torch.arange(CLASSES), torch.arange(CLASSES), torch.tensor(0.0))
     meters.add(_output(1.0, right), None, target)
-    meters.add(_output(5.0, -right[:1]), None, Target(target.label[:1], target.index[:1], target.progress))
+    meters.add(_output(5.0, -right[:1]), None, Target(target.label[:1], target.row[:1], target.progress))
     means, bad = meters.read()
     assert means == pytest.approx({"loss": 2.0, "loss_task": 1.0, "top1": 0.75})
     assert bad is None

@@ -90,6 +90,6 @@ def test_when_a_student_is_compiled(monkeypatch):
     assert plain("auto", cuda, 10**6)  # torch.compile needs triton there
     forward = Compiled(distiller)
     batch = next(iter(Stream().epoch(0, 1)))
-    whole = forward(batch.image, None, batch.target)
-    small = forward(batch.image[:3], None, batch.target._replace(label=batch.target.label[:3]))
+    whole = forward(batch.input, None, batch.target)
+    small = forward(batch.input[:3], None, batch.target._replace(label=batch.target.label[:3]))
     assert calls == ["compiled"] and len(whole.logits) == 8 and len(small.logits) == 3  # the last, smaller batch is not

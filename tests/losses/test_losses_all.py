@@ -141,7 +141,7 @@ def test_the_order_of_the_batch_does_not_matter(name):
         return Outputs(out.logits[order], {key: value[order] for key, value in out.features.items()})
 
     value = loss(student, teacher, target).total
-    other = Target(target.label[order], target.index[order], target.progress)
+    other = Target(target.label[order], target.row[order], target.progress)
     torch.testing.assert_close(loss(shuffled(student), shuffled(teacher), other).total, value, rtol=1e-4, atol=1e-5)
 
 

@@ -161,9 +161,9 @@ def test_crd_s_memory_follows_the_batch():
     before = [memory.rows.clone() for memory in loss.memory]
     loss(student, teacher, target)
     for memory, old, features, embed in zip(loss.memory, before, (student, teacher), loss.embed):
-        moved = 0.25 * old[target.index] + 0.75 * torch.nn.functional.normalize(embed(features.features["pooled"]))
-        torch.testing.assert_close(memory.rows[target.index], torch.nn.functional.normalize(moved))
-        rest = torch.ones(len(old), dtype=torch.bool).index_fill_(0, target.index, False)
+        moved = 0.25 * old[target.row] + 0.75 * torch.nn.functional.normalize(embed(features.features["pooled"]))
+        torch.testing.assert_close(memory.rows[target.row], torch.nn.functional.normalize(moved))
+        rest = torch.ones(len(old), dtype=torch.bool).index_fill_(0, target.row, False)
         assert torch.equal(memory.rows[rest], old[rest]) and memory.log_scale.isfinite()
     scale = loss.memory[0].log_scale.clone()
     loss(student, teacher, target)

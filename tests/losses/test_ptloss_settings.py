@@ -199,7 +199,7 @@ def test_the_default_never_makes_the_loss_negative():
     for seed in range(5):
         student, teacher, target = batch(seed)
         assert default(student, teacher, target).parts["distill"] > 0
-    same = default(teacher, teacher, Target(target.label, target.index, target.progress)).parts["distill"]
+    same = default(teacher, teacher, Target(target.label, target.row, target.progress)).parts["distill"]
     assert same > 0  # the perturbation's value at the teacher
 
 

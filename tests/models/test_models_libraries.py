@@ -19,7 +19,7 @@ from kdbench.models.fold import fold_batchnorm
 from kdbench.models.stages import choose_stages
 from kdbench.models.timm import timm_model
 from kdbench.models.torchvision import torchvision_model
-from kdbench.types import DataInfo
+from kdbench.types import ImageInfo
 from tests.support.models import build, images, on_meta
 
 FIVE = ["stem", "stage1", "stage2", "stage3", "stage4", "pooled"]
@@ -101,7 +101,7 @@ def test_adopted_networks_copy_fold_train_and_share(library: str, name: str) -> 
         assert torch.equal(network(x).logits, out.logits)
         lent = copy.deepcopy(last_layer(network))
         assert torch.equal(lent(out.features["pooled"]), out.logits)
-    assert flops(network, DataInfo(5, 1, 64)) == pytest.approx(4 * flops(network, DataInfo(5, 1, 32)), rel=0.02)
+    assert flops(network, ImageInfo(5, 1, 64)) == pytest.approx(4 * flops(network, ImageInfo(5, 1, 32)), rel=0.02)
 
 
 @pytest.mark.parametrize(("library", "name"), [("timm", "test_resnet"), ("torchvision", "resnet18")])

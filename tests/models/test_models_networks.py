@@ -11,7 +11,7 @@ from torch import nn
 
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters, first_layer, flops, forward_on_meta, last_layer
-from kdbench.types import DataInfo, Outputs
+from kdbench.types import ImageInfo, Outputs
 from tests.support.models import ALL, OWN, build, header, images, on_meta
 
 SMALL = [name for name in OWN if int(re.search(r"([\d,]+) parameters", header(name))[1].replace(",", "")) < 4_000_000]
@@ -111,7 +111,7 @@ def test_densenets_are_near_the_sizes_in_born_again_networks(name: str, paper: f
 
 @pytest.mark.parametrize("name", sorted(MEGA_MACS))
 def test_flops_are_twice_the_multiply_adds(name: str) -> None:
-    counted = flops(on_meta(name), DataInfo(100, 3, 32)) / 2e6
+    counted = flops(on_meta(name), ImageInfo(100, 3, 32)) / 2e6
     assert counted == pytest.approx(MEGA_MACS[name], rel=0.005)
 
 
@@ -119,7 +119,7 @@ def test_flops_leave_the_network_as_it_is() -> None:
     network = build("resnet8").eval()
     network.layer1.train()  # as with frozen batch norms
     before = copy.deepcopy(network.state_dict())
-    assert flops(network, DataInfo(100, 3, 16)) * 4 == pytest.approx(flops(network, DataInfo(100, 3, 32)), rel=0.01)
+    assert flops(network, ImageInfo(100, 3, 16)) * 4 == pytest.approx(flops(network, ImageInfo(100, 3, 32)), rel=0.01)
     assert not network.training and network.layer1.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 

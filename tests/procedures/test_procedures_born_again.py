@@ -60,10 +60,10 @@ def test_ensembles_average_the_predictions_with_and_without_the_first_teacher():
     from kdbench.models.mlp import MLP
 
     source = fake(n=64, n_test=48, num_classes=4, size=8, channels=1)
-    images, labels = source.test_images, source.test_labels
+    images, labels = source.test_inputs, source.test_labels
     from kdbench.data.bundle import statistics
 
-    mean, std = statistics(source.images)
+    mean, std = statistics(source.inputs)
     inputs = (images.float() / 255 - mean[0]) / std[0]
     answers = []
     for folder in folders:

@@ -26,14 +26,14 @@ def test_labels_are_hidden_but_for_a_stratified_share():
     pool = make_pool(bundle(), 0.2, seed=0)
     assert torch.bincount(pool.labelled.labels).tolist() == [2, 2, 2, 2]
     assert pool.unlabelled.labels.eq(-1).all() and len(pool.unlabelled) == 32
-    assert torch.equal(pool.truth, pool.unlabelled.index % 4)
-    assert set(pool.labelled.index.tolist()).isdisjoint(pool.unlabelled.index.tolist())
-    assert not torch.equal(make_pool(bundle(), 0.2, seed=1).labelled.index, pool.labelled.index)
+    assert torch.equal(pool.truth, pool.unlabelled.rows % 4)
+    assert set(pool.labelled.rows.tolist()).isdisjoint(pool.unlabelled.rows.tolist())
+    assert not torch.equal(make_pool(bundle(), 0.2, seed=1).labelled.rows, pool.labelled.rows)
 
 
 def test_extra_images_are_in_the_pool():
     pool = make_pool(bundle(extras=5), None, seed=0)
-    assert len(pool.labelled) == 40 and pool.unlabelled.index.tolist() == [40, 41, 42, 43, 44]
+    assert len(pool.labelled) == 40 and pool.unlabelled.rows.tolist() == [40, 41, 42, 43, 44]
     assert pool.truth.tolist() == [-1] * 5
     assert len(make_pool(bundle(extras=5), 0.5, seed=0).unlabelled) == 25
 
@@ -41,7 +41,7 @@ def test_extra_images_are_in_the_pool():
 def test_the_truth_is_the_clean_label():
     clean = (torch.arange(40) + 1) % 4
     pool = make_pool(bundle(clean=clean), 0.2, seed=0)
-    assert torch.equal(pool.truth, (pool.unlabelled.index + 1) % 4)
+    assert torch.equal(pool.truth, (pool.unlabelled.rows + 1) % 4)
 
 
 def test_trust():

@@ -44,13 +44,13 @@ def test_half_of_the_images_are_special():
     assert len(half) == 100
     special = half.labels < 2
     assert int(special.sum()) == 50 and torch.equal(half.labels[~special], torch.full((50,), 2))
-    original = split().labels[half.index]
+    original = split().labels[half.rows]
     assert torch.equal(original[half.labels == 0].unique(), torch.tensor([3]))
     assert torch.equal(original[half.labels == 1].unique(), torch.tensor([0]))
     assert set(original[~special].tolist()) == {1, 2}
-    counts = torch.bincount(half.index[special], minlength=100)
+    counts = torch.bincount(half.rows[special], minlength=100)
     assert counts[original[special].new_tensor([*range(10), *range(60, 100)])].tolist() == [1] * 50
-    assert not torch.equal(half.index, half_special(split(), [3, 0], 4, seed=1).index)
+    assert not torch.equal(half.rows, half_special(split(), [3, 0], 4, seed=1).rows)
 
 
 def test_the_offset_undoes_the_oversampling():
@@ -59,7 +59,7 @@ def test_the_offset_undoes_the_oversampling():
 
 
 def test_unlabelled_images_stay_unlabelled():
-    unlabelled = Split(split().images[:3], torch.tensor([-1, 3, 1]), torch.arange(3))
+    unlabelled = Split(split().inputs[:3], torch.tensor([-1, 3, 1]), torch.arange(3))
     assert relabelled(unlabelled, [3], 4).labels.tolist() == [-1, 0, 1]
 
 

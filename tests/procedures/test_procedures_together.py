@@ -50,11 +50,11 @@ def test_mutual_learning_is_each_peers_loss_with_all_others(count: int):
     joint = Peers([Linear(seed) for seed in range(count)])
     pairs = count * (count - 1)
     mutual = Mutual([KL({"task": 1.0, "distill": 1.0}, tau=1.0) for _ in range(pairs)], count)
-    mutual(joint(batch.image), None, batch.target).total.backward()
+    mutual(joint(batch.input), None, batch.target).total.backward()
     for number in range(count):
         alone = Linear(number)
-        others = [Linear(other)(batch.image).logits.softmax(1).detach() for other in range(count) if other != number]
-        log_p = alone(batch.image).logits.log_softmax(1)
+        others = [Linear(other)(batch.input).logits.softmax(1).detach() for other in range(count) if other != number]
+        log_p = alone(batch.input).logits.log_softmax(1)
         loss = nn.functional.nll_loss(log_p, batch.target.label)
         loss = loss + sum((q * (q.log() - log_p)).sum(1).mean() for q in others) / (count - 1)
         loss.backward()
@@ -123,7 +123,7 @@ def test_feedback_is_the_first_order_form_of_the_papers_product():
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     label = teacher(batch).logits.argmax(1)
     gradients = []
-    for images, labels in ((a_batch(7).image, a_batch(7).target.label), (batch.image, label)):
+    for images, labels in ((a_batch(7).input, a_batch(7).target.label), (batch.input, label)):
         loss = nn.functional.cross_entropy(student(images).logits, labels)
         gradients.append(torch.autograd.grad(loss, list(student.parameters())))
     product = lr * sum((a * b).sum() for a, b in zip(*gradients))
@@ -131,7 +131,7 @@ def test_feedback_is_the_first_order_form_of_the_papers_product():
         for value, gradient in zip(student.parameters(), gradients[1]):
             value -= lr * gradient
     own = torch.autograd.grad(
-        nn.functional.cross_entropy(network(batch.image).logits, label), list(network.parameters())
+        nn.functional.cross_entropy(network(batch.input).logits, label), list(network.parameters())
     )
     teacher.learn()
     for (name, value), gradient in zip(network.named_parameters(), own):

@@ -12,7 +12,7 @@ import torch
 from kdbench.engine.checkpoint import read_json
 from kdbench.models.resnet import ResNet
 from kdbench.teachers.live import freeze
-from kdbench.types import DataInfo
+from kdbench.types import ImageInfo
 from tests.support.killing import PATHS
 from tests.support.shell import TINY, kdbench, result, tiny, train
 
@@ -102,4 +102,4 @@ def test_a_network_with_a_foreign_head_is_refused(capsys):
 
 def test_info_travels_with_the_run():
     folder = train("teacher=none", "loss=ce")
-    assert DataInfo(*read_json(folder / "network.json")["info"]) == DataInfo(4, 3, 8)
+    assert ImageInfo(*read_json(folder / "network.json")["info"]) == ImageInfo(4, 3, 8)

@@ -51,7 +51,7 @@ def test_a_fed_epoch_has_the_live_teachers_bits(tmp_path, monkeypatch, precision
         for batch, plain in zip(fed.epoch(epoch, 2), batches.epoch(epoch, 2), strict=True):
             answer, expected = teacher(batch), live(plain)
             assert answer.logits.dtype == expected.logits.dtype and torch.equal(answer.logits, expected.logits)
-            assert torch.equal(batch.image, plain.image) and not answer.features
+            assert torch.equal(batch.input, plain.input) and not answer.features
             steps += 1
         assert steps == batches.steps == 13
     assert IMAGES < filler.computed == filler.table.filled <= 2 * IMAGES
@@ -89,7 +89,7 @@ def test_an_entry_that_was_not_made_ready_is_not_a_number(tmp_path):
         teacher = TableTeacher(filler, store)
         teacher.prepare(np.arange(40))
         batch = next(make_batches(data).epoch(0, 1))
-        entries = batch.target.index * VIEWS + batch.view
+        entries = batch.target.row * VIEWS + batch.view
         assert (entries >= 40).any()
         assert torch.equal(teacher(batch).logits.isnan().all(1), entries >= 40)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.bundle import ImageFiles, Images, Source
+from kdbench.data.bundle import ImageFiles, Inputs, Source
 from kdbench.data.decode import cached_images, decode, find_images
 from kdbench.data.sampling import count_of, order_keys, stratified
 from kdbench.errors import UserError
@@ -110,7 +110,7 @@ def source(
     if not resident and not size:
         raise UserError(f"dataset.size must be set: {count:,} images exceed dataset.in_memory_limit={in_memory_limit}")
 
-    def images(paths: np.ndarray) -> Images:
+    def images(paths: np.ndarray) -> Inputs:
         files = ImageFiles(paths, size, resize, channels)
         return cached_images(files, base, cache).images if resident else files
 
