@@ -45,10 +45,10 @@ def evaluate_run(
     batches = make_eval_batches(data, images, batch_size=500, device=placement.device, channels_last=False)
     network = placement.put(network)
     if against is None:
-        return {"images": len(images), **evaluate(network, batches, placement)}
+        return {"images": len(images), **evaluate(network, batches)}
     other, theirs = network_of_run(against, ConfigCatalogue())[1:]
     require(theirs == info, "--against", f"{against} {tuple(theirs)}", f"for images like the run's: {tuple(info)}")
-    return {"images": len(images), **compare_networks(network, placement.put(other), batches, placement)}
+    return {"images": len(images), **compare_networks(network, placement.put(other), batches)}
 
 
 def teacher_folder(folder: Path) -> Path:

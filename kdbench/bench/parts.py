@@ -96,7 +96,7 @@ def _evaluation(bench: Workbench, learner: Learner) -> Figure:
     some, values = _Some(bench.sets["test"], 1), []
     for _ in range(4):
         begin = time.perf_counter()
-        logits, _labels = all_logits(learner.network, some, bench.placement)
+        logits, _labels = all_logits(learner.network, some)
         bench.placement.wait()
         values.append((time.perf_counter() - begin) / len(logits))
     return figure(values[1:])

@@ -5,18 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.device import Placement
-from kdbench.engine.evaluate import evaluating
+from kdbench.engine.evaluate import evaluating, in_float32
 from kdbench.engine.metrics import report
 from kdbench.types import EvalBatches
 
 
-def compare_networks(
-    student: nn.Module, teacher: nn.Module, batches: EvalBatches, placement: Placement
-) -> dict[str, float]:
+def compare_networks(student: nn.Module, teacher: nn.Module, batches: EvalBatches) -> dict[str, float]:
     """`metrics.report` of the student against the teacher's logits, and `fidelity` (Kim et al. 2021) of the two."""
-    logits, norm, labels = _answers(student, batches, placement)
-    guide, guide_norm, _ = _answers(teacher, batches, placement)
+    logits, norm, labels = _answers(student, batches)
+    guide, guide_norm, _ = _answers(teacher, batches)
     norms = {"feature_norm": norm, "teacher_feature_norm": guide_norm}
     known = {name: value for name, value in norms.items() if value is not None}
     return report(logits, labels, guide) | fidelity(logits, guide, labels) | known
@@ -46,10 +43,10 @@ def top_logit_difference(logits: Tensor, label: Tensor) -> Tensor:
     return own - others.max(1).values
 
 
-def _answers(network: nn.Module, batches: EvalBatches, placement: Placement) -> tuple[Tensor, float | None, Tensor]:
+def _answers(network: nn.Module, batches: EvalBatches) -> tuple[Tensor, float | None, Tensor]:
     """Logits [N, C], the mean Euclidean norm of the last linear layer's input, and labels [N]."""
     logits, norms, labels = [], [], []
-    with evaluating(network), placement.autocast():
+    with evaluating(network), in_float32():
         for batch in batches:
             outputs = network(batch.input)
             logits.append(outputs.logits.float())

@@ -139,5 +139,5 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self._set_lr = lr_setter(self.optimizer)
         if self.average is not None:
-            self.average.network.load_state_dict(state["average"])
+            self.average.restore(state["average"], state["steps_done"])
         self.steps_done = state["steps_done"]

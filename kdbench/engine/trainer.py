@@ -79,9 +79,7 @@ class Member:
     def evaluate(self) -> dict[str, float]:
         values: dict[str, float] = {}
         for name, batches in self.sets.items():
-            measured = evaluate(
-                self.learner.network, batches, self.learner.distiller.placement, self.reference.get(name)
-            )
+            measured = evaluate(self.learner.network, batches, self.reference.get(name))
             values |= {f"{name}/{k}": v for k, v in measured.items()}
         return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -81,6 +82,13 @@ class Ensemble(nn.Module):
         """image [B, C, H, W] -> logits [B, C] float32."""
         answers = [member(image).logits for member in self.members]
         return Outputs(ensemble_logits(answers, self.weights, self.mean, self.tau), {})
+
+
+def at_temperature_1(ensemble: Ensemble) -> Ensemble:
+    """The same members, whose softmax is the mean of their predictions; weights are shared."""
+    same = copy.copy(ensemble)
+    same.tau = 1.0
+    return same.eval()
 
 
 def share_recovered(student: float, members: float, ensemble: float) -> float | None:

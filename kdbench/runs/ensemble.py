@@ -11,11 +11,12 @@ from typing import Any, Literal
 from torch import nn
 
 from kdbench.data.bundle import Bundle
+from kdbench.engine.device import place
 from kdbench.errors import UserError
-from kdbench.models.ensemble import Ensemble, check_mean, normalised_weights
+from kdbench.models.ensemble import Ensemble, at_temperature_1, check_mean, normalised_weights
 from kdbench.runs.folder import NETWORK
 from kdbench.runs.given import GivenTeacher
-from kdbench.runs.obtain import introduced, make_given, obtain_teacher
+from kdbench.runs.obtain import introduced, make_given, measure, obtain_teacher
 from kdbench.runs.recipe import Recipe, TeacherSpec
 
 log = logging.getLogger(__name__)
@@ -72,9 +73,11 @@ def ensemble_of(
         )
     chosen = options or EnsembleOptions([], "")
     network = Ensemble(networks, chosen.weights, chosen.mean, chosen.tau)
-    given = make_given(name, network, None, recipe, data)
-    records = [member.record() for member in members]
-    return introduced(replace(given, members=tuple(records)), data, allow_chance)
+    given = replace(make_given(name, network, None, recipe, data), members=tuple(m.record() for m in members))
+    if network.tau != 1 and chosen.mean == "arithmetic":
+        # How good it is does not depend on the temperature of the loss: the mean of the members' predictions.
+        given = replace(given, metrics=measure(at_temperature_1(network), recipe, data, place(recipe.trainer))[1])
+    return introduced(given, data, allow_chance)
 
 
 def member_specs(spec: TeacherSpec, options: EnsembleOptions, recipe: Recipe) -> list[TeacherSpec]:

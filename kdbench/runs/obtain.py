@@ -94,7 +94,7 @@ def measure(
     reference: dict[str, Tensor] = {}
     metrics: dict[str, float] = {}
     for split, batches in eval_sets(data, recipe.trainer, placement).items():
-        reference[split], labels = all_logits(network, batches, placement)
+        reference[split], labels = all_logits(network, batches)
         metrics |= {f"{split}/{k}": v for k, v in report(reference[split], labels).items()}
     return reference, metrics
 

@@ -164,7 +164,7 @@ class Series:
         assert teacher.network is not None
         size, placement = self.recipe.trainer.eval_batch_size, place(self.recipe.trainer)
         batches = make_eval_batches(self.data, split, size, placement.device, channels_last=placement.channels_last)
-        return all_logits(teacher.network, batches, placement)[0]
+        return all_logits(teacher.network, batches)[0]
 
     def conclude(
         self,
