@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Average:
-    """average <- d average + (1 - d) network over weights and floating buffers, from a copy of the network as it is now.
+    """average <- d average + (1 - d) network, of weights and floating buffers, from a copy of the network as it is.
 
     In update t (from 0) d is min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage: without this
     warm-up the random weights of the start weigh decay^t, which is half of the average after 700 updates at 0.999.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,25 @@ from kdbench.errors import UserError
 from kdbench.types import ImageInfo
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class MadeWith(nn.Module):
+    """A network that keeps numbers beside its weights, for its weight hash: `made_with`, float64.
+
+    They stay on the CPU wherever the network goes, and in their type: MPS has no float64, and nothing computes with
+    them.
+    """
+
+    made_with: Tensor
+
+    def keep(self, numbers: Sequence[float]) -> None:
+        self.register_buffer("made_with", torch.tensor(list(numbers), dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MadeWith:
+        made_with = self._buffers.pop("made_with")
+        super()._apply(fn, recurse)
+        self._buffers["made_with"] = made_with
+        return self
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
+from kdbench.models.base import MadeWith
 from kdbench.types import Outputs
 
 Mean = Literal["arithmetic", "geometric"]
@@ -55,7 +56,7 @@ def check_mean(mean: str, tau: float) -> None:
         raise UserError(f"teacher.tau must be above 0 (inf: the geometric mean), got {tau}")
 
 
-class Ensemble(nn.Module):
+class Ensemble(MadeWith):
     """Frozen members that answer as one network: logits by `ensemble_logits`, and no features, which have no mean.
 
     One forward costs the forwards of all members. What the mean is made with lies in buffers, so that the weight hash
@@ -76,7 +77,7 @@ class Ensemble(nn.Module):
         self.weights = normalised_weights(weights, len(members))
         # Where the temperature has no effect it does not count: the same teacher keeps the same hash.
         made_with = [math.inf if mean == "geometric" else self.tau, *self.weights]
-        self.register_buffer("made_with", torch.tensor(made_with, dtype=torch.float64))
+        self.keep(made_with)
 
     def forward(self, image: Tensor) -> Outputs:
         """image [B, C, H, W] -> logits [B, C] float32."""

@@ -114,19 +114,23 @@ def _fits(conv: Any, norm: Any) -> bool:
 
 
 def _absorb(conv: Any, norm: Any) -> None:
-    """w' = w * gamma / std, b' = (b - mean) * gamma / std + beta, in float64."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    """w' = w * gamma / std, b' = (b - mean) * gamma / std + beta, in float64, on the CPU: MPS has no float64."""
+    scale = (_exact(norm.running_var) + norm.eps).rsqrt()
     if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
+        scale = scale * _exact(norm.weight)
+    shift = -_exact(norm.running_mean) * scale
     if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
+        shift = shift + _exact(norm.bias)
     weight = conv.weight.detach()
     if conv.bias is not None:
-        shift = shift + conv.bias.detach().double() * scale
-    scaled = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+        shift = shift + _exact(conv.bias) * scale
+    scaled = _exact(weight) * scale.reshape(-1, *[1] * (weight.dim() - 1))
     conv.weight = nn.Parameter(scaled.to(weight), requires_grad=conv.weight.requires_grad)
     conv.bias = nn.Parameter(shift.to(weight), requires_grad=conv.weight.requires_grad)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()
 
 
 def _remainder(norm: Any) -> nn.Module:

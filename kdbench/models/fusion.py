@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.models.base import MadeWith
 from kdbench.types import Outputs
 
 FLOOR = 1e-10  # the least probability that counts: below it, q cannot be told from 0 in float64
@@ -101,7 +102,7 @@ def _dual(a: Tensor, dust: Tensor, level: Tensor, outside: Tensor, r: Tensor) ->
     return torch.where(inside, value, -torch.inf)[:, None]
 
 
-class Fused(nn.Module):
+class Fused(MadeWith):
     """A generalist and its specialists as one network: logits are log q of `fuse`, and no features.
 
     A specialist's network has its classes `sets[m]` in this order and the dustbin last. `offsets` [M] are added to the
@@ -130,7 +131,7 @@ class Fused(nn.Module):
         self.register_buffer("covers", covers)
         # Plain numbers in the forward, out of reach of what networks are cast to; a copy for the hash.
         self.offsets = list(offsets)
-        self.register_buffer("made_with", torch.tensor([float(top), *offsets], dtype=torch.float64))
+        self.keep([float(top), *offsets])
         for m, classes in enumerate(self.sets):
             self.register_buffer(f"classes{m}", torch.tensor(classes))
 

@@ -78,7 +78,8 @@ def prior_offset(logits: Tensor, missing: Sequence[int], share: float) -> float:
     The probability of an image's missing classes is sigmoid(odds + offset), so the mean rises with it: bisection.
     """
     others = [c for c in range(logits.shape[1]) if c not in set(missing)]
-    odds = logits[:, list(missing)].double().logsumexp(1) - logits[:, others].double().logsumexp(1)
+    table = logits.cpu().double()
+    odds = table[:, list(missing)].logsumexp(1) - table[:, others].logsumexp(1)
     low, high = -float(odds.max()) - 40.0, -float(odds.min()) + 40.0
     for _ in range(80):
         middle = (low + high) / 2
@@ -93,7 +94,7 @@ def accuracy_offset(logits: Tensor, labels: Tensor, missing: Sequence[int]) -> f
     the middle of the best one, and of equally good ones that which is nearest to no correction.
     """
     others = [c for c in range(logits.shape[1]) if c not in set(missing)]
-    table = logits.double().cpu()
+    table = logits.cpu().double()
     labels = labels.cpu()
     mine, theirs = table[:, list(missing)].max(1), table[:, others].max(1)
     change = (theirs.values - mine.values).sort()

@@ -26,7 +26,7 @@ def confusable_classes(predictions: Tensor, clusters: int, size: int | None = No
     )
     fits = size is None or 1 <= size < classes
     require(fits, "procedure.size", size, f"null or from 1 to {classes - 1}, one less than the classes")
-    columns = torch.cov(predictions.double().T).cpu().numpy()
+    columns = torch.cov(predictions.cpu().double().T).numpy()
     found = KMeans(clusters, n_init=10, random_state=seed).fit(columns)
     if size is None:
         groups = [[c for c in range(classes) if found.labels_[c] == group] for group in range(clusters)]

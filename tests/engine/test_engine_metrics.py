@@ -63,3 +63,13 @@ def test_accuracies_are_of_the_images_that_have_a_label():
     meters.add(_output(1.0, answers[1:3]), None, Target(mixed, torch.tensor([3, 3]), torch.tensor(0.0)))
     means, _ = meters.read()
     assert means["top1"] == 1.0 and "clean_top1" not in means
+
+
+def test_ties_are_broken_one_way_for_every_figure():
+    """A network whose answers are rounded to ties agrees with itself in all of them, and is no better than itself."""
+    torch.manual_seed(0)
+    logits = torch.randint(0, 3, (500, 20)).float()
+    label = torch.randint(20, (500,))
+    got = report(logits, label, logits)
+    assert got["agreement"] == 1.0 and got["top5"] >= got["top1"]
+    assert got["top1"] == pytest.approx((logits.argmax(1) == label).float().mean().item())
