@@ -13,7 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from kdbench.build import ConfigCatalogue, load_data, plain
 from kdbench.configure import register
-from kdbench.data.batches import make_eval_batches
+from kdbench.data.batches import EvaluationBatches, Loading
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.fidelity import compare_networks
@@ -42,7 +42,7 @@ def evaluate_run(
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
     placement = place(TrainerOptions(**tree["trainer"]))
-    batches = make_eval_batches(data, images, batch_size=500, device=placement.device, channels_last=False)
+    batches = EvaluationBatches(data, images, Loading(batch_size=500, device=placement.device))
     network = placement.put(network)
     if against is None:
         return {"images": len(images), **evaluate(network, batches)}

@@ -68,21 +68,12 @@ class ImageInfo(NamedTuple):
 Teacher = Callable[[Batch], "Outputs | None"]  # none, live, table, ensemble: interchangeable
 
 
-class TrainBatches(Protocol):
-    """A training set as batches; order and views are functions of (seed, epoch), so a resumed run replays them."""
+class Epochs(Protocol):
+    """What the training loop asks of a training set: batches, epoch by epoch (data.batches.TrainingBatches)."""
 
-    size: int  # images an epoch draws from
+    size: int  # samples an epoch draws from
     steps: int  # batches in one epoch
-    views: int | None  # how many augmented views an image has; None: not enumerable, so no teacher table
 
     def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
         """The batches of one epoch (counted from 0); `epochs` is the length of the training, for `progress`."""
         ...
-
-
-class EvalBatches(Protocol):
-    """A validation or test set as batches of un-augmented images, always in the same order."""
-
-    size: int
-
-    def __iter__(self) -> Iterator[Batch]: ...

@@ -12,7 +12,7 @@ from kdbench.bench.timing import Figure, figure
 from kdbench.bench.workbench import Workbench
 from kdbench.engine.evaluate import all_logits
 from kdbench.engine.learner import Learner
-from kdbench.types import Batch, Outputs, Teacher, TrainBatches
+from kdbench.types import Batch, Epochs, Outputs, Teacher
 
 
 class Parts(NamedTuple):
@@ -43,7 +43,7 @@ class Clock:
         self.seconds.setdefault(name, []).append(self._last - before)
 
 
-def time_parts(bench: Workbench, served: tuple[TrainBatches, Teacher], repeats: int) -> Parts:
+def time_parts(bench: Workbench, served: tuple[Epochs, Teacher], repeats: int) -> Parts:
     """Medians of some steps, part by part, each waited for (on a GPU parts overlap: their sum is more than a step)."""
     learner = bench.learner()
     learner.begin_epoch(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from kdbench.bench.timing import Contender
+from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, place
 from kdbench.engine.lanes import make_lanes
@@ -20,11 +21,11 @@ from kdbench.models.base import count_parameters
 from kdbench.runs.given import GivenTeacher, no_teacher
 from kdbench.runs.obtain import live_teacher
 from kdbench.runs.recipe import Recipe
-from kdbench.runs.serving import open_table, unservable
+from kdbench.runs.serving import open_table
 from kdbench.runs.stage import Stage, eval_sets, make_learner, student_stage, train_batches
-from kdbench.tables.feed import EnumerableBatches, Fed
+from kdbench.tables.feed import Fed
 from kdbench.tables.store import Tables
-from kdbench.types import EvalBatches, Teacher, TrainBatches
+from kdbench.types import Epochs, Teacher
 
 
 @dataclass
@@ -43,29 +44,29 @@ class Workbench:
     data: Bundle
     placement: Placement
     stage: Stage
-    batches: TrainBatches
-    sets: dict[str, EvalBatches]
+    batches: TrainingBatches
+    sets: dict[str, EvaluationBatches]
     teacher: GivenTeacher | None
 
     def learner(self) -> Learner:
         """A fresh student under its loss."""
         return make_learner(self.stage, self.teacher, self.batches, self.sets, self.placement)
 
-    def table(self) -> tuple[TrainBatches, Teacher] | None:
+    def table(self) -> tuple[Epochs, Teacher] | None:
         """Batches and teacher of a run whose teacher's logits are in a table; None where no table can serve."""
         teacher, batches = self.teacher, self.batches
         if teacher is None or teacher.tables is None or self.stage.loss.make().needs:
             return None
-        if unservable(self.data.mix, self.data.augment) or not isinstance(batches, EnumerableBatches):
+        if batches.views is None:
             return None
         served = open_table(teacher, self.data, batches, self.placement)
         return Fed(served.filler.batches, served), served
 
-    def live(self) -> tuple[TrainBatches, Teacher]:
+    def live(self) -> tuple[Epochs, Teacher]:
         """Batches and teacher of a run without a table."""
         return self.batches, self.teacher.ask if self.teacher else no_teacher
 
-    def steps(self, served: tuple[TrainBatches, Teacher], learners: Sequence[Learner]) -> Contender:
+    def steps(self, served: tuple[Epochs, Teacher], learners: Sequence[Learner]) -> Contender:
         """The training loop's own steps over the first batches of the first epoch, which a table knows after one turn.
 
         Each turn begins with one step outside of the measurement, so that what happens once an epoch stays out of it.

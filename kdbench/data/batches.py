@@ -1,175 +1,173 @@
-"""Batches from images that live on the device: order, gather, augment, normalise, without host sync in a step."""
+"""Batches of a split: order, inputs, augmentation, normalisation and mixing, without host sync in a step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from kdbench.data.augment.mix import CutMix, Mixup
+from kdbench.data.augment.mix import Mixer
 from kdbench.data.augment.views import Augment
 from kdbench.data.bundle import Bundle, ImageFiles, Split
-from kdbench.data.order import Order
-from kdbench.data.prepare import Mixer, Normalise
-from kdbench.data.stream import StreamBatches, StreamEval
+from kdbench.data.order import Bounds, Order
+from kdbench.data.stream import FileInputs
 from kdbench.errors import UserError
-from kdbench.types import Batch, EvalBatches, Target, TrainBatches
+from kdbench.types import Batch, Target
 
 
-class ResidentBatches:
-    """Training batches of a split whose images are in the device's memory as uint8 (a TrainBatches).
+@dataclass(frozen=True)
+class Loading:
+    """How a split becomes batches, whatever it holds. `seed`, `drop_last` and `limit_steps` are for training alone."""
 
-    The same (seed, epoch) gives the same batches to the last bit. Move a split once (Split.to) and several of these
-    share its memory. mix needs num_classes, makes labels [B, C] float, and takes the views' enumeration away.
+    batch_size: int
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    channels_last: bool = False  # the memory layout of images; vectors and token ids have one only
+    drop_last: bool = False
+    limit_steps: int | None = None
+
+
+class InputSource(Protocol):
+    """Where a split's inputs come from."""
+
+    enumerable: bool  # whether an augmented input can be asked for by (place, view), in any order
+
+    def epoch(self, place: Tensor, view: Tensor, bounds: Bounds) -> Iterator[Tensor]:
+        """Inputs at places [n] of the split in views [n], both on the CPU, augmented, on the device, by `bounds`."""
+        ...
+
+
+class ResidentInputs:
+    """Inputs that live in the device's memory. Sources made of one moved split (Split.to) share it."""
+
+    enumerable = True
+
+    def __init__(self, inputs: Tensor, augment: Augment | None, device: torch.device) -> None:
+        self.inputs, self.augment = inputs.to(device), augment
+
+    def at(self, place: Tensor, view: Tensor) -> Tensor:
+        """Inputs at places [n] in views [n], both on the device."""
+        inputs = self.inputs.index_select(0, place)
+        return inputs if self.augment is None else self.augment(inputs, view)
+
+    def epoch(self, place: Tensor, view: Tensor, bounds: Bounds) -> Iterator[Tensor]:
+        # All that is random in an epoch goes to the device here, at once; a step only slices it.
+        place, view = place.to(self.inputs.device), view.to(self.inputs.device)
+        return (self.at(place[first:last], view[first:last]) for first, last in bounds)
+
+
+class Normalise:
+    """(input - mean) / std as float32; pixels are first divided by 255. Inputs without a mean (token ids) stay as they
+    are."""
+
+    def __init__(self, data: Bundle, device: torch.device, channels_last: bool) -> None:
+        inputs = data.train.inputs
+        shift, scale = (torch.tensor(numbers, dtype=torch.float64) for numbers in (data.mean, data.std))
+        pixels = isinstance(inputs, ImageFiles) or inputs.dtype == torch.uint8
+        ones = [1] * (len(inputs.shape) - 2)
+        # input * scale + shift: two passes over the floats instead of three.
+        self.scale = (1 / ((255 if pixels else 1) * scale)).float().view(1, -1, *ones).to(device)
+        self.shift = (-shift / scale).float().view(1, -1, *ones).to(device)
+        channels_last = channels_last and len(inputs.shape) == 4
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.needed = bool(data.mean)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if not self.needed:
+            return inputs
+        # A copy, always: what is resident must stay as it is.
+        return inputs.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift).to(memory_format=self.layout)
+
+
+class _Batches:
+    """What training and evaluation share: labels and rows on the device, the inputs' source, and normalisation."""
+
+    def __init__(self, data: Bundle, split: Split, loading: Loading, augment: Augment | None) -> None:
+        self.device = torch.device(loading.device)
+        self.size = len(split)  # samples an epoch draws from
+        self.labels, self.rows = split.labels.to(self.device), split.rows.to(self.device)
+        self.source: InputSource = (
+            ResidentInputs(split.inputs, augment, self.device)
+            if isinstance(split.inputs, Tensor)
+            else FileInputs(split.inputs, augment, self.device, data.workers)
+        )
+        self.normalise = Normalise(data, self.device, loading.channels_last)
+
+
+class TrainingBatches(_Batches):
+    """A split in the views and the mixtures of its data, in a new order every epoch.
+
+    The same (seed, epoch) gives the same batches to the last bit, so that a resumed run replays them. `steps`: batches
+    in one epoch. `views`: how many views an input has; None where they cannot be listed (files, mixtures, some
+    augmentations), so that no table of a teacher's logits can hold them. Mixtures have labels [B, C] float.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        mean: Sequence[float],
-        std: Sequence[float],
-        augment: Augment,
-        batch_size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        channels_last: bool = False,
-        drop_last: bool = False,
-        limit_steps: int | None = None,
-        mix: Mixup | CutMix | None = None,
-        num_classes: int | None = None,
-    ) -> None:
-        if not isinstance(split.inputs, Tensor):
-            raise TypeError("files stream: use make_train_batches, which chooses")
-        self.device = torch.device(device)
-        self.order = Order(len(split), batch_size, seed, drop_last, limit_steps)
-        self.all_rows = split.rows.cpu()
-        self.position = self._positions()
-        split = split.to(self.device)
-        self.inputs, self.labels, self.rows = split.inputs, split.labels, split.rows
-        self.augment = augment
-        self.normalise = Normalise(mean, std, self.device, dtype, channels_last)
-        self.mixer: Mixer | None = None
-        if mix is not None:
-            if num_classes is None:
-                raise TypeError("mix needs num_classes")
-            self.mixer = Mixer(mix, num_classes, self.order, tuple(self.inputs.shape[2:]))  # type: ignore[arg-type,union-attr]
-        self.size, self.steps = len(split), self.order.steps
-        self.views = None if mix is not None else augment.views
-
-    def _positions(self) -> Tensor:
-        """[largest row + 1] int64 on the CPU: where an original row is in this split, -1 where it is not."""
-        position = torch.full((int(self.all_rows.max()) + 1,), -1)
-        position[self.all_rows] = torch.arange(len(self.all_rows))
-        return position
+    def __init__(self, data: Bundle, split: Split, loading: Loading) -> None:
+        super().__init__(data, split, loading, data.augment)
+        self.augment = data.augment
+        self.order = Order(len(split), loading.batch_size, loading.seed, loading.drop_last, loading.limit_steps)
+        size = tuple(split.inputs.shape[2:])
+        self.mixer = Mixer(data.mix, len(data.classes), self.order, size) if data.mix is not None else None
+        self.steps = self.order.steps
+        self.views = data.augment.views if self.source.enumerable and data.mix is None else None
+        self._row_at = split.rows.cpu()
+        self._place_of = torch.full((max(int(self._row_at.max()), -1) + 1,), -1)  # of an original row; -1: not in here
+        self._place_of[self._row_at] = torch.arange(len(split))
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Original rows and views that an epoch will ask for, in order: two int64 [images] on the CPU."""
-        position, view = self.order.epoch(epoch, self.augment)
-        return self.all_rows[position], view
+        """Original rows and views that an epoch will ask for, in order: two int64 [samples] on the CPU."""
+        place, view = self.order.epoch(epoch, self.augment)
+        return self._row_at[place], view
 
-    def images_at(self, rows: Tensor, view: Tensor) -> Tensor:
-        """Original rows [n] and views [n], both on the CPU, as normalised images [n, C, H, W] on the device.
+    def inputs_at(self, row: Tensor, view: Tensor) -> Tensor:
+        """Original rows [n] and views [n], both on the CPU, as the network gets them, on the device.
 
-        Raises ValueError for a row that this split does not hold.
+        Raises ValueError for a row that this split does not hold, and where the inputs are streamed from files.
         """
-        inside = (rows >= 0) & (rows < len(self.position))
-        position = self.position[rows.clamp(0, len(self.position) - 1)]
-        if not bool((inside & (position >= 0)).all()):
+        if not isinstance(self.source, ResidentInputs):
+            raise ValueError("inputs that are streamed cannot be asked for by row")
+        inside = (row >= 0) & (row < len(self._place_of))
+        place = self._place_of[row.clamp(0, len(self._place_of) - 1)]
+        if not bool((inside & (place >= 0)).all()):
             raise ValueError("a row is asked for that is not in this split")
-        return self._images(position.to(self.device), view.to(self.device))
-
-    def _images(self, position: Tensor, view: Tensor) -> Tensor:
-        assert isinstance(self.inputs, Tensor)
-        return self.normalise(self.augment(self.inputs.index_select(0, position), view))
+        return self.normalise(self.source.at(place.to(self.device), view.to(self.device)))
 
     def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0; epochs: the length of the training."""
-        # All that is random in an epoch goes to the device here, at once; a step only slices it.
-        position, view = (part.to(self.device) for part in self.order.epoch(epoch, self.augment))
+        place, view = self.order.epoch(epoch, self.augment)
+        stream = self.source.epoch(place, view, self.order.bounds)
+        place, view = place.to(self.device), view.to(self.device)
         progress = self.order.progress(epoch, epochs, self.device)
         if self.mixer is not None:
             self.mixer.start(epoch, self.device)
-        for step, (first, last) in enumerate(self.order.bounds):
-            here, seen = position[first:last], view[first:last]
-            images, label = self._images(here, seen), self.labels.index_select(0, here)
+        for step, (raw, (first, last)) in enumerate(zip(stream, self.order.bounds)):
+            here = place[first:last]
+            inputs, label = self.normalise(raw), self.labels.index_select(0, here)
             if self.mixer is not None:
-                images, label = self.mixer(step, images, label)
-            yield Batch(images, seen, Target(label, self.rows.index_select(0, here), progress[step]))
+                inputs, label = self.mixer(step, inputs, label)
+            yield Batch(inputs, view[first:last], Target(label, self.rows.index_select(0, here), progress[step]))
 
 
-class ResidentEval:
-    """Un-augmented batches of a split in memory, always in the same order (an EvalBatches).
+class EvaluationBatches(_Batches):
+    """A split as it is, not augmented, always in its own order; of images that are files, the middle of each.
 
-    view is `no_op`: the view of the training augmentation that leaves an image as it is, so that a table of training
-    images can serve these batches too (-1: there is none).
+    `view` is the view of the training augmentation that leaves an input as it is, so that a table of the training set
+    can serve these batches too (-1: there is none).
     """
 
-    def __init__(
-        self,
-        split: Split,
-        mean: Sequence[float],
-        std: Sequence[float],
-        batch_size: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        channels_last: bool = False,
-        no_op: int = 0,
-    ) -> None:
-        if not isinstance(split.inputs, Tensor):
-            raise TypeError("files stream: use make_eval_batches, which chooses")
-        if batch_size < 1:
-            raise UserError(f"trainer.eval_batch_size must be 1 or more, got {batch_size}")
-        self.device, self.batch_size = torch.device(device), batch_size
-        split = split.to(self.device)
-        self.inputs, self.labels, self.rows = split.inputs, split.labels, split.rows
-        self.normalise = Normalise(mean, std, self.device, dtype, channels_last)
-        self.size = len(split)
-        self.view = torch.full((min(batch_size, self.size),), no_op, device=self.device)
+    def __init__(self, data: Bundle, split: Split, loading: Loading) -> None:
+        if loading.batch_size < 1:
+            raise UserError(f"trainer.eval_batch_size must be 1 or more, got {loading.batch_size}")
+        super().__init__(data, split, loading, None)
+        self.bounds = [(k, min(k + loading.batch_size, self.size)) for k in range(0, self.size, loading.batch_size)]
+        self.view = torch.full((min(loading.batch_size, self.size),), data.augment.no_op, device=self.device)
         self.progress = torch.ones((), device=self.device)
 
     def __iter__(self) -> Iterator[Batch]:
-        assert isinstance(self.inputs, Tensor)
-        for first in range(0, self.size, self.batch_size):
-            here = slice(first, first + self.batch_size)
-            label = self.labels[here]
-            target = Target(label, self.rows[here], self.progress)
-            yield Batch(self.normalise(self.inputs[here]), self.view[: len(label)], target)
-
-
-def make_train_batches(
-    bundle: Bundle,
-    split: Split,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-    drop_last: bool = False,
-    limit_steps: int | None = None,
-    augment: Augment | None = None,
-) -> TrainBatches:
-    """Batches of a split of the bundle, resident or streamed. augment: null takes the bundle's (the student's)."""
-    augment = bundle.augment if augment is None else augment
-    options = (batch_size, seed, device, dtype, channels_last, drop_last, limit_steps, bundle.mix, len(bundle.classes))
-    if isinstance(split.inputs, ImageFiles):
-        return StreamBatches(split, bundle.mean, bundle.std, augment, *options, workers=bundle.workers)
-    return ResidentBatches(split, bundle.mean, bundle.std, augment, *options)
-
-
-def make_eval_batches(
-    bundle: Bundle,
-    split: Split,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
-    augment: Augment | None = None,
-) -> EvalBatches:
-    """Un-augmented batches of a split of the bundle, resident or streamed; views count as in `augment`'s numbering."""
-    no_op = (bundle.augment if augment is None else augment).no_op
-    options = (batch_size, device, dtype, channels_last, no_op)
-    if isinstance(split.inputs, ImageFiles):
-        return StreamEval(split, bundle.mean, bundle.std, *options, workers=bundle.workers)
-    return ResidentEval(split, bundle.mean, bundle.std, *options)
+        place = torch.arange(self.size)
+        for raw, (first, last) in zip(self.source.epoch(place, place, self.bounds), self.bounds):
+            target = Target(self.labels[first:last], self.rows[first:last], self.progress)
+            yield Batch(self.normalise(raw), self.view[: last - first], target)

@@ -1,4 +1,4 @@
-"""Which images an epoch shows, in which order, in which batches: a pure function of (seed, epoch)."""
+"""Which samples an epoch shows, in which order, in which batches: a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from kdbench.data.augment.views import Augment
 from kdbench.data.seeds import torch_generator
 from kdbench.errors import UserError
 
+Bounds = list[tuple[int, int]]  # the first place of each batch, and the one after its last
+
 
 class Order:
-    """The batches of n images.
+    """The batches of n samples.
 
-    The last, smaller batch is kept unless drop_last is set, or it holds a single image (batch-norm needs two).
+    The last, smaller batch is kept unless drop_last is set, or it holds a single sample (batch-norm needs two).
     Raises UserError if nothing is left.
     """
 
@@ -30,16 +32,16 @@ class Order:
         if steps == 0:
             raise UserError(f"schedule.batch_size must be at most {n}, the number of training images, got {batch_size}")
         self.seed, self.batch_size = seed, batch_size
-        self.images = n
+        self.samples = n
         self.steps = min(steps, limit_steps or steps)
-        self.used = min(n, self.steps * batch_size)  # images that an epoch shows
-        self.bounds = [(first, min(first + batch_size, self.used)) for first in range(0, self.used, batch_size)]
+        self.used = min(n, self.steps * batch_size)  # samples that an epoch shows
+        self.bounds: Bounds = [(first, min(first + batch_size, self.used)) for first in range(0, self.used, batch_size)]
 
     def epoch(self, epoch: int, augment: Augment) -> tuple[Tensor, Tensor]:
-        """Positions and views [used] int64, on the CPU: its random streams are the same on every machine."""
-        position = torch.randperm(self.images, generator=torch_generator(self.seed, epoch, "order"))[: self.used]
-        view = augment.draw(self.images, torch_generator(self.seed, epoch, "view"))[: self.used]
-        return position, view
+        """Places in the split and views [used] int64, on the CPU: its random streams are the same on every machine."""
+        place = torch.randperm(self.samples, generator=torch_generator(self.seed, epoch, "order"))[: self.used]
+        view = augment.draw(self.samples, torch_generator(self.seed, epoch, "view"))[: self.used]
+        return place, view
 
     def progress(self, epoch: int, epochs: int, device: torch.device) -> Tensor:
         """[steps] float32: how much of the training is done at the start of each step."""

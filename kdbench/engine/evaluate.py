@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from kdbench.engine.metrics import report
-from kdbench.types import EvalBatches
+from kdbench.types import Batch
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def in_float32() -> AbstractContextManager[object]:
     return torch.backends.cudnn.flags(allow_tf32=False) if torch.cuda.is_available() else nullcontext()
 
 
-def all_logits(network: nn.Module, batches: EvalBatches) -> tuple[Tensor, Tensor]:
+def all_logits(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """Logits [N, C] and labels [N] of a whole set, in its own order, on the device.
 
     In float32 whatever a training computes in: bfloat16 rounds one image in 400 to a tie or to another answer.
@@ -42,7 +42,7 @@ def all_logits(network: nn.Module, batches: EvalBatches) -> tuple[Tensor, Tensor
     return torch.cat(logits), torch.cat(labels)
 
 
-def evaluate(network: nn.Module, batches: EvalBatches, teacher: Tensor | None = None) -> dict[str, float]:
+def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Tensor | None = None) -> dict[str, float]:
     """`metrics.report` of a network; `teacher` [N, C] are the teacher's logits on the same set, in the same order."""
     logits, labels = all_logits(network, batches)
     return report(logits, labels, teacher)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from kdbench.engine.evaluate import evaluating, in_float32
 from kdbench.engine.metrics import report
-from kdbench.types import EvalBatches
+from kdbench.types import Batch
 
 
-def compare_networks(student: nn.Module, teacher: nn.Module, batches: EvalBatches) -> dict[str, float]:
+def compare_networks(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     """`metrics.report` of the student against the teacher's logits, and `fidelity` (Kim et al. 2021) of the two."""
     logits, norm, labels = _answers(student, batches)
     guide, guide_norm, _ = _answers(teacher, batches)
@@ -43,7 +45,7 @@ def top_logit_difference(logits: Tensor, label: Tensor) -> Tensor:
     return own - others.max(1).values
 
 
-def _answers(network: nn.Module, batches: EvalBatches) -> tuple[Tensor, float | None, Tensor]:
+def _answers(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, float | None, Tensor]:
     """Logits [N, C], the mean Euclidean norm of the last linear layer's input, and labels [N]."""
     logits, norms, labels = [], [], []
     with evaluating(network), in_float32():

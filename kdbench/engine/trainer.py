@@ -20,7 +20,7 @@ from kdbench.engine.options import TrainerOptions
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.writer import Writer, snapshot
 from kdbench.errors import UserError
-from kdbench.types import Batch, EvalBatches, Outputs, Teacher, TrainBatches
+from kdbench.types import Batch, Epochs, Outputs, Teacher
 
 CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
 
@@ -45,7 +45,7 @@ class Member:
     learner: Learner
     folder: Path
     log: RunLog
-    sets: Mapping[str, EvalBatches]  # "val" (if any) and "test"
+    sets: Mapping[str, Iterable[Batch]]  # "val" (if any) and "test"
     reference: Mapping[str, Tensor]  # the teacher's logits on each of them; empty without a teacher
     trainer: TrainerOptions
     epochs: int  # of the whole schedule
@@ -112,7 +112,7 @@ def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:
     return state["epochs_done"], state
 
 
-def fit(members: Sequence[Member], batches: TrainBatches, teacher: Teacher, until: int, view: ProgressView) -> None:
+def fit(members: Sequence[Member], batches: Epochs, teacher: Teacher, until: int, view: ProgressView) -> None:
     """Train members side by side up to epoch `until`: one batch, one teacher pass, a step of each.
 
     A member that fails (its loss diverges, say) is left out from then on and carries its `failure`; the others go on.
@@ -128,7 +128,7 @@ def fit(members: Sequence[Member], batches: TrainBatches, teacher: Teacher, unti
 
 
 def _train_epoch(
-    members: Sequence[Member], batches: TrainBatches, teacher: Teacher, epoch: int, epochs: int, view: ProgressView,
+    members: Sequence[Member], batches: Epochs, teacher: Teacher, epoch: int, epochs: int, view: ProgressView,
     writer: Writer, lanes: Lanes | InTurn,
 ) -> None:  # fmt: skip
     for member in members:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from kdbench.data.batches import make_train_batches
+from kdbench.data.batches import Loading, TrainingBatches
 from kdbench.data.unlabelled import Pool, make_pool
 from kdbench.engine.device import place
 from kdbench.engine.optimizer import make_optimizer
@@ -68,9 +68,8 @@ def _meta(series: Series, network: nn.Module, lr: float, sample: bool, supervise
     placement = place(recipe.trainer)
     # As many labelled images a step as unlabelled ones, or all there are.
     size = min(recipe.schedule.batch_size, len(data.train))
-    labelled = make_train_batches(
-        data, data.train, size, recipe.seeds.data, placement.device, channels_last=placement.channels_last
-    )
+    loading = Loading(size, recipe.seeds.data, placement.device, placement.channels_last)
+    labelled = TrainingBatches(data, data.train, loading)
     network = placement.put(copy.deepcopy(network)).requires_grad_(True)
     optimizer = make_optimizer(replace(recipe.teacher.optimizer, lr=lr), [network])
     return MetaTeacher(network, optimizer, labelled, placement.autocast, recipe.seeds.init, sample, supervised)

@@ -16,7 +16,6 @@ from kdbench.runs.obtain import obtain_teacher
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.serving import open_table, unservable
 from kdbench.runs.stage import student_stage, train_batches
-from kdbench.tables.feed import EnumerableBatches
 
 Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -43,7 +42,7 @@ def fill_table(recipe: Recipe, watch: Watch) -> Filled:
     teacher = obtain_teacher(recipe, data)
     placement = place(recipe.trainer)
     batches = train_batches(student_stage(recipe, data, Path()), placement)
-    if teacher is None or batches.views is None or not isinstance(batches, EnumerableBatches):
+    if teacher is None or batches.views is None:
         raise UserError("no table can be built, since the images are streamed from their files")
     filler = open_table(teacher, data, batches, placement).filler
     entries = (data.transfer.rows[:, None].numpy() * batches.views + np.arange(batches.views)).reshape(-1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.engine.checkpoint import read_json, save_weights, write_json
 from kdbench.engine.device import Placement, place
 from kdbench.engine.log import RunLog
@@ -26,7 +27,7 @@ from kdbench.runs.given import GivenTeacher
 from kdbench.runs.recipe import Record
 from kdbench.runs.serving import serve
 from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches
-from kdbench.types import Calibration, EvalBatches, TrainBatches
+from kdbench.types import Calibration
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,8 @@ def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, 
 
 
 def _members(
-    stages: Sequence[Stage], teacher: GivenTeacher | None, batches: TrainBatches, sets: Mapping[str, EvalBatches],
-    placement: Placement,
+    stages: Sequence[Stage], teacher: GivenTeacher | None, batches: TrainingBatches,
+    sets: Mapping[str, EvaluationBatches], placement: Placement,
 ) -> tuple[list[Stage], list[Member], dict[Path, Exception]]:  # fmt: skip
     """The stages that can start, their members, and why the others cannot: one bad configuration stops nobody else."""
     made: list[tuple[Stage, Member]] = []
@@ -132,8 +133,8 @@ def _members(
 def _member(
     stage: Stage,
     teacher: GivenTeacher | None,
-    batches: TrainBatches,
-    sets: Mapping[str, EvalBatches],
+    batches: TrainingBatches,
+    sets: Mapping[str, EvaluationBatches],
     placement: Placement,
 ) -> Member:
     epochs_done, state = resume_epoch(stage.folder)
@@ -159,7 +160,7 @@ def _member(
 
 
 def _calibrate(
-    loss: DistillationLoss, stage: Stage, teacher: GivenTeacher | None, sets: Mapping[str, EvalBatches]
+    loss: DistillationLoss, stage: Stage, teacher: GivenTeacher | None, sets: Mapping[str, EvaluationBatches]
 ) -> Calibration | None:
     """Let a loss choose its own coefficients on the validation split, and keep what it found in the run folder."""
     if not loss.needs_calibration:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdbench.data.batches import make_eval_batches
+from kdbench.data.batches import EvaluationBatches, Loading
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import read_json, save_weights, write_json
 from kdbench.engine.device import place
@@ -160,11 +160,11 @@ class Series:
         return found
 
     def answers(self, teacher: GivenTeacher, split: Split) -> Tensor:
-        """A teacher's logits [N, C] on the images of a split as they are, not augmented."""
+        """A teacher's logits [N, C] on the inputs of a split as they are, not augmented."""
         assert teacher.network is not None
         size, placement = self.recipe.trainer.eval_batch_size, place(self.recipe.trainer)
-        batches = make_eval_batches(self.data, split, size, placement.device, channels_last=placement.channels_last)
-        return all_logits(teacher.network, batches)[0]
+        loading = Loading(size, device=placement.device, channels_last=placement.channels_last)
+        return all_logits(teacher.network, EvaluationBatches(self.data, split, loading))[0]
 
     def conclude(
         self,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from kdbench.data.augment.views import Augment
+from kdbench.data.batches import TrainingBatches
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement
 from kdbench.engine.distiller import Distiller
@@ -16,22 +17,22 @@ from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters, flops
 from kdbench.runs.given import GivenTeacher, no_teacher
-from kdbench.tables.feed import EnumerableBatches, Fed, Filler, TableTeacher
+from kdbench.tables.feed import Fed, Filler, TableTeacher
 from kdbench.tables.key import table_key
 from kdbench.tables.worth import Costs, choose, free_disk, free_memory
 from kdbench.teachers.live import LiveTeacher
-from kdbench.types import ImageInfo, Teacher, TrainBatches
+from kdbench.types import Epochs, ImageInfo, Teacher
 
 log = logging.getLogger(__name__)
 
 
 class Served(NamedTuple):
-    batches: TrainBatches
+    batches: Epochs
     teacher: Teacher
 
 
 def serve(
-    teacher: GivenTeacher | None, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainBatches,
+    teacher: GivenTeacher | None, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches,
     placement: Placement, epochs: int,
 ) -> Served:  # fmt: skip
     """Choose between table and live teacher for `epochs` more epochs of `batches`; one log line says what and why.
@@ -48,7 +49,6 @@ def serve(
     reason = _obstacle(teacher, students, data, batches)
     served = None
     if reason is None:
-        assert isinstance(batches, EnumerableBatches)
         try:
             weighed = None if forced else _weigh(teacher, students, data, batches, placement, epochs)
             pays, reason = weighed or (True, "teacher.table=on")
@@ -64,7 +64,7 @@ def serve(
     return live
 
 
-def open_table(teacher: GivenTeacher, data: Bundle, batches: EnumerableBatches, placement: Placement) -> TableTeacher:
+def open_table(teacher: GivenTeacher, data: Bundle, batches: TrainingBatches, placement: Placement) -> TableTeacher:
     """A teacher that answers from its table, which is made if there is none. Raises OSError."""
     assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher)
     key, shape = table_key(teacher.ask, teacher.weights, data, batches, placement.precision)
@@ -99,7 +99,7 @@ def _refusal(reason: str) -> str:
 
 
 def _obstacle(
-    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainBatches
+    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches
 ) -> str | None:
     for name, student in students:
         reason = _too_much(student.loss, name)
@@ -110,13 +110,13 @@ def _obstacle(
         return reason
     if not isinstance(teacher.ask, LiveTeacher):
         return f"teacher {teacher.name} is not a network"
-    if batches.views is None or not isinstance(batches, EnumerableBatches):
+    if batches.views is None:
         return "the images are streamed from their files"
     return None
 
 
 def _weigh(
-    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: EnumerableBatches,
+    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches,
     placement: Placement, epochs: int,
 ) -> tuple[bool, str]:  # fmt: skip
     assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher) and batches.views is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.batches import make_eval_batches, make_train_batches
+from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.device import Placement
 from kdbench.engine.distiller import Distiller
@@ -20,7 +20,6 @@ from kdbench.engine.schedule import lr_factors
 from kdbench.losses.base import DistillationLoss
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds
-from kdbench.types import EvalBatches, TrainBatches
 
 
 @dataclass(frozen=True)
@@ -60,35 +59,28 @@ def student_stage(recipe: Recipe, data: Bundle, out: Path) -> Stage:
     )
 
 
-def train_batches(stage: Stage, placement: Placement) -> TrainBatches:
-    return make_train_batches(
-        stage.data,
-        stage.split,
-        batch_size=stage.schedule.batch_size,
-        seed=stage.seeds.data,
-        device=placement.device,
-        channels_last=placement.channels_last,
-        drop_last=stage.trainer.drop_last,
-        limit_steps=stage.trainer.limit_steps,
-    )
+def train_batches(stage: Stage, placement: Placement) -> TrainingBatches:
+    trainer = stage.trainer
+    loading = Loading(
+        stage.schedule.batch_size, stage.seeds.data, placement.device, placement.channels_last, trainer.drop_last,
+        trainer.limit_steps,
+    )  # fmt: skip
+    return TrainingBatches(stage.data, stage.split, loading)
 
 
-def eval_sets(data: Bundle, trainer: TrainerOptions, placement: Placement) -> dict[str, EvalBatches]:
+def eval_sets(data: Bundle, trainer: TrainerOptions, placement: Placement) -> dict[str, EvaluationBatches]:
     """ "val" (where there is one) and "test", as batches on the device."""
     splits = {"val": data.val, "test": data.test}
     kept = {name: split for name, split in splits.items() if split is not None}
-    size, device, channels_last = trainer.eval_batch_size, placement.device, placement.channels_last
-    return {
-        name: make_eval_batches(data, split, batch_size=size, device=device, channels_last=channels_last)
-        for name, split in kept.items()
-    }
+    loading = Loading(trainer.eval_batch_size, device=placement.device, channels_last=placement.channels_last)
+    return {name: EvaluationBatches(data, split, loading) for name, split in kept.items()}
 
 
 def make_learner(
     stage: Stage,
     teacher: GivenTeacher | None,
-    batches: TrainBatches,
-    sets: Mapping[str, EvalBatches],
+    batches: TrainingBatches,
+    sets: Mapping[str, EvaluationBatches],
     placement: Placement,
 ) -> Learner:
     """A stage's student under its loss, with its optimizer, ready for the first step."""
@@ -125,7 +117,7 @@ def _prepare_loss(
     student: nn.Module,
     teacher: GivenTeacher | None,
     data: Bundle,
-    sets: Mapping[str, EvalBatches],
+    sets: Mapping[str, EvaluationBatches],
     placement: Placement,
 ) -> None:
     """Adapters from real shapes, for losses that have them. Costs two evaluation images through both networks."""

@@ -5,32 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.augment.views import Augment
+from kdbench.data.batches import TrainingBatches
 from kdbench.tables.file import LogitTable
 from kdbench.teachers.live import LiveTeacher
-from kdbench.types import Batch, Outputs, TrainBatches
+from kdbench.types import Batch, Outputs
 
 WINDOW = 1024  # images whose logits are made ready at once, just before the first step that needs them
 SLICE = 2048  # entries that are computed, then written, at once: what a kill loses at most
-
-
-@runtime_checkable
-class EnumerableBatches(TrainBatches, Protocol):
-    """Batches whose images and views are known before the epoch (kdbench.data.batches.ResidentBatches)."""
-
-    device: torch.device
-    augment: Augment
-    normalise: Callable[[Tensor], Tensor]
-
-    def plan(self, epoch: int) -> tuple[Tensor, Tensor]: ...
-
-    def images_at(self, rows: Tensor, view: Tensor) -> Tensor: ...
 
 
 @dataclass
@@ -39,7 +25,7 @@ class Filler:
 
     table: LogitTable
     live: LiveTeacher
-    batches: EnumerableBatches
+    batches: TrainingBatches
     computed: int = field(default=0, init=False)  # entries so far
 
     def load(self, entries: np.ndarray) -> Tensor:
@@ -71,9 +57,9 @@ class Filler:
     def compute(self, entries: np.ndarray) -> Tensor:
         """The live teacher's logits [n, C] of entries [n], on the CPU."""
         views, places = self.table.shape.views, torch.from_numpy(entries)
-        images = self.batches.images_at(places // views, places % views)
+        inputs = self.batches.inputs_at(places // views, places % views)
         # A chunk at a time: only its features are in memory.
-        logits = [self.live.outputs(chunk).logits for chunk in images.split(self.live.chunk)]
+        logits = [self.live.outputs(chunk).logits for chunk in inputs.split(self.live.chunk)]
         self.computed += len(entries)
         return torch.cat(logits).cpu()
 
@@ -144,11 +130,11 @@ class TableTeacher:
 
 
 class Fed:
-    """Batches whose teacher logits are ready when they come out (a TrainBatches)."""
+    """Batches whose teacher logits are ready when they come out (Epochs)."""
 
-    def __init__(self, batches: EnumerableBatches, teacher: TableTeacher) -> None:
+    def __init__(self, batches: TrainingBatches, teacher: TableTeacher) -> None:
         self.batches, self.teacher = batches, teacher
-        self.size, self.steps, self.views = batches.size, batches.steps, batches.views
+        self.size, self.steps = batches.size, batches.steps
 
     def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
         rows, view = self.batches.plan(epoch)

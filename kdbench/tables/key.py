@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.data.batches import TrainingBatches
 from kdbench.data.bundle import Bundle
-from kdbench.tables.feed import EnumerableBatches
 from kdbench.tables.file import Shape
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import Outputs
 
 
 def table_key(
-    live: LiveTeacher, weights: str, data: Bundle, batches: EnumerableBatches, precision: str
+    live: LiveTeacher, weights: str, data: Bundle, batches: TrainingBatches, precision: str
 ) -> tuple[dict[str, Any], Shape]:
     """The key of a teacher's table for the views of `batches`, as plain values, and the table's shape.
 
@@ -50,7 +50,7 @@ def key_name(key: Mapping[str, Any]) -> str:
     return _sha(json.dumps(key, sort_keys=True))[:16]
 
 
-def probe(live: LiveTeacher, data: Bundle, batches: EnumerableBatches) -> tuple[Tensor, Outputs]:
+def probe(live: LiveTeacher, data: Bundle, batches: TrainingBatches) -> tuple[Tensor, Outputs]:
     """One chunk of fixed random images in views from all over the enumeration, normalised, and the teacher's answer."""
     _, channels, height, width = data.train.inputs.shape
     generator = torch.Generator().manual_seed(0)

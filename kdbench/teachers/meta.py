@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.teachers.live import Context
-from kdbench.types import Batch, Outputs, TrainBatches
+from kdbench.types import Batch, Epochs, Outputs
 
 PEAK = 50.0  # a pseudo-label as logits: exp(-50) is the probability of each other class
 
@@ -41,7 +41,7 @@ class MetaTeacher:
         self,
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
-        labelled: TrainBatches,
+        labelled: Epochs,
         context: Context,
         seed: int,
         sample: bool = True,
@@ -112,7 +112,7 @@ class MetaTeacher:
         self.steps, self._pending, self._stream = state["steps"], None, None
 
 
-def _endless(batches: TrainBatches, skip: int) -> Iterator[Batch]:
+def _endless(batches: Epochs, skip: int) -> Iterator[Batch]:
     """The batches of epoch after epoch, without the first `skip`."""
     first, skip = divmod(skip, batches.steps)
     for epoch in itertools.count(first):

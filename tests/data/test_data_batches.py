@@ -1,4 +1,4 @@
-"""Resident batches: the same (seed, epoch) is the same batches, every image once, tails, tables' view of an epoch."""
+"""Batches: the same (seed, epoch) is the same batches, every image once, tails, tables' view of an epoch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torchvision.transforms.v2.functional as tv
 from kdbench.data.augment.mix import CutMix, Mixup
 from kdbench.data.augment.strong import Cutout
 from kdbench.data.augment.views import Compose, CropFlip, Identity
-from kdbench.data.batches import ResidentBatches, ResidentEval
-from kdbench.data.bundle import Split
+from kdbench.data.batches import EvaluationBatches, Loading, ResidentInputs, TrainingBatches
+from kdbench.data.bundle import Bundle, Split
 from kdbench.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -22,8 +22,20 @@ def a_split(n: int = N) -> Split:
     return Split(images, torch.arange(n) % 5, torch.arange(n) * 3 + 1)
 
 
-def batches(augment=None, split=None, batch_size=4, seed=7, **options) -> ResidentBatches:
-    return ResidentBatches(split or a_split(), MEAN, STD, augment or CropFlip(pad=2), batch_size, seed, **options)
+def a_bundle(split: Split, augment=None, mix=None) -> Bundle:
+    names = tuple("abcde")
+    return Bundle(
+        "tiny", names, MEAN, STD, split, split, None, split, "", len(split), augment or CropFlip(pad=2), mix=mix
+    )
+
+
+def batches(augment=None, split=None, batch_size=4, seed=7, mix=None, **options) -> TrainingBatches:
+    split = split or a_split()
+    return TrainingBatches(a_bundle(split, augment, mix), split, Loading(batch_size, seed, **options))
+
+
+def evaluation(batch_size: int, **options) -> EvaluationBatches:
+    return EvaluationBatches(a_bundle(a_split()), a_split(), Loading(batch_size, **options))
 
 
 def flattened(epoch):
@@ -38,11 +50,11 @@ def same(first, second) -> bool:
 @pytest.mark.parametrize("mix", [None, Mixup(), CutMix()])
 @pytest.mark.parametrize("augment", [CropFlip(pad=1), Compose([CropFlip(pad=1), Cutout(size=2)])], ids=repr)
 def test_a_seed_and_an_epoch_are_the_same_batches_to_the_last_bit(mix, augment):
-    first, second = (batches(augment, mix=mix, num_classes=5) for _ in range(2))
+    first, second = (batches(augment, mix=mix) for _ in range(2))
     list(second.epoch(0, 5))  # what was drawn before changes nothing
     assert same(flattened(first.epoch(3, 5)), flattened(second.epoch(3, 5)))
     assert not same(flattened(first.epoch(3, 5)), flattened(first.epoch(4, 5)))
-    other = batches(augment, seed=8, mix=mix, num_classes=5)
+    other = batches(augment, seed=8, mix=mix)
     assert not same(flattened(first.epoch(3, 5)), flattened(other.epoch(3, 5)))
     assert first.views == (augment.views if mix is None else None)
 
@@ -86,51 +98,51 @@ def test_progress():
     assert progress[0].dtype == torch.float32 and progress[0].shape == ()
 
 
-def test_plan_and_images_at_are_what_the_epoch_shows():
+def test_plan_and_inputs_at_are_what_the_epoch_shows():
     made = batches()
     rows, view = made.plan(2)
     epoch = list(made.epoch(2, 5))
     assert torch.equal(rows, torch.cat([batch.target.row for batch in epoch]))
     assert torch.equal(view, torch.cat([batch.view for batch in epoch]))
-    assert torch.equal(made.images_at(rows, view), torch.cat([batch.input for batch in epoch]))
+    assert torch.equal(made.inputs_at(rows, view), torch.cat([batch.input for batch in epoch]))
     for row in (0, 10**6, -1):
         with pytest.raises(ValueError, match="not in this split"):
-            made.images_at(torch.tensor([row]), torch.tensor([0]))
+            made.inputs_at(torch.tensor([row]), torch.tensor([0]))
 
 
 @pytest.mark.parametrize("mix", [None, Mixup(), CutMix()])
 def test_a_step_reads_nothing_back_to_the_host(mix):
     # On "meta" there are no values: a step that asks for one raises.
-    made = batches(device="meta", mix=mix, num_classes=5)
+    made = batches(device="meta", mix=mix)
     assert [batch.input.shape[0] for batch in made.epoch(0, 1)] == [4] * 5
-    evaluated = list(ResidentEval(a_split(), MEAN, STD, 10, device="meta"))
+    evaluated = list(evaluation(10, device="meta"))
     assert [batch.input.device.type for batch in evaluated] == ["meta"] * 3
 
 
 def test_moved_splits_share_their_memory():
     split = a_split().to("cpu")
     first, second = batches(split=split, seed=0), batches(split=split, seed=1)
-    assert first.inputs.data_ptr() == second.inputs.data_ptr() == split.inputs.data_ptr()
+    assert isinstance(first.source, ResidentInputs) and isinstance(second.source, ResidentInputs)
+    assert first.source.inputs.data_ptr() == second.source.inputs.data_ptr() == split.inputs.data_ptr()
     assert split.select(torch.arange(N)) is split
 
 
-def test_layout_and_precision():
-    made = batches(channels_last=True, dtype=torch.bfloat16)
-    image = next(made.epoch(0, 1)).input
-    assert image.dtype == torch.bfloat16 and image.is_contiguous(memory_format=torch.channels_last)
+def test_layout():
+    image = next(batches(channels_last=True).epoch(0, 1)).input
+    assert image.dtype == torch.float32 and image.is_contiguous(memory_format=torch.channels_last)
     plain = next(batches().epoch(0, 1)).input
-    assert plain.is_contiguous() and torch.equal(plain.bfloat16(), image)
+    assert plain.is_contiguous() and torch.equal(plain, image)
 
 
 def test_mixing_makes_soft_labels():
-    for batch in batches(Identity(), mix=Mixup(), num_classes=5).epoch(0, 1):
+    for batch in batches(Identity(), mix=Mixup()).epoch(0, 1):
         assert batch.target.label.shape == (4, 5) and batch.target.label.dtype == torch.float32
         torch.testing.assert_close(batch.target.label.sum(1), torch.ones(4))
 
 
 def test_evaluation_is_unaugmented_and_in_order():
     split = a_split()
-    made = ResidentEval(split, MEAN, STD, 8, no_op=CropFlip(pad=2).no_op)
+    made = evaluation(8)
     for _ in range(2):
         epoch = list(made)
         assert [len(batch.view) for batch in epoch] == [8, 8, 5] and made.size == N
@@ -138,7 +150,7 @@ def test_evaluation_is_unaugmented_and_in_order():
         assert torch.equal(torch.cat([batch.target.label for batch in epoch]), split.labels)
         # The no-op view of the training augmentation gives the same image: a table can serve both.
         view = torch.cat([batch.view for batch in epoch])
-        assert torch.equal(torch.cat([batch.input for batch in epoch]), batches().images_at(split.rows, view))
+        assert torch.equal(torch.cat([batch.input for batch in epoch]), batches().inputs_at(split.rows, view))
 
 
 def test_what_cannot_be():
@@ -146,7 +158,7 @@ def test_what_cannot_be():
         (lambda: batches(batch_size=0), "schedule.batch_size must be 1 or more, got 0"),
         (lambda: batches(batch_size=50, drop_last=True), "schedule.batch_size must be at most 21"),
         (lambda: batches(limit_steps=0), "trainer.limit_steps must be 1 or more"),
-        (lambda: ResidentEval(a_split(), MEAN, STD, 0), "trainer.eval_batch_size must be 1 or more"),
+        (lambda: evaluation(0), "trainer.eval_batch_size must be 1 or more"),
     ]:
         with pytest.raises(UserError, match=words):
             make()

@@ -14,7 +14,7 @@ from kdbench.data import decode
 from kdbench.data.augment.mix import Mixup
 from kdbench.data.augment.strong import Cutout, ResizedCrop
 from kdbench.data.augment.views import Compose, CropFlip
-from kdbench.data.batches import make_eval_batches, make_train_batches
+from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.bundle import ImageFiles
 from kdbench.data.load import load_bundle
 from kdbench.errors import UserError
@@ -157,7 +157,7 @@ def streamed(root, **keys):
 
 
 def epoch_of(bundle, number: int, **options):
-    made = make_train_batches(bundle, bundle.train, 4, seed=3, **options)
+    made = TrainingBatches(bundle, bundle.train, Loading(4, seed=3, **options))
     assert made.views is None
     return [part for batch in made.epoch(number, 2) for part in (batch.input, batch.view, *batch.target)]
 
@@ -186,13 +186,13 @@ def test_streams_equal_memory_where_nothing_is_cropped_at_decoding(tmp_path):
     stream = streamed(root, augment=CropFlip(pad=2), **mean_std)
     for bundle_pair in (("train", 0), ("train", 1)):
         epochs = [
-            list(make_train_batches(bundle, bundle.train, 4, seed=1).epoch(bundle_pair[1], 2))
+            list(TrainingBatches(bundle, bundle.train, Loading(4, seed=1)).epoch(bundle_pair[1], 2))
             for bundle in (stream, memory)
         ]
         for left, right in zip(*epochs, strict=True):
             assert torch.equal(left.input, right.input) and torch.equal(left.target.label, right.target.label)
     for left, right in zip(
-        make_eval_batches(stream, stream.test, 2), make_eval_batches(memory, memory.test, 2), strict=True
+        *(EvaluationBatches(bundle, bundle.test, Loading(2)) for bundle in (stream, memory)), strict=True
     ):
         assert torch.equal(left.input, right.input) and torch.equal(left.target.row, right.target.row)
 
@@ -203,7 +203,7 @@ def test_streams_mix_subset_and_extend(tmp_path):
     bundle = streamed(root, mix={"kind": "mixup"}, validation=0.25, transfer={"omit": ["owl"], "extra": str(extra)})
     assert bundle.mix == Mixup() and len(bundle.val) == 5
     assert bundle.transfer.labels[-3:].tolist() == [-1] * 3 and bundle.transfer.rows.max() == bundle.num_rows - 1
-    batch = next(make_train_batches(bundle, bundle.transfer, 4, seed=0).epoch(0, 1))
+    batch = next(TrainingBatches(bundle, bundle.transfer, Loading(4)).epoch(0, 1))
     assert batch.input.shape == (4, 3, 8, 8) and batch.target.label.shape == (4, 3)
     with pytest.raises(UserError, match=r"dataset.transfer.crops must be 0 for a dataset that is streamed"):
         streamed(root, transfer={"crops": 2})
@@ -224,7 +224,7 @@ def test_random_crops_are_of_the_full_resolution(tmp_path):
         Image.fromarray(np.ascontiguousarray(gradient)).save(path)
     bundle = streamed(root, augment=ResizedCrop(smallest=0.05, flip=False), mean=0.0, std=1.0)
     slopes = []
-    for batch in make_train_batches(bundle, bundle.train, 3, seed=0).epoch(0, 1):
+    for batch in TrainingBatches(bundle, bundle.train, Loading(3)).epoch(0, 1):
         row = batch.input[:, 0, 4] * 255
         slopes += (row[:, -1] - row[:, 0]).tolist()
     assert (
@@ -244,8 +244,8 @@ def test_a_broken_image_is_named(tmp_path, limit, data):
     bad = root / "owl" / "0.png"
     with pytest.raises(UserError, match=f"cannot read the image {bad}") as raised:
         bundle = load(root, size=8, in_memory_limit=limit, mean=0.5, std=0.5, test=2)
-        list(make_train_batches(bundle, bundle.train, 9, seed=0).epoch(0, 1))
-        list(make_eval_batches(bundle, bundle.test, 9))
+        list(TrainingBatches(bundle, bundle.train, Loading(9)).epoch(0, 1))
+        list(EvaluationBatches(bundle, bundle.test, Loading(9)))
     assert "Traceback" not in str(raised.value)
 
 

@@ -51,7 +51,7 @@ class LogitDistance(DistillationLoss):
 
 @dataclass
 class Stream:
-    """A TrainBatches of random images whose class shows in the mean."""
+    """Epochs of random images whose class shows in the mean."""
 
     size: int = 24
     batch: int = 8
@@ -73,7 +73,7 @@ class Stream:
 
 @dataclass
 class Evaluation:
-    """An EvalBatches over the first epoch of another stream."""
+    """The first epoch of another stream."""
 
     size: int = 16
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.augment.views import CropFlip
-from kdbench.data.batches import ResidentBatches, make_train_batches
+from kdbench.data.batches import Loading, TrainingBatches
 from kdbench.data.bundle import Bundle, Split, fingerprint
 from kdbench.engine.device import place
 from kdbench.engine.options import TrainerOptions
@@ -49,10 +49,8 @@ def make_data(images: int = IMAGES, pad: int = 1) -> Bundle:
     )
 
 
-def make_batches(data: Bundle, seed: int = 0, batch_size: int = 24) -> ResidentBatches:
-    made = make_train_batches(data, data.transfer, batch_size, seed, channels_last=True)
-    assert isinstance(made, ResidentBatches)
-    return made
+def make_batches(data: Bundle, seed: int = 0, batch_size: int = 24) -> TrainingBatches:
+    return TrainingBatches(data, data.transfer, Loading(batch_size, seed, channels_last=True))
 
 
 def make_live(precision: str = "fp32", seed: int = 3, chunk: int = 32) -> LiveTeacher:
@@ -61,7 +59,7 @@ def make_live(precision: str = "fp32", seed: int = 3, chunk: int = 32) -> LiveTe
     return LiveTeacher(placement.put(Net()), chunk, placement.autocast)
 
 
-def make_filler(folder: Path, live: LiveTeacher, data: Bundle, batches: ResidentBatches) -> Filler:
+def make_filler(folder: Path, live: LiveTeacher, data: Bundle, batches: TrainingBatches) -> Filler:
     key, shape = table_key(live, "weights", data, batches, "fp32")
     return Filler(Tables("on", folder).open(key, shape, torch.device("cpu"))[0], live, batches)
 
@@ -70,7 +68,7 @@ def all_live(live: LiveTeacher, data: Bundle) -> Tensor:
     """The live teacher's logits of every entry, from batches of another size and order."""
     batches = make_batches(data)
     entries = torch.randperm(len(data.train) * VIEWS, generator=torch.Generator().manual_seed(4))
-    images = batches.images_at(entries // VIEWS, entries % VIEWS)
+    images = batches.inputs_at(entries // VIEWS, entries % VIEWS)
     logits = torch.cat([live.outputs(piece).logits for piece in images.split(50)])
     return logits[torch.argsort(entries)]
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from kdbench.arguments import call
+from kdbench.data.order import Order
+from kdbench.data.seeds import numpy_generator, torch_generator
 from kdbench.errors import UserError
 
 
@@ -23,7 +25,7 @@ class Mixup:
 
     alpha: float = 1.0
 
-    def shares(self, steps: int, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def shares(self, steps: int, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """For each step the share of the first image [steps], and what the mixing needs: the share again [steps]."""
         share = torch.from_numpy(rng.beta(self.alpha, self.alpha, steps)).float()
         return share, share
@@ -43,7 +45,7 @@ class CutMix:
 
     alpha: float = 1.0
 
-    def shares(self, steps: int, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def shares(self, steps: int, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """For each step the share of the first image [steps]; the rectangle: top, bottom, left, right [steps, 4]."""
         side = np.sqrt(1 - rng.beta(self.alpha, self.alpha, steps))[:, None]
         size = np.array(shape)
@@ -80,3 +82,24 @@ def mixed_labels(label: Tensor, partner: Tensor, share: Tensor, num_classes: int
 
 def _one_hot(label: Tensor, num_classes: int) -> Tensor:
     return (label[:, None] == torch.arange(num_classes, device=label.device)).float()
+
+
+class Mixer:
+    """Mixes the batches of one epoch: who is mixed with whom, and how much, is a function of (seed, epoch)."""
+
+    def __init__(self, mix: Mixup | CutMix, num_classes: int, order: Order, size: tuple[int, ...]) -> None:
+        self.mix, self.num_classes, self.order, self.size = mix, num_classes, order, size
+
+    def start(self, epoch: int, device: torch.device) -> None:
+        """Draw one epoch's mixtures and move them to the device once."""
+        order = self.order
+        share, recipe = self.mix.shares(order.steps, numpy_generator(order.seed, epoch, "mix"), self.size)
+        generator = torch_generator(order.seed, epoch, "partner")
+        partner = [torch.randperm(last - first, generator=generator) for first, last in order.bounds]
+        self.share, self.recipe, self.partner = share.to(device), recipe.to(device), torch.cat(partner).to(device)
+
+    def __call__(self, step: int, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        first, last = self.order.bounds[step]
+        partner = self.partner[first:last]
+        mixed = self.mix(images, images.index_select(0, partner), self.recipe[step])
+        return mixed, mixed_labels(label, label.index_select(0, partner), self.share[step], self.num_classes)
