@@ -15,8 +15,9 @@ from kdbench.data.augment.mix import make_mix
 from kdbench.data.augment.views import Augment, Identity
 from kdbench.data.bundle import Bundle, ImageFiles, Inputs, Source, Split
 from kdbench.data.decode import gray_or_colour, sampled_statistics
+from kdbench.data.noise import make_noise, noisy
 from kdbench.data.sampling import class_numbers, count_of, order_keys, rows_of, stratified
-from kdbench.data.transfer import make_noise, make_transfer, noisy
+from kdbench.data.transfer import make_transfer
 from kdbench.errors import UserError
 
 
