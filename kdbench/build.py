@@ -21,15 +21,14 @@ from kdbench.configure import check_node, config_hash, construct
 from kdbench.data.augment.mix import make_mix
 from kdbench.data.augment.views import Identity
 from kdbench.data.bundle import Bundle
-from kdbench.engine.checkpoint import read_json
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
 from kdbench.engine.schedule import lr_factors
 from kdbench.errors import UserError
 from kdbench.results.report import show
+from kdbench.results.result import RunResult, is_finished, read_result
 from kdbench.runs import fill
 from kdbench.runs.fill import Filled, Watch
-from kdbench.runs.folder import RESULT
 from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds, TeacherSpec
 from kdbench.runs.serving import refuse_table
 from kdbench.types import ImageInfo
@@ -44,10 +43,10 @@ def run(cfg: DictConfig, out: Path, overrides: list[str], choices: dict[str, str
     """
     recipe = make_recipe(cfg, overrides, choices)
     procedure = make_procedure(cfg.procedure)
-    done = (out / RESULT).exists() and not recipe.force
+    done = is_finished(out) and not recipe.force
     if not done:
         try_networks(recipe)
-    result = read_json(out / RESULT) if done else procedure(recipe, out)
+    result = read_result(out) if done else procedure(recipe, out)
     show(result, out, already=done)
     return monitored(result, cfg.monitor)
 
@@ -165,7 +164,7 @@ def make_schedule(node: Mapping[str, Any], prefix: str) -> ScheduleOptions:
     return options
 
 
-def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], dict[str, Any]]:
+def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], RunResult]:
     """The procedure's function with its own options bound."""
     options = OmegaConf.to_container(node, resolve=True)
     assert isinstance(options, dict)
@@ -204,13 +203,11 @@ class ConfigCatalogue:
         return {str(key): value for key, value in node.items()}
 
 
-def monitored(result: Mapping[str, Any], name: str) -> float | None:
+def monitored(result: RunResult, name: str) -> float | None:
     """The figure that a sweeper optimises: one of result.json's `last`, or of `best` as best/val/top1."""
-    last = result["last"]
     if name == "auto":
-        return last.get("val/top1", last.get("train/top1"))
-    best = {f"best/{key}": value for key, value in (result.get("best") or {}).items()}
-    figures = {**last, **best}
-    if name not in figures:
-        raise UserError(f"monitor = {name}: must be auto or one of {', '.join(figures)}")
-    return figures[name]
+        return result.last.get("val/top1", result.last.get("train/top1"))
+    value = result.figure(name)
+    if value is None:
+        raise UserError(f"monitor = {name}: must be auto or one of {', '.join(result.figure_names())}")
+    return value

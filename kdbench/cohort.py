@@ -11,9 +11,8 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from kdbench import build
-from kdbench.engine.checkpoint import read_json
 from kdbench.results.report import show
-from kdbench.runs.folder import RESULT
+from kdbench.results.result import is_finished, read_result
 from kdbench.runs.lifecycle import run_stages
 from kdbench.runs.obtain import obtain_teacher
 from kdbench.runs.recipe import Recipe
@@ -72,7 +71,7 @@ def train_together(runs: Sequence[Run], max_members: int | None = None) -> list[
 def _family(run: Run) -> Hashable | None:
     """What runs must agree in to share a teacher; None for a run that goes by itself."""
     tree = build.plain(run.cfg)
-    finished = (run.out / RESULT).exists() and not tree["force"]
+    finished = is_finished(run.out) and not tree["force"]
     if finished or tree["procedure"] != {"_target_": "kdbench.procedures.single.single"}:
         return None
     common = [tree["dataset"], tree["teacher"], tree["trainer"], tree["schedule"]["batch_size"], tree["paths"]]
@@ -96,7 +95,7 @@ def _announce(members: Sequence[Stage]) -> None:
 
 def _concluded(run: Run) -> Outcome:
     try:
-        result = read_json(run.out / RESULT)
+        result = read_result(run.out)
         show(result, run.out, already=False)
         return build.monitored(result, run.cfg.monitor)
     except Exception as error:  # a monitor that does not exist fails its own run alone

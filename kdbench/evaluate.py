@@ -21,7 +21,8 @@ from kdbench.engine.options import TrainerOptions, require
 from kdbench.engine.trainer import STUDENT
 from kdbench.errors import UserError, nearest
 from kdbench.paths import CONFIG_DIR
-from kdbench.runs.folder import RESULT, network_of_run
+from kdbench.results.result import is_finished, read_result
+from kdbench.runs.folder import network_of_run
 from kdbench.runs.recipe import flatten
 
 
@@ -53,17 +54,17 @@ def evaluate_run(
 
 def teacher_folder(folder: Path) -> Path:
     """Where a finished run's teacher lies. Raises UserError if it has none, or one that is no run of its own."""
-    if not (folder / RESULT).exists():
+    if not is_finished(folder):
         raise UserError(f"{folder}: not finished, so it does not say who taught it; --against takes a run folder, too")
-    teacher = json.loads((folder / RESULT).read_text(encoding="utf-8"))["teacher"]
-    if teacher is None or not teacher.get("folder"):
-        name = f"teacher {teacher['name']} is no run of its own" if teacher else "no teacher taught it"
+    teacher = read_result(folder).teacher
+    if teacher is None or not teacher.folder:
+        name = f"teacher {teacher.name} is no run of its own" if teacher else "no teacher taught it"
         raise UserError(f"{folder}: {name}; --against takes a run folder, too")
     # Named from where the run was started: the current folder, or one above the run.
     places = [Path(), *folder.resolve().parents]
-    found = next((place / teacher["folder"] for place in places if (place / teacher["folder"]).exists()), None)
+    found = next((place / teacher.folder for place in places if (place / teacher.folder).exists()), None)
     if found is None:
-        raise UserError(f"{folder}: its teacher {teacher['folder']} is not here any more")
+        raise UserError(f"{folder}: its teacher {teacher.folder} is not here any more")
     return found
 
 

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from device_check import recipe
@@ -27,6 +26,7 @@ from kdbench.bench.reference import ReferenceLoop
 from kdbench.data.bundle import Bundle
 from kdbench.engine.schedule import lr_factors
 from kdbench.models.weights import load_into, read_weights
+from kdbench.results.result import RunResult, read_result
 from kdbench.runs.recipe import Recipe
 
 
@@ -45,8 +45,9 @@ def main() -> None:
                 asked = [f"teacher.checkpoint={teacher}"] if teacher else []
                 words = [*arguments.overrides, *asked, f"trainer.precision={precision}", f"seed={seed}"]
                 result = kdbench(Path(folder) / f"{precision}-{seed}", words)
-                teacher = teacher or f"{result['teacher']['folder']}/student.safetensors"
-                record(found, f"kdbench, {precision}", result["last"]["test/top1"], seed)
+                assert result.teacher is not None
+                teacher = teacher or f"{result.teacher.folder}/student.safetensors"
+                record(found, f"kdbench, {precision}", result.last["test/top1"], seed)
             record(found, "plain loop", plain(recipe(*arguments.overrides), teacher, seed), seed)
     for name, values in found.items():
         print(f"{name:<15} {100 * statistics.mean(values):.2f} +- {100 * deviation(values):.2f} %, n = {len(values)}")
@@ -63,11 +64,11 @@ def deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def kdbench(out: Path, words: list[str]) -> dict[str, Any]:
-    """The result.json of one `kdbench train`."""
+def kdbench(out: Path, words: list[str]) -> RunResult:
+    """The result of one `kdbench train`."""
     command = [sys.executable, "-m", "kdbench", "train", f"hydra.run.dir={out}", "trainer.progress=none", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return json.loads((out / "result.json").read_text())
+    return read_result(out)
 
 
 def plain(made: Recipe, teacher: str, seed: int) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import operator
 import statistics
@@ -21,9 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdbench.errors import UserError
-from kdbench.results.read import read_runs
+from kdbench.results.read import Run, read_runs
+from kdbench.results.result import read_result
 
-Of = Callable[[dict[str, Any]], float]  # a figure of a run's result
+Of = Callable[[Run], float]  # a figure of a run's result
 
 
 class BySeed(dict[int, float]):
@@ -41,12 +41,12 @@ class BySeed(dict[int, float]):
         return BySeed({0: statistics.mean(self.values())})
 
 
-class Results(dict[int, dict[str, Any]]):
-    """A result for each seed."""
+class Results(dict[int, Run]):
+    """A run for each seed."""
 
     def __getitem__(self, key: Any) -> Any:  # results[figure] -> the figure by seed
         if callable(key):
-            return BySeed({seed: key(result) for seed, result in self.items()})
+            return BySeed({seed: key(run) for seed, run in self.items()})
         return super().__getitem__(key)
 
 
@@ -61,62 +61,75 @@ class Runs:
         """Raises LookupError if no run or several runs of one seed fit."""
         known = {key.replace("__", "."): value for key, value in wanted.items()}
         fitting = [
-            result
-            for result in self._read(experiment)
-            if all((result["config"] | result["choices"]).get(key) == value for key, value in known.items())
+            run
+            for run in self._read(experiment)
+            if all({**run.result.config, **run.result.choices}.get(key) == value for key, value in known.items())
         ]
-        found = Results({result["seed"]: result for result in fitting})
+        found = Results({run.result.seed: run for run in fitting})
         if not fitting or len(found) < len(fitting):
             raise LookupError(f"{experiment}, {known}: {len(fitting)} runs of {len(found)} seeds")
         return found
 
-    def _results(self, experiment: str) -> list[dict[str, Any]]:
+    def _results(self, experiment: str) -> list[Run]:
         try:
-            runs = read_runs([self._folder / f"{self._paper}_{experiment}"]).runs
+            return read_runs([self._folder / f"{self._paper}_{experiment}"]).runs
         except UserError as error:
             raise LookupError(str(error)) from error
-        return [{**run.result, "folder": run.folder} for run in runs]
 
 
-def last(result: dict[str, Any]) -> float:
-    return 100 * result["last"]["test/top1"]
+def last(run: Run) -> float:
+    return 100 * run.result.last["test/top1"]
 
 
-def training(result: dict[str, Any]) -> float:
-    return 100 * result["last"]["train/top1"]
+def training(run: Run) -> float:
+    return 100 * run.result.last["train/top1"]
 
 
-def stopped(result: dict[str, Any]) -> float:
+def stopped(run: Run) -> float:
     """Test accuracy of the epoch that validation chooses."""
-    return 100 * (result["best"] or result["last"])["test/top1"]
+    return 100 * (run.result.best or run.result.last)["test/top1"]
 
 
-def teacher(result: dict[str, Any]) -> float:
-    return 100 * result["teacher"]["test/top1"]
+def teacher(run: Run) -> float:
+    return _of_teacher(run, "test/top1")
 
 
-def members(result: dict[str, Any]) -> float:
+def members(run: Run) -> float:
     """The mean of an ensemble's members."""
-    return 100 * result["teacher"]["members/test/top1"]
+    return _of_teacher(run, "members/test/top1")
+
+
+def _of_teacher(run: Run, name: str) -> float:
+    """Raises LookupError for a run without a teacher."""
+    if run.result.teacher is None:
+        raise LookupError(f"{run.folder}: no teacher taught it")
+    return 100 * defined(run.result.teacher.metrics[name])
+
+
+def defined(value: float | None) -> float:
+    """Raises LookupError for a figure that is not defined in this run."""
+    if value is None:
+        raise LookupError("not defined in this run")
+    return value
 
 
 def figure(key: str, unit: float = 100) -> Of:
-    return lambda result: unit * result["figures"][key]
+    return lambda run: unit * defined(run.result.figures[key])
 
 
 def stage(number: int) -> Of:
     """The student of a procedure's stage, counted from 1."""
-    return lambda result: 100 * result["stages"][number - 1]["test/top1"]
+    return lambda run: 100 * defined(run.result.stages[number - 1].metrics["test/top1"])
 
 
-def first_teacher(result: dict[str, Any]) -> float:
-    folder = result["folder"] / result["stages"][0]["folder"]
-    return teacher(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+def first_teacher(run: Run) -> float:
+    folder = run.folder / run.result.stages[0].folder
+    return teacher(Run(folder, read_result(folder)))
 
 
 def against_teacher(name: str) -> Of:
     """What `kdbench evaluate RUN --against teacher --split train` says."""
-    return lambda result: _against_teacher(result["folder"])[name]
+    return lambda run: _against_teacher(run.folder)[name]
 
 
 @functools.cache
@@ -147,13 +160,13 @@ def way_to_teacher(r: Runs) -> BySeed:
     return BySeed({0: 100 * (r("soft")[last].mean[0] - low) / (r("soft")[teacher].mean[0] - low)})
 
 
-def bias_gain(result: dict[str, Any]) -> float:
-    return last(result) - figure("before/test/top1")(result)
+def bias_gain(run: Run) -> float:
+    return last(run) - figure("before/test/top1")(run)
 
 
-def errors_left(result: dict[str, Any]) -> float:
+def errors_left(run: Run) -> float:
     """Percent of the errors that are left after the bias correction."""
-    return 100 * (100 - last(result)) / (100 - figure("before/test/top1")(result))
+    return 100 * (100 - last(run)) / (100 - figure("before/test/top1")(run))
 
 
 def best_tau(r: Runs, hidden: list[int]) -> BySeed:
@@ -213,7 +226,7 @@ def one_generation(r: Runs, loss: str) -> Results:
 
 
 def best_of(generations: int) -> Of:
-    return lambda result: max(100 * entry["test/top1"] for entry in result["stages"][:generations])
+    return lambda run: max(stage(number)(run) for number in range(1, generations + 1))
 
 
 BORN_AGAIN = [
@@ -247,8 +260,8 @@ def farther(name: str, one: Results, other: Results) -> BySeed:
     return one[against_teacher(name)] - other[against_teacher(name)]
 
 
-def tld_gap(result: dict[str, Any]) -> float:
-    return abs(against_teacher("tld")(result) - against_teacher("teacher_tld")(result))
+def tld_gap(run: Run) -> float:
+    return abs(against_teacher("tld")(run) - against_teacher("teacher_tld")(run))
 
 
 def noisy(r: Runs, tau: float) -> Results:

@@ -37,6 +37,7 @@ from kdbench.build import load_data, make_recipe
 from kdbench.configure import register
 from kdbench.engine.learner import Learner
 from kdbench.paths import CONFIG_DIR
+from kdbench.results.result import read_result
 from kdbench.runs.recipe import Recipe
 
 SMALL = ["dataset=fake", "dataset.n=512", "teacher=resnet8", "student=resnet8", "schedule.batch_size=32"]
@@ -162,7 +163,7 @@ class Check:
         stop += f"sys.argv = {['kdbench', *words, f'hydra.run.dir={cut}']!r}\nc.main()"
         killed = subprocess.run([sys.executable, "-c", stop], capture_output=True, text=True).returncode
         kdbench(*words, f"hydra.run.dir={cut}")
-        hashes = [json.loads((folder / "result.json").read_text())["student"]["weights"] for folder in (whole, cut)]
+        hashes = [read_result(folder).student.weights for folder in (whole, cut)]
         same = hashes[0] == hashes[1]
         return Verdict("resumed equals uninterrupted", killed == 9 and (same or self.cuda), f"same weights: {same}")
 

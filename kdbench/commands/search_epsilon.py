@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from kdbench import configure
 from kdbench.commands.train import chosen
 from kdbench.errors import UserError
+from kdbench.results.result import as_json
 
 if TYPE_CHECKING:
     from kdbench.runs.given import GivenTeacher
@@ -65,7 +66,7 @@ def main() -> int:
 
 def search(cfg: DictConfig) -> None:
     """One search, in a folder named by the teacher, the images and the settings; a finished one is only shown again."""
-    from kdbench.engine.checkpoint import read_json
+    from kdbench.files import read_json
     from kdbench.runs.obtain import obtain_teacher
 
     recipe = refuse(cfg)
@@ -100,7 +101,7 @@ def refuse(cfg: DictConfig) -> Recipe:
 
 def write(found: Calibration, out: Path, about: Mapping[str, Any]) -> None:
     """The figures, the table, and last epsilon.json: its presence means that all are there."""
-    from kdbench.engine.checkpoint import write_json
+    from kdbench.files import write_json
 
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in found.figures.items():
@@ -140,7 +141,7 @@ def show(record: Mapping[str, Any], out: Path, recipe: Recipe) -> None:
 
 def _about(teacher: GivenTeacher) -> dict[str, Any]:
     """The teacher's entry, without its figures on test images."""
-    return {"teacher": {key: value for key, value in teacher.record().items() if not key.startswith("test/")}}
+    return {"teacher": {key: value for key, value in as_json(teacher.record()).items() if not key.startswith("test/")}}
 
 
 def next_command(overrides: Sequence[str], file: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from kdbench.engine.device import place
 from kdbench.engine.options import require
 from kdbench.errors import UserError
 from kdbench.models.base import last_layer
+from kdbench.results.result import RunResult
 from kdbench.runs.folder import network_of_run
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.obtain import make_given, obtain_teacher
@@ -23,7 +24,7 @@ from kdbench.runs.series import Series, opened
 By = Literal["prior", "accuracy"]
 
 
-def bias_correction(recipe: Recipe, out: Path, by: By = "prior") -> dict[str, Any]:
+def bias_correction(recipe: Recipe, out: Path, by: By = "prior") -> RunResult:
     """Train `student=` on a transfer set that lacks classes (dataset.transfer.omit, only, classes), then add one number
     to the logits of all the classes it lacks: the result is the corrected student's, the figures hold both.
 

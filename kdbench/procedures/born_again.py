@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from kdbench.engine.options import require
 from kdbench.errors import UserError
 from kdbench.models.base import first_layer_name, last_layer_name
 from kdbench.models.ensemble import ensemble_logits
+from kdbench.results.result import RunResult
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.obtain import obtain_teacher
 from kdbench.runs.recipe import Recipe
@@ -23,7 +24,7 @@ from kdbench.runs.series import opened, seeds_apart
 Layer = Literal["first", "last"]
 
 
-def born_again(recipe: Recipe, out: Path, generations: int = 3, share: list[Layer] | None = None) -> dict[str, Any]:
+def born_again(recipe: Recipe, out: Path, generations: int = 3, share: list[Layer] | None = None) -> RunResult:
     """`generations` students in turn, each with its own seeds, taught by the one before; `teacher=` teaches the first.
 
     The result is the last generation's. Its figures: after each generation the ensemble of all so far (the mean of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from kdbench.engine.device import place
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import require
 from kdbench.engine.trainer import resume_epoch
+from kdbench.results.result import RunResult
 from kdbench.runs.folder import network_of_run
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.obtain import make_given, obtain_teacher
@@ -26,7 +27,7 @@ from kdbench.teachers.meta import MetaTeacher
 def meta_pseudo_labels(
     recipe: Recipe, out: Path, labelled: float | None = 0.1, pseudo: Literal["sample", "argmax"] = "sample",
     teacher_lr: float = 0.01, supervised: float = 1.0, finetune_epochs: int = 5, finetune_lr: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> RunResult:  # fmt: skip
     """`teacher=` learns from the labelled images first, then labels the others for `student=` and is updated at every
     step, with `teacher_lr`, by what its labels did to the student's loss on labelled images and by `supervised` times
     its own loss on them (`teachers.meta`). The student sees pseudo-labels only; at the end it is fine-tuned on the

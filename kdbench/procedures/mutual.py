@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from kdbench.engine.options import require
 from kdbench.losses.base import DistillationLoss
 from kdbench.procedures.born_again import ensemble_figures
+from kdbench.results.result import RunResult
 from kdbench.runs.folder import network_of_run
 from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe
 from kdbench.runs.series import opened, spec_named, top1
 from kdbench.types import LossTerms, Outputs, Target
 
 
-def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None = None) -> dict[str, Any]:
+def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None = None) -> RunResult:
     """Train `peers` students of `student=`, or those named in `students`, each under the recipe's loss with every other
     as its teacher, averaged over the others; there is no `teacher=`.
 

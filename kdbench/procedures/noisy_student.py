@@ -12,6 +12,7 @@ from torch import Tensor
 from kdbench.data.bundle import Split
 from kdbench.data.unlabelled import Pool, joined, make_pool, trusted
 from kdbench.engine.options import require
+from kdbench.results.result import RunResult
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.obtain import obtain_teacher
 from kdbench.runs.recipe import NetworkSpec, Recipe
@@ -24,7 +25,7 @@ Labels = Literal["soft", "hard"]
 def noisy_student(
     recipe: Recipe, out: Path, iterations: int = 3, labelled: float | None = 0.1, labels: Labels = "soft",
     threshold: float = 0.0, per_class: int | None = None, students: list[str] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> RunResult:  # fmt: skip
     """`teacher=` learns from the labelled images, labels all others, and teaches a student on both; that student is the
     next teacher, `iterations` times.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from kdbench.data.order import Order
 from kdbench.engine.device import place
 from kdbench.engine.options import require
+from kdbench.results.result import RunResult
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.lifecycle import run_stage
 from kdbench.runs.recipe import Recipe
@@ -18,7 +19,7 @@ from kdbench.teachers.past_self import PastSelf
 
 def self_distillation(
     recipe: Recipe, out: Path, past: Literal["epoch", "average"] = "epoch", decay: float = 0.999
-) -> dict[str, Any]:
+) -> RunResult:
     """Train `student=` under the recipe's loss with itself as the teacher; there is no `teacher=`.
 
     `past`: epoch, its weights at the end of the epoch before (Kim et al. 2021, PS-KD; use loss=pskd); average, the

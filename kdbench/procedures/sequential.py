@@ -9,6 +9,7 @@ from typing import Any
 
 from kdbench.engine.options import require
 from kdbench.errors import UserError
+from kdbench.results.result import RunResult
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.obtain import obtain_teacher
 from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe
@@ -21,7 +22,7 @@ def sequential(
     chain: list[str] | None = None,
     losses: list[str | dict[str, Any]] | None = None,
     direct: bool = True,
-) -> dict[str, Any]:
+) -> RunResult:
     """Distil along `chain`: its first network is the teacher, trained on labels like any other, its last the student.
 
     null: from `teacher=` to `student=` in one hop. `losses`: one for every hop, a name or a mapping of a name and
@@ -43,18 +44,18 @@ def sequential(
         first = obtain_teacher(recipe, series.data)
         assert first is not None
         last, final = _along(series, first, specs[1:], hops)
-        figures = top1(final["last"], "chain")
+        figures = top1(final.last, "chain")
         if direct:
             stage = series.stage(f"direct-{specs[-1].name}", teacher=first, student=specs[-1])
-            alone = series.run(stage, first)["last"]
+            alone = series.run(stage, first).last
             figures |= top1(alone, "direct")
-            figures["gain/test/top1"] = final["last"]["test/top1"] - alone["test/top1"]
+            figures["gain/test/top1"] = final.last["test/top1"] - alone["test/top1"]
         return series.conclude(last, figures)
 
 
 def _along(
     series: Series, first: GivenTeacher, specs: list[NetworkSpec], losses: list[LossSpec]
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, RunResult]:
     """The folder and result of the last hop."""
     teacher = first
     for hop, (spec, loss) in enumerate(zip(specs, losses, strict=True)):

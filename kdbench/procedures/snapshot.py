@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from kdbench.engine.options import ScheduleOptions, require
 from kdbench.losses.ce import CE
 from kdbench.models.ensemble import Mean
+from kdbench.results.result import RunResult
 from kdbench.runs.ensemble import EnsembleOptions, ensemble_of
 from kdbench.runs.folder import network_of_run
 from kdbench.runs.given import GivenTeacher
@@ -25,7 +25,7 @@ def snapshot(
     keep: int | None = None,
     mean: Mean = "arithmetic",
     tau: float = 1.0,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train `teacher=`'s network once with `teacher.schedule` cut into `cycles` equal ones, each a half cosine from the
     peak learning rate to its floor (SGDR, Loshchilov and Hutter 2017); the weights at the end of each are a member. The
     last `keep` members (null: all) teach `student=` as an ensemble, with `mean` at temperature `tau`.

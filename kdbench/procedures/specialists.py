@@ -18,6 +18,7 @@ from kdbench.engine.options import require
 from kdbench.models.base import last_layer_name
 from kdbench.models.fusion import Fused
 from kdbench.procedures.clusters import confusable_classes
+from kdbench.results.result import NetworkResult, RunResult
 from kdbench.runs.folder import network_of_run
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.obtain import introduced, make_given, obtain_teacher
@@ -37,7 +38,7 @@ class SpecialistOptions:
 def specialists(
     recipe: Recipe, out: Path, specialists: int = 3, size: int | None = None, top: int = 1, epochs: int | None = None,
     lr: float | None = None, distil: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+) -> RunResult:  # fmt: skip
     """`teacher=` is the generalist. Its classes are grouped by what it confuses; each group gets a specialist, the
     generalist's network started from its weights, with one output for all other classes (the dustbin).
 
@@ -225,7 +226,7 @@ def covering(
 def _about(series: Series, groups: Sequence[Sequence[int]], offsets: Sequence[float]) -> list[dict[str, Any]]:
     names = series.data.classes
     return [
-        {"folder": entry["folder"], "classes": [names[c] for c in group], "dustbin_offset": value}
+        {"folder": entry.folder, "classes": [names[c] for c in group], "dustbin_offset": value}
         for entry, group, value in zip(series.entries, groups, offsets, strict=True)
     ]
 
@@ -238,7 +239,7 @@ def _fused_result(series: Series, generalist: GivenTeacher, fused: GivenTeacher)
             logits = fused.reference[name]
             found = report(logits, split.labels.to(logits.device), generalist.reference[name])
             last |= {f"{name}/{key}": value for key, value in found.items()}
-    student = {"name": "fused", "parameters": fused.parameters, "weights": fused.weights}
+    student = NetworkResult("fused", parameters=fused.parameters, weights=fused.weights)
     formula = "min_q KL(generalist || q) + sum over active specialists KL(specialist || q)"
     return {
         "teacher": generalist.record(),

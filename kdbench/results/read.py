@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kdbench.errors import UserError
+from kdbench.results.result import RESULT, RunResult, is_finished, read_result
 
-_MARKS = ("result.json", "run.json", "config.yaml", ".hydra")  # any of these makes a folder a run's
-_PARTS = ("choices", "config", "last", "student")
+_MARKS = (RESULT, "run.json", "config.yaml", ".hydra")  # any of these makes a folder a run's
 
 
 class Run(NamedTuple):
     folder: Path
-    result: Mapping[str, Any]  # result.json
+    result: RunResult
 
 
 class Found(NamedTuple):
@@ -55,17 +55,14 @@ def _run_folders(top: Path) -> Iterator[Path]:
             folders[:] = sorted(name for name in folders if name != "teachers")
 
 
-def _read(folder: Path) -> Mapping[str, Any] | str:
+def _read(folder: Path) -> RunResult | str:
     """A run's result, or why there is none."""
-    file = folder / "result.json"
-    if not file.exists():
+    if not is_finished(folder):
         return f"not finished{_progress(folder)}"
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"result.json cannot be read ({error})"
-    lacking = [part for part in _PARTS if not isinstance(result, dict) or not isinstance(result.get(part), dict)]
-    return f"result.json is no result of kdbench (it lacks {', '.join(lacking)})" if lacking else result
+        return read_result(folder)
+    except UserError as error:
+        return str(error).removeprefix(f"{folder}{os.sep}")
 
 
 def _progress(folder: Path) -> str:

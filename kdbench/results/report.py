@@ -10,25 +10,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from kdbench.results.result import RunResult, StageResult
+
 SPLITS = ("test", "val", "train")
 
 
-def show(result: Mapping[str, Any], folder: Path, already: bool) -> None:
+def show(result: RunResult, folder: Path, already: bool) -> None:
     """Print teacher accuracy, student accuracy, agreement, where the run is and what to type next."""
     console = Console(soft_wrap=True)
     with suppress(ValueError):  # below where the command was typed: shown from there
         folder = folder.relative_to(Path.cwd())
     console.print(_table(result))
-    if result.get("stages"):
-        console.print(_stages(result["stages"]))
-    if result.get("figures"):
-        console.print(_figures(result["figures"]))
-    for name, rows in (result.get("tables") or {}).items():
+    if result.stages:
+        console.print(_stages(result.stages))
+    if result.figures:
+        console.print(_figures(result.figures))
+    for name, rows in result.tables.items():
         console.print(_rows(name, rows))
-    last, best = result["last"], result.get("best")
-    speed = f"{result['images_per_second']:,.0f} images/s on {result['device']}"
-    epochs = f"{int(last['epoch'])} epochs, {result['seconds']:.0f} s, {speed}"
-    console.print(f"loss  {result['formula']}", markup=False, highlight=False)
+    last, best = result.last, result.best
+    speed = f"{result.images_per_second:,.0f} images/s on {result.device}"
+    epochs = f"{int(last['epoch'])} epochs, {result.seconds:.0f} s, {speed}"
+    console.print(f"loss  {result.formula}", markup=False, highlight=False)
     console.print(f"run   {folder}  ({epochs})", markup=False, highlight=False)
     if best and best["epoch"] != last["epoch"]:
         figures = f"{_percent(best['val/top1'])} on val, {_percent(best['test/top1'])} on test"
@@ -42,28 +44,25 @@ def show(result: Mapping[str, Any], folder: Path, already: bool) -> None:
     )
 
 
-def _table(result: Mapping[str, Any]) -> Table:
-    teacher, last = result.get("teacher"), result["last"]
+def _table(result: RunResult) -> Table:
+    teacher, student, last = result.teacher, result.student, result.last
     splits = [split for split in SPLITS if f"{split}/top1" in last]
     numbers = [Column(name, justify="right") for name in ("parameters", *splits, "agreement")]
     table = Table("", "network", *numbers, box=None, header_style="bold", pad_edge=False)
     if teacher:
-        figures = [_percent(teacher.get(f"{split}/top1")) for split in splits]
-        table.add_row("teacher", teacher["name"], f"{teacher['parameters']:,}", *figures, "")
+        figures = [_percent(teacher.metrics.get(f"{split}/top1")) for split in splits]
+        table.add_row("teacher", teacher.name, f"{teacher.parameters:,}", *figures, "")
     figures = [_percent(last[f"{split}/top1"]) for split in splits]
-    student = result["student"]
-    table.add_row(
-        "student", student["name"], f"{student['parameters']:,}", *figures, _percent(last.get("test/agreement"))
-    )
+    table.add_row("student", student.name, f"{student.parameters:,}", *figures, _percent(last.get("test/agreement")))
     return table
 
 
-def _stages(stages: Sequence[Mapping[str, Any]]) -> Table:
-    splits = [split for split in SPLITS if any(f"{split}/top1" in stage for stage in stages)]
+def _stages(stages: Sequence[StageResult]) -> Table:
+    splits = [split for split in SPLITS if any(f"{split}/top1" in stage.metrics for stage in stages)]
     table = Table("stage", "teacher", "student", *splits, box=None, header_style="bold", pad_edge=False)
     for stage in stages:
-        figures = [_percent(stage.get(f"{split}/top1")) for split in splits]
-        table.add_row(stage["name"], stage["teacher"] or "-", stage["student"], *figures)
+        figures = [_percent(stage.metrics.get(f"{split}/top1")) for split in splits]
+        table.add_row(stage.name, stage.teacher or "-", stage.student, *figures)
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from kdbench.counted import counted, is_seed
 from kdbench.results.read import Run
+from kdbench.results.result import NetworkResult
 
 _ORDER = ("dataset", "teacher", "student", "loss", "optimizer", "schedule", "procedure")
 # Groups that take values from another group's choice (optimizer.lr: ${schedule.lr}): those differences are explained.
@@ -53,7 +54,7 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last",)) -> Comparis
     name of result.json's `last` or `figures` ("test/nll", "ensemble/3/test/top1"), or of `best` as "best/val/top1".
     """
     configs = [settings(run) for run in runs]
-    choices = [{k: v for k, v in run.result["choices"].items() if counted(k)} for run in runs]
+    choices = [{k: v for k, v in run.result.choices.items() if counted(k)} for run in runs]
     names = sorted({name for chosen in choices for name in chosen}, key=_rank)
     varied = [name for name in names if _distinct(choices, name) > 1]
     columns = varied + _differing_keys(configs, choices, varied)
@@ -68,47 +69,37 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last",)) -> Comparis
 
 def settings(run: Run) -> dict[str, Any]:
     """What a run was set to, without what changes no result; values inside its own `paths` are made neutral."""
-    config = run.result["config"]
+    config = run.result.config
     places = {k: v for k, v in config.items() if k.startswith("paths.") and isinstance(v, str) and v}
     return {key: _neutral(value, places) for key, value in config.items() if counted(key)}
 
 
-def metric(run: Run, name: str) -> Any:
-    """One of a run's figures; None if it has none of that name."""
-    result = run.result
-    figures = {**(result.get("figures") or {}), **result["last"]}  # figures: what a procedure of several stages found
-    best = result.get("best") or {}
-    if name == "last":
-        return result["last"].get("test/top1")
-    if name == "best":
-        return best.get("test/top1")
-    return best.get(name.removeprefix("best/")) if name.startswith("best/") else figures.get(name)
-
-
 def metric_names(runs: Sequence[Run]) -> list[str]:
     """All the metrics that some run has."""
-    last = {key for run in runs for key in [*run.result["last"], *(run.result.get("figures") or {})]}
-    best = {f"best/{key}" for run in runs for key in run.result.get("best") or {}}
-    return ["last", "best", *sorted(last), *sorted(best)]
+    return ["last", "best", *sorted({name for run in runs for name in run.result.figure_names()}, key=_best_last)]
+
+
+def _best_last(name: str) -> tuple[bool, str]:
+    return name.startswith("best/"), name
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
     """What makes the rows not comparable, and what makes an n smaller than it looks."""
     found = []
-    data = _sets(rows, lambda run: (run.result["choices"].get("dataset"), *_counts(run)))
+    data = _sets(rows, lambda run: (run.result.choices.get("dataset"), *_counts(run)))
     if len(data) > 1:
         shown = ", ".join(f"{name} with {train} training and {test} test images" for name, train, test in data)
         found.append(f"The runs differ in their data ({shown}): their accuracies are not comparable.")
-    epochs = _sets(rows, lambda run: run.result["last"].get("epoch"))
+    epochs = _sets(rows, lambda run: run.result.last.get("epoch"))
     if len(epochs) > 1:
         found.append(f"The runs differ in length ({', '.join(f'{e:g}' for e in epochs)} epochs).")
-    for name in _sets(rows, _teacher_name):
-        weights = [{_weights(run) for run in row.runs} for row in rows if _teacher_name(row.runs[0]) == name]
-        if name is not None and any(w != weights[0] for w in weights):
+    for name in _sets(rows, lambda run: _teacher(run).name):
+        weights = [{_teacher(run).weights for run in row.runs} for row in rows if _teacher(row.runs[0]).name == name]
+        if name and any(w != weights[0] for w in weights):
             count = len(set().union(*weights))
             found.append(f"Teacher {name} is not the same in all rows: {count} different sets of weights.")
     for row in rows:
-        seeds = [tuple(sorted((k, v) for k, v in run.result["config"].items() if is_seed(k))) for run in row.runs]
+        seeds = [tuple(sorted((k, v) for k, v in run.result.config.items() if is_seed(k))) for run in row.runs]
         if len(set(seeds)) < len(seeds):
             folders = ", ".join(str(run.folder) for run in row.runs)
             found.append(f"A seed is counted more than once in n = {len(seeds)}: {folders}")
@@ -117,13 +108,13 @@ def warnings(rows: Sequence[Row]) -> list[str]:
 
 def _row(runs: list[Run], columns: Sequence[str], metrics: Sequence[str]) -> Row:
     first = runs[0].result
-    values = {**settings(runs[0]), **first["choices"]}
+    values = {**settings(runs[0]), **first.choices}
     return Row(
         differs={column: values[column] for column in columns if column in values},
-        teacher=Figure.of((run.result.get("teacher") or {}).get("test/top1") for run in runs),
-        metrics={name: Figure.of(metric(run, name) for run in runs) for name in metrics},
-        agreement=Figure.of(run.result["last"].get("test/agreement") for run in runs),
-        seconds=Figure.of(run.result.get("seconds") for run in runs),
+        teacher=Figure.of(_teacher(run).metrics.get("test/top1") for run in runs),
+        metrics={name: Figure.of(run.result.figure(name) for run in runs) for name in metrics},
+        agreement=Figure.of(run.result.last.get("test/agreement") for run in runs),
+        seconds=Figure.of(run.result.seconds for run in runs),
         runs=runs,
     )
 
@@ -167,16 +158,12 @@ def _sets(rows: Sequence[Row], of: Callable[[Run], Any]) -> list[Any]:
 
 
 def _counts(run: Run) -> tuple[Any, Any]:
-    images = run.result.get("images") or {}
+    images = run.result.images
     return images.get("train"), images.get("test")
 
 
-def _teacher_name(run: Run) -> Any:
-    return (run.result.get("teacher") or {}).get("name")
-
-
-def _weights(run: Run) -> Any:
-    return (run.result.get("teacher") or {}).get("weights")
+def _teacher(run: Run) -> NetworkResult:
+    return run.result.teacher or NetworkResult()
 
 
 def _neutral(value: Any, places: Mapping[str, str]) -> Any:

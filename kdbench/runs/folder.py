@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch import Tensor, nn
 
-from kdbench.engine.checkpoint import load_weights, read_json, write_atomically, write_json
+from kdbench.engine.checkpoint import load_weights
 from kdbench.engine.trainer import BEST, CHECKPOINT, STUDENT
 from kdbench.errors import UserError
+from kdbench.files import read_json, write_atomically, write_json
 from kdbench.models.weights import load_into
+from kdbench.results.result import RESULT
 from kdbench.types import ImageInfo
 
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
     from kdbench.runs.recipe import Catalogue, NetworkSpec
 
-RESULT, NETWORK = "result.json", "network.json"
+NETWORK = "network.json"
 _OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, "run.json", "config.yaml", "metrics.jsonl")
 
 

@@ -12,17 +12,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
-from kdbench.engine.checkpoint import read_json, save_weights, write_json
+from kdbench.engine.checkpoint import save_weights
 from kdbench.engine.device import Placement, place
 from kdbench.engine.log import RunLog
 from kdbench.engine.options import require
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import STUDENT, Member, Resumable, fit, resume_epoch
 from kdbench.errors import UserError
+from kdbench.files import read_json, write_json
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
-from kdbench.runs.folder import RESULT, clear, describe_versions, save_config, save_network
+from kdbench.results.result import NetworkResult, RunResult, is_finished, read_result
+from kdbench.runs.folder import clear, describe_versions, save_config, save_network
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.recipe import Record
 from kdbench.runs.serving import serve
@@ -32,8 +34,8 @@ from kdbench.types import Calibration
 log = logging.getLogger(__name__)
 
 
-def run_stage(stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
-    """Train one student and return its result.json. A finished stage is not run again, an unfinished one continues.
+def run_stage(stage: Stage, teacher: GivenTeacher | None) -> RunResult:
+    """Train one student and return its result. A finished stage is not run again, an unfinished one continues.
 
     Raises Diverged if its loss became NaN, and UserError if another process is at work in the folder or if it holds
     another run.
@@ -44,7 +46,7 @@ def run_stage(stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
     return outcome
 
 
-def run_stages(stages: Sequence[Stage], teacher: GivenTeacher | None) -> list[dict[str, Any] | Exception]:
+def run_stages(stages: Sequence[Stage], teacher: GivenTeacher | None) -> list[RunResult | Exception]:
     """Train several students side by side on one stream of batches and one teacher pass; results in their order."""
     failures: dict[Path, Exception] = {}
     todo = []
@@ -57,14 +59,14 @@ def run_stages(stages: Sequence[Stage], teacher: GivenTeacher | None) -> list[di
                 failures[stage.folder] = error
         if todo:
             failures |= _train(todo, teacher)
-    return [failures.get(stage.folder) or read_json(stage.folder / RESULT) for stage in stages]
+    return [failures.get(stage.folder) or read_result(stage.folder) for stage in stages]
 
 
 def finished(stage: Stage) -> bool:
     """Whether the folder holds this stage's whole result. Clears the folder if the stage is forced."""
     if stage.force:
         clear(stage.folder)
-    if (stage.folder / RESULT).exists():
+    if is_finished(stage.folder):
         return True
     started = stage.folder / "run.json"
     if started.exists() and read_json(started).get("hash") != stage.record.hash:
@@ -205,21 +207,21 @@ def _finish(stage: Stage, member: Member, teacher: GivenTeacher | None, train_im
     save_weights(stage.folder / STUDENT, learner.network, member.about)
     data, last = stage.data, dict(member.last)
     images = {"train": train_images, "val": len(data.val.labels) if data.val else 0, "test": len(data.test.labels)}
-    student = {
-        "name": stage.student.name,
-        "parameters": count_parameters(learner.network),
-        "weights": weight_hash(learner.network.state_dict()),
-    }
-    write_json(stage.folder / RESULT, {
-        "kdbench": describe_versions()["kdbench"], "name": stage.folder.name, "finished": _now(),
-        "hash": stage.record.hash, "choices": dict(stage.record.choices), "config": stage.record.config,
-        "overrides": stage.record.overrides, "tags": stage.record.tags, "formula": learner.distiller.loss.formula,
-        "seed": stage.seeds.init, "teacher": teacher.record() if teacher else None, "student": student,
-        "last": last, "best": member.best, "figures": teacher.recovered(last) if teacher else {}, "images": images,
-        "device": str(learner.distiller.placement.device), "precision": learner.distiller.placement.precision,
-        "versions": describe_versions(), "seconds": round(member.seconds, 3),
-        "images_per_second": round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),
-    })  # fmt: skip
+    versions = describe_versions()
+    RunResult(
+        name=stage.folder.name, kdbench=versions["kdbench"], finished=_now(), hash=stage.record.hash,
+        choices=dict(stage.record.choices), config=stage.record.config, overrides=stage.record.overrides,
+        tags=stage.record.tags, formula=learner.distiller.loss.formula, seed=stage.seeds.init,
+        teacher=teacher.record() if teacher else None,
+        student=NetworkResult(
+            stage.student.name, parameters=count_parameters(learner.network),
+            weights=weight_hash(learner.network.state_dict()),
+        ),
+        last=last, best=member.best, figures=teacher.recovered(last) if teacher else {}, images=images,
+        device=str(learner.distiller.placement.device), precision=learner.distiller.placement.precision,
+        versions=versions, seconds=round(member.seconds, 3),
+        images_per_second=round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),
+    ).write(stage.folder)  # fmt: skip
 
 
 def _now() -> str:

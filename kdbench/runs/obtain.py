@@ -24,6 +24,7 @@ from kdbench.losses.ce import CE
 from kdbench.models.base import count_parameters
 from kdbench.models.fold import fold_batchnorm
 from kdbench.models.weights import load_into, read_weights, weight_hash
+from kdbench.results.result import is_finished
 from kdbench.runs.folder import network_of_run
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.lifecycle import run_stage
@@ -152,7 +153,7 @@ def _from_store(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> tuple[str, n
     stage = teacher_stage(spec, recipe, data)
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{stage.folder}.lock"):
-        if not (stage.folder / "result.json").exists():
+        if not is_finished(stage.folder):
             log.info("teacher %s: trained now, once, and kept in %s", spec.network.name, stage.folder)
         run_stage(stage, None)
     return spec.network.name, network_of_run(stage.folder, recipe.catalogue)[1], stage.folder

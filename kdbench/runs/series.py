@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdbench.data.batches import EvaluationBatches, Loading
 from kdbench.data.bundle import Bundle, Split
-from kdbench.engine.checkpoint import read_json, save_weights, write_json
+from kdbench.engine.checkpoint import save_weights
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import all_logits
 from kdbench.engine.metrics import report
@@ -24,7 +24,8 @@ from kdbench.engine.trainer import STUDENT
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
-from kdbench.runs.folder import NETWORK, RESULT, clear, network_of_run, save_config, save_network
+from kdbench.results.result import NetworkResult, RunResult, StageResult, is_finished, read_result
+from kdbench.runs.folder import NETWORK, clear, network_of_run, save_config, save_network
 from kdbench.runs.given import GivenTeacher
 from kdbench.runs.lifecycle import only_here, run_stage
 from kdbench.runs.obtain import introduced, make_given, measure
@@ -43,7 +44,7 @@ class Series:
     recipe: Recipe
     out: Path
     data: Bundle
-    entries: list[dict[str, Any]] = field(default_factory=list)  # of the stages so far, for the result
+    entries: list[StageResult] = field(default_factory=list)  # of the stages so far, for the result
 
     def stage(
         self,
@@ -76,29 +77,30 @@ class Series:
         )
         return replace(stage, record=_record(recipe.record, stage, teacher))
 
-    def run(self, stage: Stage, teacher: GivenTeacher | None) -> dict[str, Any]:
+    def run(self, stage: Stage, teacher: GivenTeacher | None) -> RunResult:
         """Train the stage, or read its result if it is finished; note it for the result of the whole."""
         result = run_stage(stage, teacher)
         self.note(stage, result)
         return result
 
-    def note(self, stage: Stage, result: Mapping[str, Any]) -> None:
+    def note(self, stage: Stage, result: RunResult) -> None:
         """Keep a finished stage's figures. Raises UserError if its folder holds a stage of another configuration."""
-        folder, given = stage.folder, result["teacher"]
-        if result["hash"] != stage.record.hash:
+        folder, given = stage.folder, result.teacher
+        if result.hash != stage.record.hash:
             other = "holds a stage of another configuration. Choose another folder, or force=true."
             raise UserError(f"{folder}: {other}")
-        figures = {key: value for key, value in result["last"].items() if key.endswith("/top1")}
-        names = {"teacher": given["name"] if given else None, "student": result["student"]["name"]}
-        about = {"name": folder.name, "folder": str(folder.relative_to(self.out)), **names}
+        tops = {key: value for key, value in result.last.items() if key.endswith("/top1")}
         self.entries.append(
-            {
-                **about,
-                "formula": result["formula"],
-                "seed": result["seed"],
-                **figures,
-                "seconds": result["seconds"],
-            }
+            StageResult(
+                folder.name,
+                str(folder.relative_to(self.out)),
+                teacher=given.name if given else None,
+                student=result.student.name,
+                formula=result.formula,
+                seed=result.seed,
+                seconds=result.seconds,
+                metrics=tops,
+            )
         )
 
     def finished(self, folder: Path) -> GivenTeacher:
@@ -124,28 +126,24 @@ class Series:
         It is measured here; what its result says of time, images and loss is that of the stage in folder `like`.
         """
         stage = self.stage(name, teacher=teacher, student=spec)
-        if not (stage.folder / RESULT).exists():
-            base = read_json(like / RESULT)
+        if not is_finished(stage.folder):
+            base = read_result(like)
             save_network(stage.folder, spec, self.data)
             save_config(stage.folder, stage.record.tree)
             save_weights(stage.folder / STUDENT, network, {"network": spec.name, "dataset": self.data.name})
             weights = weight_hash(network.state_dict())
-            student = {"name": spec.name, "parameters": count_parameters(network), "weights": weights}
-            last = {"epoch": base["last"]["epoch"], **self._measured(network, teacher)}
-            own: dict[str, Any] = {
-                "name": stage.folder.name,
-                "hash": stage.record.hash,
-                "choices": dict(stage.record.choices),
-            }
-            own |= {
-                "config": stage.record.config,
-                "student": student,
-                "last": last,
-                "best": None,
-                "seconds": 0.0,
-            }
-            write_json(stage.folder / RESULT, {**base, **own})
-        self.note(stage, read_json(stage.folder / RESULT))
+            replace(
+                base,
+                name=stage.folder.name,
+                hash=stage.record.hash,
+                choices=dict(stage.record.choices),
+                config=stage.record.config,
+                student=NetworkResult(spec.name, parameters=count_parameters(network), weights=weights),
+                last={"epoch": base.last["epoch"], **self._measured(network, teacher)},
+                best=None,
+                seconds=0.0,
+            ).write(stage.folder)
+        self.note(stage, read_result(stage.folder))
         return stage.folder
 
     def _measured(self, network: nn.Module, teacher: GivenTeacher | None) -> dict[str, float]:
@@ -172,11 +170,11 @@ class Series:
         figures: Mapping[str, float | None] | None = None,
         tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
         instead: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
+    ) -> RunResult:
         """The whole as a run of its own: the network and result of the stage in folder `last`, under the recipe's name.
 
         Adds `stages`, `figures` (numbers by name) and `tables` (rows by name) to the result, which is written last.
-        `instead`: entries of the result that replace those of `last`, whose network is not the outcome then.
+        `instead`: fields of the result that replace those of `last`, whose network is not the outcome then.
         """
         recipe, out = self.recipe, self.out
         if instead is None:
@@ -184,15 +182,15 @@ class Series:
                 _link(last / name, out / name)
         save_config(out, recipe.record.tree)
         record = recipe.record
-        own = {
-            "name": out.name, "hash": record.hash, "choices": dict(record.choices), "config": record.config,
-            "overrides": record.overrides, "tags": record.tags, "seed": recipe.seeds.init,
-            "seconds": round(sum(entry["seconds"] for entry in self.entries), 3),
-        }  # fmt: skip
-        result = read_json(last / RESULT) | dict(instead or {})
-        more = {"figures": {**result.get("figures", {}), **(figures or {})}, "stages": self.entries}
-        result |= own | more | {"tables": {name: list(rows) for name, rows in (tables or {}).items()}}
-        write_json(out / RESULT, result)
+        result = replace(read_result(last), **(instead or {}))
+        result = replace(
+            result, name=out.name, hash=record.hash, choices=dict(record.choices), config=record.config,
+            overrides=record.overrides, tags=record.tags, seed=recipe.seeds.init,
+            seconds=round(sum(entry.seconds for entry in self.entries), 3),
+            figures={**result.figures, **(figures or {})}, stages=list(self.entries),
+            tables={name: list(rows) for name, rows in (tables or {}).items()},
+        )  # fmt: skip
+        result.write(out)
         return result
 
 

@@ -140,7 +140,7 @@ def test_unfinished_and_broken_folders_are_named(run_compare, sweep):
     code, out, err = run_compare(sweep)
     assert code == 0 and "dkd" in out
     assert "half: not finished: epoch 2 was its last" in err
-    assert "torn: result.json cannot be read" in err and "alien: result.json is no result" in err
+    assert "torn: result.json: not a readable JSON file" in err and "alien: result.json: no result of kdbench" in err
 
 
 def test_stages_and_stored_teachers_are_no_runs_of_their_own(tmp_path):

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdbench.results.report import show
+from kdbench.results.result import NetworkResult, RunResult, StageResult
 
-RESULT = {
-    "teacher": None, "student": {"name": "mlp", "parameters": 1200}, "formula": "CE(y, s)", "best": None,
-    "last": {"epoch": 3.0, "test/top1": 0.5}, "seconds": 1.0, "images_per_second": 10.0, "device": "cpu",
-    "stages": [{"name": "1-a", "teacher": None, "student": "mlp", "test/top1": 0.25}],
-    "figures": {
+RESULT = RunResult(
+    choices={}, config={}, student=NetworkResult("mlp", parameters=1200), formula="CE(y, s)",
+    last={"epoch": 3.0, "test/top1": 0.5}, seconds=1.0, images_per_second=10.0, device="cpu",
+    stages=[StageResult("1-a", student="mlp", metrics={"test/top1": 0.25})],
+    figures={
         "fused/val/top1": 0.5, "fused/test/top1": 0.75, "fused/test/nll": 1.5, "gain/test/top1": None, "offset": 2.5
     },
-    "tables": {"covering": [{"specialists": 0, "classes": ["a", "b"]}, {"specialists": 1, "relative_gain": -0.25}]},
-}  # fmt: skip
+    tables={"covering": [{"specialists": 0, "classes": ["a", "b"]}, {"specialists": 1, "relative_gain": -0.25}]},
+)  # fmt: skip
 
 
 def test_figures_and_tables(capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.engine.checkpoint import read_json
+from kdbench.files import read_json
 from kdbench.models.resnet import ResNet
 from kdbench.teachers.live import freeze
 from kdbench.types import ImageInfo

@@ -1,0 +1,184 @@
+"""result.json: what a finished run says of itself, as one type; written and read here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdbench.errors import UserError
+from kdbench.files import read_json, write_json
+
+RESULT = "result.json"
+RESULT_FORMAT = 2  # raise it when a field changes its meaning; 1 is the first edition's, which did not say so
+
+Figures = Mapping[str, "float | None"]  # numbers by name; None: not defined in this run
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """A network of a run: its student, its teacher, or a member of an ensemble that taught."""
+
+    name: str = ""
+    folder: str | None = None  # where it lies, if it is a run's or a file's
+    parameters: int = 0
+    weights: str = ""  # sha256 of names, shapes and bytes
+    metrics: Figures = field(default_factory=dict)  # "test/top1", ...; an ensemble's also "members/test/top1": the mean
+    members: Sequence[NetworkResult] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One training of a procedure that has several."""
+
+    name: str = ""
+    folder: str = ""  # from the run's own folder
+    teacher: str | None = None
+    student: str = ""
+    formula: str = ""
+    seed: int = 0
+    seconds: float = 0.0
+    metrics: Figures = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. What must be there has no default; the first edition's files, and other programs', lack the rest.
+
+    `more` are fields that this edition does not know: kept, and written again.
+    """
+
+    choices: Mapping[str, str]  # the option of each group
+    config: Mapping[str, Any]  # the resolved configuration under dotted keys
+    student: NetworkResult
+    last: Mapping[str, float]  # after the last epoch: "epoch", "test/top1", ...
+    best: Mapping[str, float] | None = None  # at the best epoch by validation; None without a validation split
+    teacher: NetworkResult | None = None
+    name: str = ""
+    kdbench: str = ""
+    finished: str = ""  # UTC, ISO 8601
+    hash: str = ""
+    overrides: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    formula: str = ""
+    seed: int = 0
+    figures: Figures = field(default_factory=dict)  # what a procedure or an ensemble found besides
+    images: Mapping[str, int] = field(default_factory=dict)  # in each split
+    device: str = ""
+    precision: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0  # of training, evaluation left out
+    images_per_second: float = 0.0
+    stages: Sequence[StageResult] = ()
+    tables: Mapping[str, Any] = field(default_factory=dict)  # rows by name: a procedure's own
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def figure(self, name: str) -> float | None:
+        """A number by its name; None if this run has none of that name.
+
+        "last" and "best" are the test accuracy after the last epoch and at the best one by validation; else a name of
+        `last` or `figures` ("test/nll", "ensemble/3/test/top1"), or of `best` as "best/val/top1".
+        """
+        best = self.best or {}
+        if name in ("last", "best"):
+            return (self.last if name == "last" else best).get("test/top1")
+        if name.startswith("best/"):
+            return best.get(name.removeprefix("best/"))
+        return self.last[name] if name in self.last else self.figures.get(name)
+
+    def figure_names(self) -> list[str]:
+        """The names that `figure` has a number for, "last" and "best" left out."""
+        return [*self.last, *self.figures, *(f"best/{name}" for name in self.best or {})]
+
+    def write(self, folder: Path) -> None:
+        """result.json, the last file of a run: a folder that has it is finished."""
+        write_json(folder / RESULT, {"format": RESULT_FORMAT, **as_json(self)})
+
+
+def read_result(folder: Path) -> RunResult:
+    """A run folder's result. Raises UserError naming the file if it is missing, damaged, foreign or too new."""
+    path = folder / RESULT
+    tree = read_json(path)
+    required = [f.name for f in fields(RunResult) if f.default is MISSING and f.default_factory is MISSING]
+    lacking = [name for name in required if not isinstance(tree, dict) or not isinstance(tree.get(name), dict)]
+    if lacking:
+        raise UserError(f"{path}: no result of kdbench (it lacks {', '.join(lacking)})")
+    edition = tree.pop("format", 1)
+    if not isinstance(edition, int) or edition > RESULT_FORMAT:
+        raise UserError(f"{path}: format {edition}, written by a newer kdbench; this one reads up to {RESULT_FORMAT}")
+    try:
+        result = _made(RunResult, tree)
+        for values in (result.last, result.best or {}):
+            _numbers(values)
+        return replace(
+            result,
+            student=_made(NetworkResult, tree["student"]),
+            teacher=_network(tree.get("teacher")),
+            stages=tuple(_made(StageResult, stage) for stage in tree.get("stages", ())),
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: no result of kdbench ({error})") from error
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder holds a result; it is written last."""
+    return (folder / RESULT).exists()
+
+
+# A field's type as it is written above, up to the bracket, and what JSON has for it.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "str": str, "int": int, "float": (int, float), "Mapping": dict, "Figures": dict, "Sequence": list,
+    "NetworkResult": dict,
+}  # fmt: skip
+
+
+def _made(kind: Callable[..., Entry], tree: Any) -> Entry:
+    """A dataclass from JSON: what it does not know goes into `metrics` if it has such and it is a number, or `more`."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{kind.__name__} is {type(tree).__name__}, no mapping")
+    written: dict[str, str] = {f.name: str(f.type) for f in fields(kind)}  # type: ignore[arg-type]
+    known, metrics, more = {}, {}, {}
+    for name, value in tree.items():
+        if name in written and name not in ("metrics", "more"):
+            known[name] = _fitting(name, value, written[name])
+        elif "metrics" in written and "/" in name and (value is None or isinstance(value, (int, float))):
+            metrics[name] = value
+        else:
+            more[name] = value
+    return kind(**known, **({"metrics": metrics} if "metrics" in written else {}), more=more)
+
+
+def _network(tree: Any) -> NetworkResult | None:
+    if tree is None:
+        return None
+    made = _made(NetworkResult, tree)
+    return replace(made, members=tuple(_made(NetworkResult, one) for one in tree.get("members", ())))
+
+
+def _fitting(name: str, value: Any, written: str) -> Any:
+    kind, _, optional = written.partition(" | ")
+    fits = isinstance(value, _KINDS[kind.partition("[")[0]]) or (value is None and optional == "None")
+    if not fits:
+        raise ValueError(f"{name} is {type(value).__name__}, not {written}")
+    return value
+
+
+def _numbers(values: Mapping[str, Any]) -> None:
+    wrong = next((name for name, value in values.items() if not isinstance(value, (int, float))), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong} is {type(values[wrong]).__name__}, no number")
+
+
+def as_json(entry: Any) -> Any:
+    """A dataclass as JSON has it: numbers by name beside the fields, as they were in the first edition's files."""
+    if not isinstance(entry, (NetworkResult, StageResult, RunResult)):
+        return [as_json(item) for item in entry] if isinstance(entry, (list, tuple)) else entry
+    values = {f.name: getattr(entry, f.name) for f in fields(entry)}
+    loose = {**values.pop("metrics", {}), **values.pop("more")}
+    if not values.get("members", True):
+        del values["members"]
+    return {name: as_json(value) for name, value in values.items()} | loose
