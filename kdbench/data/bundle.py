@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from kdbench.data.augment.views import Augment, Identity
+from kdbench.data.pixels import RGB, WHITE
+from kdbench.errors import UserError
 from kdbench.types import ImageInfo
+
+_DECODING = "decode 2"  # raised when other pixels come out of the same files
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class ImageFiles:
     size: int  # pixels a side of what reaches the network
     resize: int  # pixels of the shorter side before the centre crop
     channels: int  # 1: gray, 3: colour
+    background: RGB = WHITE  # what transparent images are laid on
+    value_range: tuple[float, float] | None = None  # black and white of gray images of more than 8 bits
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -32,7 +38,11 @@ class ImageFiles:
         return os.fsdecode(bytes(self.paths[row]))
 
     def __getitem__(self, rows: Tensor) -> ImageFiles:
-        return replace(self, paths=self.paths[rows.cpu().numpy()])
+        return self.of(self.paths[rows.cpu().numpy()])
+
+    def of(self, paths: np.ndarray) -> ImageFiles:
+        """Other files [N], read in the same way."""
+        return replace(self, paths=paths)
 
 
 Inputs = Tensor | ImageFiles  # images uint8 [N, C, H, W] or files, vectors float [N, D], token ids int64 [N, L]
@@ -80,6 +90,8 @@ class Source(NamedTuple):
     val: tuple[Inputs, Tensor] | None = None  # only where the dataset brings a validation set of its own
     fingerprint: str | None = None  # where the reader knows it already
     stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std, where the reader knows them
+    files: ImageFiles | None = None  # the training images as files, where they are files: read or to be streamed
+    published: tuple[int, int] | None = None  # training and test images that the set is known to have
 
 
 @dataclass(frozen=True)
@@ -119,17 +131,33 @@ class Bundle:
 def fingerprint(images: Inputs) -> str:
     """sha256 of the images' content and shape; 0.1 s for CIFAR-10's 154 MB.
 
-    Files are named by their last two path parts and their sizes in bytes: reading ImageNet to hash it takes longer
-    than an epoch.
+    Files are named by their paths below the folder that holds them all, sizes in bytes and times of change: reading
+    ImageNet to hash it takes longer than an epoch. So a copy that keeps no times is another set.
     """
+    if isinstance(images, ImageFiles):
+        listed = images.paths.tolist()
+        ends = [os.path.dirname(path) for path in (min(listed), max(listed))]
+        return stamp(images, os.fsdecode(os.path.commonpath(ends)))
     digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    if isinstance(images, Tensor):
-        digest.update(images.contiguous().numpy().data)
-        return digest.hexdigest()
-    digest.update(repr((images.size, images.resize)).encode())
-    for row in range(len(images.paths)):
-        path = images.path(row)
-        digest.update(f"{'/'.join(path.split(os.sep)[-2:])}:{os.path.getsize(path)}\n".encode())
+    digest.update(images.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def stamp(files: ImageFiles, base: str) -> str:
+    """sha256 of what is known of files without reading them, and of what decoding does with them.
+
+    Paths count from the folder `base` (absolute). Asks the system once a file: 3 s for ImageNet. Raises UserError.
+    """
+    done = (_DECODING, files.size, files.resize, files.channels, files.background, files.value_range)
+    digest, cut = hashlib.sha256(repr(done).encode()), len(base.rstrip(os.sep)) + 1
+    for row in range(len(files.paths)):
+        path = files.path(row)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise UserError(f"cannot read the image {path}: {error}; mend or remove it") from error
+        below = path[cut:] if path.startswith(base) else os.path.relpath(path, base)
+        digest.update(f"{below}\0{status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

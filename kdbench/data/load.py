@@ -14,9 +14,10 @@ from kdbench.data import bundle as bundles
 from kdbench.data.augment.mix import make_mix
 from kdbench.data.augment.views import Augment, Identity
 from kdbench.data.bundle import Bundle, ImageFiles, Inputs, Source, Split
-from kdbench.data.decode import gray_or_colour, sampled_statistics
+from kdbench.data.decode import gray_or_colour
 from kdbench.data.noise import make_noise, noisy
 from kdbench.data.sampling import class_numbers, count_of, order_keys, rows_of, stratified
+from kdbench.data.survey import survey
 from kdbench.data.transfer import make_transfer
 from kdbench.errors import UserError
 
@@ -50,11 +51,12 @@ def load_bundle(
     to refer to. Raises UserError naming the key, or saying which file to put where.
     """
     source = _read(reader, options, channels, root=root, cache=cache, download=download)
+    source = survey(name, source, cache)
     train, val = _split(source, validation, split_seed, subset, classes)
     teacher, student = _labelled(train, source, noise or {})
-    student, added = make_transfer(student, source.classes, len(source.labels), cache, transfer or {})
+    student, added = make_transfer(student, source, cache, transfer or {})
     return Bundle(
-        name, source.classes, *_normalisation(source, mean, std, cache), teacher, student, val,
+        name, source.classes, *_normalisation(source, mean, std), teacher, student, val,
         _outside(source.test_inputs, source.test_labels), *_identity(source, added),
         _augment(augment, "augment"),
         _augment(augment if teacher_augment is None else teacher_augment, "teacher_augment"),
@@ -109,7 +111,11 @@ def _split(
     count = count_of(validation, len(whole), "dataset.validation", whole=False)
     rest = torch.arange(len(whole))
     if count:
-        chosen = stratified(whole.labels, count, -keys)
+        chosen = stratified(whole.labels, count, -keys, leave=1)
+        if len(chosen) < count:
+            raise UserError(
+                f"dataset.validation must leave an image of each class: {len(chosen)} at most, got {validation}"
+            )
         val = whole.select(chosen)
         keep = torch.ones(len(whole), dtype=torch.bool)
         keep[chosen] = False
@@ -129,14 +135,12 @@ def _outside(inputs: Inputs, labels: Tensor) -> Split:
     return Split(inputs, labels, torch.full_like(labels, -1))
 
 
-def _normalisation(source: Source, mean: Any, std: Any, cache: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(source: Source, mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std, one a channel; what is null is measured on the whole original training set."""
     measured: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     if mean is None or std is None:
-        images = source.inputs
-        measured = source.stats or (
-            bundles.statistics(images) if isinstance(images, Tensor) else sampled_statistics(images, cache)
-        )
+        assert source.stats is not None or isinstance(source.inputs, Tensor)  # a survey measures streamed images
+        measured = source.stats or bundles.statistics(source.inputs)  # type: ignore[arg-type]
     channels, result = source.inputs.shape[1], []
     for key, value, own in (("mean", mean, measured[0]), ("std", std, measured[1])):
         listed = value if isinstance(value, (list, tuple)) else [value]

@@ -35,17 +35,24 @@ def count_of(amount: float, total: int, key: str, whole: bool) -> int:
     return count
 
 
-def stratified(labels: Tensor, count: int, keys: Tensor) -> Tensor:
+def stratified(labels: Tensor, count: int, keys: Tensor, leave: int = 0) -> Tensor:
     """`count` rows with the classes in the proportions of `labels` [N]: per class, those with the smallest keys [N].
 
     A class gets the whole part of its quota; what is left goes to the largest remainders (Hamilton), ties to the
-    smaller class number. Returns rows in ascending order.
+    smaller class number. At least `leave` rows of each class stay; what such a class cannot give the others do, as far
+    as they can. Returns rows in ascending order.
     """
     classes, sizes = torch.unique(labels, return_counts=True)
     quota = sizes.double() * count / len(labels)
     take = (quota + 1e-9).floor().long()
     by_remainder = torch.argsort(quota - take, descending=True, stable=True)
     take[by_remainder[: count - int(take.sum())]] += 1
+    take = torch.minimum(take, (sizes - leave).clamp(min=0))
+    while (missing := count - int(take.sum())) > 0:
+        able = by_remainder[(take < sizes - leave)[by_remainder]][:missing]
+        if not len(able):
+            break
+        take[able] += 1
     return smallest(labels, classes.tolist(), take.tolist(), keys)
 
 

@@ -13,21 +13,21 @@ from torch import Tensor
 from kdbench.arguments import call
 from kdbench.data.augment.strong import ResizedCrop
 from kdbench.data.augment.views import SEED
-from kdbench.data.bundle import ImageFiles, Inputs, Split
-from kdbench.data.decode import cached_images, find_images
+from kdbench.data.bundle import ImageFiles, Inputs, Source, Split
+from kdbench.data.cache import cached_images
+from kdbench.data.files import find_images
 from kdbench.data.sampling import class_numbers, order_keys, rows_of, smallest
 from kdbench.data.seeds import mixed, torch_generator
 from kdbench.errors import UserError
 
 
-def make_transfer(
-    split: Split, classes: tuple[str, ...], rows: int, cache: str, options: Mapping[str, Any]
-) -> tuple[Split, Inputs | None]:
+def make_transfer(split: Split, source: Source, cache: str, options: Mapping[str, Any]) -> tuple[Split, Inputs | None]:
     """What the student trains on, from what the teacher trains on, and the unlabelled images that were added.
 
-    `options` is what `dataset.transfer` holds; `rows` is the first row of an extra image. Raises UserError.
+    `options` is what `dataset.transfer` holds. Extra images are read as those of the source are. Raises UserError.
     """
-    given = {"split": split, "names": classes, "rows": rows, "cache": cache}
+    rows, files = len(source.labels), source.files  # the first row of an extra image
+    given = {"split": split, "names": source.classes, "rows": rows, "cache": cache, "files": files}
     return call(_transfer, options, "dataset.transfer", given)
 
 
@@ -36,6 +36,7 @@ def _transfer(
     names: tuple[str, ...],
     rows: int,
     cache: str,
+    files: ImageFiles | None,
     fraction: float | None = None,
     per_class: float | None = None,
     classes: float | list[str | int] | None = None,
@@ -51,7 +52,8 @@ def _transfer(
     part = _share(part, fraction, per_class, seed)
     if len(part) < 2:
         raise UserError(f"dataset.transfer must leave at least 2 images to train on, got {len(part)}")
-    added = _extras(part, cache, extra, crops, noise_images, seed)
+    unread = None if extra is None else _extra_files(part.inputs, files, extra)
+    added = _extras(part.inputs, unread, extra, cache, crops, noise_images, seed)
     if added is None:
         return part, None
     unlabelled = torch.full((added.shape[0],), -1)
@@ -109,23 +111,32 @@ def _share(split: Split, fraction: float | None, per_class: float | None, seed: 
     return split.select(smallest(_true(split), labels.tolist(), wanted, keys))
 
 
-def _extras(split: Split, cache: str, folder: str | None, crops: int, noise_images: int, seed: int) -> Inputs | None:
+def _extra_files(images: Inputs, files: ImageFiles | None, folder: str) -> ImageFiles:
+    """The images of a folder as files, to be read as the dataset's own are."""
+    paths = find_images(folder, "dataset.transfer.extra")
+    if isinstance(images, ImageFiles):
+        return replace(images, paths=paths)
+    own = files or ImageFiles(paths, 0, 0, 3)
+    return replace(own, paths=paths, size=images.shape[-1], resize=images.shape[-1], channels=images.shape[1])
+
+
+def _extras(
+    images: Inputs, unread: ImageFiles | None, folder: str | None, cache: str, crops: int, noise_images: int, seed: int
+) -> Inputs | None:
     """Unlabelled images: those of a folder, crops of the split's own images, and random noise."""
-    images = split.inputs
     for name, count in (("crops", crops), ("noise_images", noise_images)):
         if count < 0 or (count and isinstance(images, ImageFiles)):
             limit = "0 for a dataset that is streamed from files" if count > 0 else "0 or more"
             raise UserError(f"dataset.transfer.{name} must be {limit}, got {count}")
+    if isinstance(images, ImageFiles):
+        return unread
     added: list[Inputs] = []
-    if folder is not None:
-        paths = find_images(folder, "dataset.transfer.extra")
-        if isinstance(images, ImageFiles):
-            return replace(images, paths=paths)
-        size, channels = images.shape[-1], images.shape[1]
-        added.append(cached_images(ImageFiles(paths, size, size, channels), folder, cache).images)
-    if isinstance(images, Tensor):
-        added += [_random_crops(images, crops, seed)] if crops else []
-        added += [_noise_images(images, noise_images, seed)] if noise_images else []
+    if unread is not None and folder is not None:
+        read = cached_images(unread, folder, cache)
+        read.marked.tell(folder, f"{len(read.images):,} images", unread.background)
+        added.append(read.images)
+    added += [_random_crops(images, crops, seed)] if crops else []
+    added += [_noise_images(images, noise_images, seed)] if noise_images else []
     return _joined(added) if added else None
 
 

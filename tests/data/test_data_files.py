@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from kdbench.data import decode
+from kdbench.data import cache, decode, survey
 from kdbench.data.augment.mix import Mixup
 from kdbench.data.augment.strong import Cutout, ResizedCrop
 from kdbench.data.augment.views import Compose, CropFlip
 from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.bundle import ImageFiles
+from kdbench.data.files import find_images
 from kdbench.data.load import load_bundle
 from kdbench.errors import UserError
 
@@ -81,8 +82,8 @@ def test_decoded_images_are_cached(tmp_path, monkeypatch):
     root = image_folder(tmp_path / "birds")
     first = load(root)
     calls = []
-    real = decode.decode
-    monkeypatch.setattr(decode, "decode", lambda *args: calls.append(args) or real(*args))
+    real = decode.read_images
+    monkeypatch.setattr(cache, "read_images", lambda *args: calls.append(args) or real(*args))
     second = load(root)
     assert not calls  # from the cache
     assert torch.equal(first.train.inputs, second.train.inputs)
@@ -135,16 +136,18 @@ def test_many_formats(tmp_path):
     deep = Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8))
     deep.save(tmp_path / "deep.png")
     got = decode.decode(str(tmp_path / "deep.png"), 1)
-    assert got.dtype == torch.uint8 and torch.equal(got[0].flatten().int(), torch.arange(64) * 1000 // 256)
+    assert got.dtype == torch.uint8 and torch.equal(
+        got[0].flatten().int(), (torch.arange(64) * 1000 / 257).round().int()
+    )
 
 
 def test_many_images_are_decoded_by_processes(tmp_path, monkeypatch):
     root = image_folder(tmp_path, per_class=30)
-    files = ImageFiles(decode.find_images(root, "x"), 8, 10, 3)
-    alone = decode.read_images(files)
+    files = ImageFiles(find_images(root, "x"), 8, 10, 3)
+    alone = decode.read_images(files)[0]
     monkeypatch.setattr(decode, "_MANY", 50)
     monkeypatch.setattr(decode, "_CHUNK", 20)
-    assert torch.equal(decode.read_images(files), alone)
+    assert torch.equal(decode.read_images(files)[0], alone)
     (root / "dog" / "7.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"^cannot read the image .*dog/7.png"):
         decode.read_images(files)
@@ -213,7 +216,7 @@ def test_streamed_statistics_are_kept(tmp_path, monkeypatch):
     root = image_folder(tmp_path / "birds")
     first = streamed(root)
     assert first.mean == pytest.approx(load(root, size=8).mean, abs=1e-5)
-    monkeypatch.setattr(decode, "read_images", lambda files: pytest.fail("measured again"))
+    monkeypatch.setattr(survey, "read_images", lambda files: pytest.fail("measured again"))
     assert (streamed(root).mean, streamed(root).std) == (first.mean, first.std)
 
 

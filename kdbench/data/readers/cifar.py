@@ -28,7 +28,7 @@ def _read(kind: type[tv.CIFAR10], name: str, root: str, download: bool) -> Sourc
     def load(fetch: bool) -> Source:
         train = kind(root, train=True, download=fetch)
         test = kind(root, train=False)  # of the same archive
-        return Source(tuple(train.classes), *_tensors(train), *_tensors(test))
+        return Source(tuple(train.classes), *_tensors(train), *_tensors(test), published=(50_000, 10_000))
 
     return obtain(load, files, root, download)
 

@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
-import os
+import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdbench.data.bundle import ImageFiles, Inputs, Source
-from kdbench.data.decode import cached_images, decode, find_images
+from kdbench.data.cache import Decoded, cached_images
+from kdbench.data.decode import FileSet
+from kdbench.data.files import LeftOut, images_below, no_images
+from kdbench.data.pixels import Marked, ground, span
+from kdbench.data.readers.folders import class_folders, parts_of
 from kdbench.data.sampling import count_of, order_keys, stratified
 from kdbench.errors import UserError
 
+log = logging.getLogger("kdbench")
 Listing = tuple[np.ndarray, Tensor]  # paths of dtype bytes [N], labels int64 [N]
+
+
+class Parts(NamedTuple):
+    """A set's files by what they are for."""
+
+    train: Listing
+    test: Listing
+    val: Listing | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a set's files become images; the keys of `dataset` of the same names."""
+
+    base: Path  # the set's folder
+    cache: str
+    channels: int | None
+    size: int | None = None
+    resize: int | None = None
+    in_memory_limit: float = 4.0
+    background: str = "white"
+    value_range: list[float] | None = None
+
+    def files(self, paths: np.ndarray) -> ImageFiles:
+        """Files of the training set. Raises UserError for a size that is none, or that is needed and not set."""
+        size, resize = self.size or 0, self.resize or self.size or 0
+        files = ImageFiles(paths, size, resize, self.channels or 3, ground(self.background), span(self.value_range))
+        if self.size is None:
+            height, width = FileSet(files).shape[1:]
+            if self.resize is not None or height != width:
+                shape = f"images are not square ({width}x{height})"
+                why = shape if self.resize is None else "dataset.resize is set"
+                raise UserError(f"dataset.size must be a number of pixels because {why}, got null")
+        elif size < 4 or resize < size:
+            raise UserError(f"dataset.size must be 4 or more and at most dataset.resize ({resize}), got {size}")
+        return files
 
 
 def imagefolder(
@@ -25,30 +68,34 @@ def imagefolder(
     resize: int | None = None,
     test: float = 0.2,
     in_memory_limit: float = 4.0,
+    background: str = "white",
+    value_range: list[float] | None = None,
 ) -> Source:
     """A folder of class folders, or one with train/ and test/ (or val/ in place of test/).
 
-    With both, val/ is the validation set, unless dataset.validation sets images of train/ aside. Without a test folder
-    a stratified share `test` of the images (or that many) becomes the test set, always the same.
+    Spelled in any case, and as training, testing, eval, valid, validation, dev. With both, val/ is the validation set,
+    unless dataset.validation sets images of train/ aside. Without a test folder a stratified share `test` of the images
+    (or that many) becomes the test set, always the same; each class keeps an image to train on.
     size: pixels a side after resizing the shorter side to `resize` (null: to `size`) and cutting out the middle;
     null where all images have one size. in_memory_limit in GB of decoded images: above it they stream from the files.
-    Raises UserError that names the path for whatever is missing.
+    background: what transparent images are laid on. value_range: black and white of gray images of more than 8 bits.
+    What is left out is said with its count. Raises UserError that names the path for whatever is missing.
     """
     if not root:
         raise UserError("dataset.root must be the folder that holds the class folders, got null")
     base = Path(root)
     if not base.is_dir():
         raise UserError(f"dataset.root must be a folder of class folders; there is no folder {base.resolve()}")
-    if (base / "train").is_dir():
-        names, train = listing(base / "train")
-        parts = {part: listing(base / part, names)[1] for part in ("test", "val") if (base / part).is_dir()}
-        held_out = parts.get("test", parts.get("val"))
-        val = parts["val"] if len(parts) == 2 else None
-    else:
-        names, train, held_out, val = *listing(base), None, None
-    if held_out is None:
-        train, held_out = _test_split(train, test)
-    return source(names, train, held_out, val, base, cache, channels, size, resize, in_memory_limit)
+    reading = Reading(base, cache, channels, size, resize, in_memory_limit, background, value_range)
+    left_out = LeftOut()
+    where = parts_of(base, left_out)
+    names, train = listing(where["train"], left_out)
+    parts = {part: listing(where[part], left_out, names)[1] for part in ("test", "val") if part in where}
+    left_out.tell(base)
+    if not parts:
+        return source(names, Parts(*_test_split(names, train, test)), reading)
+    val = parts["val"] if len(parts) == 2 else None
+    return source(names, Parts(train, parts.get("test", parts.get("val")), val), reading)  # type: ignore[arg-type]
 
 
 def imagenet(
@@ -63,87 +110,100 @@ def imagenet(
                 f"and {part}/ is not there. Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from "
                 "https://image-net.org, registration needed) there and unpack them, or set dataset.root"
             )
-    names, train = listing(base / "train")
-    held_out = listing(base / "val", names)[1]
-    return source(names, train, held_out, None, base, cache, channels, size, resize, in_memory_limit)
+    left_out = LeftOut()
+    names, train = listing(base / "train", left_out)
+    held_out = listing(base / "val", left_out, names)[1]
+    left_out.tell(base)
+    made = source(names, Parts(train, held_out), Reading(base, cache, channels, size, resize, in_memory_limit))
+    return made._replace(published=(1_281_167, 50_000))
 
 
-def listing(folder: Path, names: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Listing]:
+def listing(folder: Path, left_out: LeftOut, names: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Listing]:
     """Class names (sorted folder names) and all images with their labels, in the order of their paths.
 
     names: the classes of the training set, if this is another part. Raises UserError naming the folder.
     """
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    found = class_folders(folder, left_out, names)
     if not found:
         raise UserError(f"dataset.root: {folder.resolve()} holds no class folders")
     if names is None and len(found) == 1:
-        raise UserError(f"dataset.root: {folder.resolve()} holds one class folder only ({found[0]}); two are needed")
-    names = names or tuple(found)
-    unknown = sorted(set(found) - set(names))
-    if unknown:
-        raise UserError(f"dataset.root: {(folder / unknown[0]).resolve()} is a class that is not in the training set")
-    paths = [find_images(folder / name, "dataset.root") for name in found]
-    labels = [torch.full((len(part),), names.index(name)) for name, part in zip(found, paths)]
-    return names, (np.concatenate(paths), torch.cat(labels))
+        raise UserError(f"dataset.root: {folder.resolve()} holds one class folder only ({min(found)}); two are needed")
+    paths: dict[str, list[bytes]] = {}
+    for name, place in found.items():
+        here = LeftOut()
+        paths[name] = images_below(place, here, within=folder)
+        left_out.update(here)
+        if not paths[name] and names is None:
+            raise UserError(no_images("dataset.root", place, here))
+        if paths[name] and names is not None and name not in names:
+            raise UserError(f"dataset.root: {place.resolve()} is a class that is not in the training set")
+    listed = {name: part for name, part in paths.items() if part}
+    if not listed:
+        raise UserError(f"dataset.root: no images in the class folders of {folder.resolve()}")
+    names = names or tuple(listed)
+    absent = [name for name in names if name not in listed]
+    if absent:
+        some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        log.warning("%s has no images of %d of %d classes (%s)", folder, len(absent), len(names), some)
+    labels = [torch.full((len(part),), names.index(name)) for name, part in listed.items()]
+    return names, (np.concatenate([np.array(part) for part in listed.values()]), torch.cat(labels))
 
 
-def source(
-    names: tuple[str, ...],
-    train: Listing,
-    test: Listing,
-    val: Listing | None,
-    base: Path,
-    cache: str,
-    channels: int | None,
-    size: int | None,
-    resize: int | None,
-    in_memory_limit: float,
-) -> Source:
-    """Listings as a Source: decoded through the cache if all fit into the limit, else as files that stream."""
-    channels = channels or 3
-    size, resize = _sizes(train[0], channels, size, resize)
-    count = sum(len(part[0]) for part in (train, test, val) if part is not None)
-    if not in_memory_limit >= 0:
-        raise UserError(f"dataset.in_memory_limit must be 0 or more GB, got {in_memory_limit}")
-    pixels = size or decode(os.fsdecode(bytes(train[0][0])), channels).shape[-1]
-    resident = count * channels * pixels**2 <= in_memory_limit * 1e9
-    if not resident and not size:
-        raise UserError(f"dataset.size must be set: {count:,} images exceed dataset.in_memory_limit={in_memory_limit}")
-
-    def images(paths: np.ndarray) -> Inputs:
-        files = ImageFiles(paths, size, resize, channels)
-        return cached_images(files, base, cache).images if resident else files
-
-    held = None if val is None else (images(val[0]), val[1])
-    if not resident:
-        return Source(names, images(train[0]), train[1], images(test[0]), test[1], held)
-    done = cached_images(ImageFiles(train[0], size, resize, channels), base, cache)
-    tests = images(test[0])
-    if done.images.shape[1:] != tests.shape[1:]:
-        raise UserError(f"dataset.size must be set: training and test images differ in size below {base.resolve()}")
-    return Source(names, done.images, train[1], tests, test[1], held, done.fingerprint, (done.mean, done.std))
+def source(names: tuple[str, ...], parts: Parts, reading: Reading) -> Source:
+    """Files as a Source: decoded through the cache if all fit into the limit, else as files that stream."""
+    train, test, val = parts
+    files = reading.files(train[0])
+    limit, count = reading.in_memory_limit, sum(len(part[0]) for part in parts if part is not None)
+    if not limit >= 0:
+        raise UserError(f"dataset.in_memory_limit must be 0 or more GB, got {limit}")
+    pixels = files.size or FileSet(files).shape[-1]
+    if count * files.channels * pixels**2 <= limit * 1e9:
+        return _resident(names, parts, files, reading)
+    if not files.size:
+        raise UserError(f"dataset.size must be set: {count:,} images exceed dataset.in_memory_limit={limit}")
+    held = None if val is None else (files.of(val[0]), val[1])
+    return Source(names, files, train[1], files.of(test[0]), test[1], held, files=files)
 
 
-def _sizes(paths: np.ndarray, channels: int, size: int | None, resize: int | None) -> tuple[int, int]:
-    """(size, resize), 0 for images that are to stay as they are."""
-    if size is None:
-        height, width = decode(os.fsdecode(bytes(paths[0])), channels).shape[-2:]
-        if resize is not None or height != width:
-            why = "dataset.resize is set" if resize is not None else f"images are not square ({width}x{height})"
-            raise UserError(f"dataset.size must be a number of pixels because {why}, got null")
-        return 0, 0
-    resize = resize or size
-    if size < 4 or resize < size:
-        raise UserError(f"dataset.size must be 4 or more and at most dataset.resize ({resize}), got {size}")
-    return size, resize
+def _resident(names: tuple[str, ...], parts: Parts, files: ImageFiles, reading: Reading) -> Source:
+    """All parts decoded. Raises UserError for parts of different sizes."""
+    train, test, val = parts
+
+    def read(paths: np.ndarray) -> Decoded:
+        return cached_images(files.of(paths), reading.base, reading.cache)
+
+    own, tests = read(train[0]), read(test[0])
+    decoded = [own, tests]
+    if own.images.shape[1:] != tests.images.shape[1:]:
+        raise UserError(
+            f"dataset.size must be set: training and test images differ in size below {reading.base.resolve()}"
+        )
+    held: tuple[Inputs, Tensor] | None = None
+    if val is not None:
+        decoded.append(read(val[0]))
+        held = (decoded[-1].images, val[1])
+    marked = Marked(*(sum(counts) for counts in zip(*(part.marked for part in decoded))))
+    marked.tell(str(reading.base), f"{sum(len(part.images) for part in decoded):,} images", files.background)
+    known = (own.fingerprint, (own.mean, own.std), files)
+    return Source(names, own.images, train[1], tests.images, test[1], held, *known)
 
 
-def _test_split(train: Listing, test: float) -> tuple[Listing, Listing]:
+def _test_split(names: tuple[str, ...], train: Listing, test: float) -> tuple[Listing, Listing]:
+    """A test set from the images of a set that has none. Raises UserError where a class has one image only."""
     paths, labels = train
     count = count_of(test, len(labels), "dataset.test", whole=False)
     if count == 0:
         raise UserError("dataset.test must be above 0 where the folder has no test/ or val/, got 0")
-    rows = stratified(labels, count, order_keys(len(labels), 0, "imagefolder test"))
+    single = [names[number] for number in (torch.bincount(labels) < 2).nonzero()[:, 0].tolist()]
+    if single:
+        some = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
+        raise UserError(
+            f"dataset.root: {len(single)} of {len(names)} classes have one image only ({some}): it cannot both be "
+            "trained on and tested. Add images, remove the class, or make train/ and test/ yourself"
+        )
+    rows = stratified(labels, count, order_keys(len(labels), 0, "imagefolder test"), leave=1)
+    if len(rows) < count:
+        raise UserError(f"dataset.test must leave each class an image to train on: {len(rows)} at most, got {test}")
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[rows] = False
     return (paths[rest.numpy()], labels[rest]), (paths[rows.numpy()], labels[rows])

@@ -28,6 +28,7 @@ def _read(kind: type[tv.MNIST], name: str, home: str, classes: tuple[str, ...], 
         train, test = (kind(root, train=part, download=fetch) for part in (True, False))
         if len(train.data) != len(train.targets) or len(test.data) != len(test.targets):
             raise RuntimeError("images and labels differ in number")
-        return Source(classes, train.data[:, None], train.targets.long(), test.data[:, None], test.targets.long())
+        parts = (train.data[:, None], train.targets.long(), test.data[:, None], test.targets.long())
+        return Source(classes, *parts, published=(60_000, 10_000))
 
     return obtain(load, files, root, download)

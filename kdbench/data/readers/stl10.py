@@ -23,7 +23,7 @@ def stl10(root: str, download: bool) -> Source:
 
     def load(fetch: bool) -> Source:
         train, test = kind(root, split="train", download=fetch), kind(root, split="test")
-        return Source(NAMES, *_tensors(train), *_tensors(test))
+        return Source(NAMES, *_tensors(train), *_tensors(test), published=(5_000, 8_000))
 
     return obtain(load, files, root, download)
 

@@ -27,6 +27,7 @@ def svhn(root: str, download: bool) -> Source:
             torch.from_numpy(train.labels).long(),
             torch.from_numpy(test.data).contiguous(),
             torch.from_numpy(test.labels).long(),
+            published=(73_257, 26_032),
         )
 
     return obtain(load, files, root, download)

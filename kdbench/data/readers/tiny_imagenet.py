@@ -12,7 +12,8 @@ from torchvision.datasets.utils import download_url
 
 from kdbench.data.bundle import Source
 from kdbench.data.download import Files, obtain
-from kdbench.data.readers.imagefolder import Listing, listing, source
+from kdbench.data.files import LeftOut
+from kdbench.data.readers.imagefolder import Listing, Parts, Reading, listing, source
 from kdbench.errors import UserError
 
 NAME = "tiny-imagenet-200"
@@ -38,8 +39,12 @@ def tiny_imagenet(
     The 10,000 images that it calls its test set have no published labels and are not read.
     """
     base = obtain(lambda fetch: _unpacked(Path(root), fetch), FILES, root, download)
-    names, train = listing(base / "train")
-    return source(names, train, _validation(base, names), None, base, cache, channels, size, resize, in_memory_limit)
+    left_out = LeftOut()
+    names, train = listing(base / "train", left_out)
+    del left_out[".txt"]  # bounding boxes, a file a class
+    left_out.tell(base)
+    reading = Reading(base, cache, channels, size, resize, in_memory_limit)
+    return source(names, Parts(train, _validation(base, names)), reading)._replace(published=(100_000, 10_000))
 
 
 def _unpacked(root: Path, fetch: bool) -> Path:

@@ -1,0 +1,140 @@
+"""Pixels of an opened image as a person sees them: turned upright, on a ground, in 8 bits a channel."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from kdbench.errors import UserError
+
+log = logging.getLogger("kdbench")
+RGB = tuple[int, int, int]
+WHITE: RGB = (255, 255, 255)
+TRANSPARENT, DIM = 1, 2  # marks of a file: it was laid on a ground; its deep pixels use a sixteenth of their range
+# What Pillow raises for damaged files, format by format.
+BROKEN = (
+    OSError, EOFError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+_ORIENTATION = 0x0112  # of EXIF: which way up the camera was held
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Marked(NamedTuple):
+    """How many images of a set have which mark."""
+
+    transparent: int = 0
+    dim: int = 0
+
+    @classmethod
+    def of(cls, marks: Iterable[int]) -> Marked:
+        listed = list(marks)
+        return cls(*(sum(bool(mark & kind) for mark in listed) for kind in (TRANSPARENT, DIM)))
+
+    def tell(self, name: str, images: str, background: RGB) -> None:
+        """Say once what was done to the images of a set. images: "60 images"."""
+        if self.transparent:
+            colour = "white" if background == WHITE else f"rgb{background}"
+            log.warning(
+                "%s: %s of %s are transparent in parts: laid on %s (dataset.background)",
+                name, f"{self.transparent:,}", images, colour,
+            )  # fmt: skip
+        if self.dim:
+            log.warning(
+                "%s: %s of %s have 16 bits a pixel and use less than a sixteenth of them: they are almost black. "
+                "dataset.value_range=[black,white] says what they use (12 bits: [0,4095])",
+                name, f"{self.dim:,}", images,
+            )  # fmt: skip
+
+
+def ground(background: str) -> RGB:
+    """A colour's name ("white") or "#rrggbb" as numbers. Raises UserError."""
+    try:
+        return ImageColor.getrgb(str(background))[:3]
+    except ValueError as error:
+        raise UserError(f'dataset.background must be a colour: white, "#808080"; got {background!r}') from error
+
+
+def span(value_range: Any) -> tuple[float, float] | None:
+    """dataset.value_range as (black, white). Raises UserError."""
+    if value_range is None:
+        return None
+    numbers = [float(value) for value in value_range]
+    if len(numbers) != 2 or not np.isfinite(numbers).all() or numbers[0] >= numbers[1]:
+        raise UserError(f"dataset.value_range must be [black, white], two numbers that rise, got {value_range}")
+    return numbers[0], numbers[1]
+
+
+def as_seen(
+    opened: Image.Image, channels: int, background: RGB, value_range: tuple[float, float] | None
+) -> tuple[Image.Image, int]:
+    """An opened file as an image of mode L (channels 1) or RGB (3), and its marks.
+
+    Raises UserError for pixels whose format says no range, and what Pillow raises for broken files.
+    """
+    opened.load()  # before the orientation: some formats turn themselves, and PNG may keep its EXIF behind the pixels
+    image, marks, mode = opened, 0, "L" if channels == 1 else "RGB"
+    if opened.mode.startswith("I") or opened.mode == "F":
+        image, marks = _eight_bits(opened, background, value_range)
+    elif opened.has_transparency_data:
+        rgba = opened.convert("RGBA")
+        if rgba.getchannel("A").histogram()[255] < rgba.width * rgba.height:
+            image = Image.new("RGBA", rgba.size, (*background, 255))
+            image.alpha_composite(rgba)
+            marks = TRANSPARENT
+    turn = _TURNS.get(_orientation(opened))
+    image = image if image.mode == mode else image.convert(mode)
+    return (image if turn is None else image.transpose(turn)), marks
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except BROKEN:  # EXIF that cannot be read turns nothing; the pixels are whole
+        return 1
+
+
+def _eight_bits(
+    image: Image.Image, background: RGB, value_range: tuple[float, float] | None
+) -> tuple[Image.Image, int]:
+    """Gray of more than 8 bits as gray of 8: the range becomes 0 to 255 (for 16 bits: divided by 257), rounded."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = value_range or _range_of(image, values)
+    if np.isnan(values).any():
+        raise ValueError("it holds pixels that are no numbers")
+    pixels = np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
+    dim = value_range is None and values.max() < (low + high) / 16
+    marks, clear = DIM if dim else 0, image.info.get("transparency")
+    if isinstance(clear, int) and (values == clear).any():
+        pixels[values == clear] = np.asarray(Image.new("RGB", (1, 1), background).convert("L"))[0, 0]
+        marks |= TRANSPARENT
+    return Image.fromarray(pixels), marks
+
+
+def _range_of(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
+    """The range that the file's format says: 16 bits, or what TIFF says. Raises UserError where it says none."""
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # TIFF: BitsPerSample
+    if image.mode.startswith("I;16") and 8 < bits <= 16:
+        return 0.0, 2.0**bits - 1
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # older Pillow's way to hold 16 bits
+        return 0.0, 65535.0
+    kind = "floating-point" if image.mode == "F" else "32-bit"
+    finite = values[np.isfinite(values)]
+    seen = f"{finite.min():g} to {finite.max():g}" if finite.size else "no number"
+    raise UserError(
+        f"its {kind} pixels ({seen}) have no range that the format says: set dataset.value_range=[black,white], the "
+        "same for all images"
+    )
