@@ -7,7 +7,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from kdbench.results.report import show
 from kdbench.results.result import RunResult, is_finished, read_result
 from kdbench.runs import fill
 from kdbench.runs.fill import Filled, Watch
-from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds, TeacherSpec
+from kdbench.runs.origin import origin_of
+from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec
 from kdbench.runs.serving import refuse_table
 from kdbench.types import ImageInfo
 
@@ -113,14 +113,9 @@ def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSp
 def try_networks(recipe: Recipe) -> None:
     """Build student and teacher without memory (on the meta device): what cannot be built shows before any training."""
     info = recipe.data().info
-    teacher = recipe.teacher
-    named = [recipe.student]
-    if teacher is not None and not (teacher.run or teacher.source):
-        named.append(teacher.network)
-    for spec in named:
-        real = bool(spec.config.get("pretrained"))  # weights are read into real memory
-        with torch.device("cpu" if real else "meta"):
-            spec.make(info)
+    recipe.student.sketch(info)
+    if recipe.teacher is not None:
+        recipe.teacher.origin.describe(recipe.catalogue).sketch(info)
 
 
 def make_loss(choice: str, node: Mapping[str, Any]) -> LossSpec:
@@ -132,14 +127,10 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
     """Split the flat teacher node into the network's keys and the teacher's own."""
     if node.get("_target_") is None:
         return None
-    own_names = {f.name for f in fields(TeacherSpec)} - {"network"}
-    own = {key: value for key, value in node.items() if key in own_names}
-    if own.get("source"):
-        own["source"] = locate(own["source"], "teacher.source")
-    network = make_network(choice, {key: value for key, value in node.items() if key not in own_names}, "teacher")
+    own = {key: value for key, value in node.items() if key in TEACHER_KEYS}
     own["optimizer"] = make_optimizer_options(node["optimizer"], "teacher.optimizer")
     own["schedule"] = make_schedule(node["schedule"], "teacher.schedule")
-    spec = TeacherSpec(network=network, **own)
+    spec = TeacherSpec(make_origin(choice, node), **own)
     epochs = spec.schedule.epochs
     require(
         spec.stop_epoch is None or 1 <= spec.stop_epoch <= epochs,
@@ -148,6 +139,17 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
         f"in 1..{epochs}",
     )
     return spec
+
+
+def make_origin(choice: str, node: Mapping[str, Any]) -> Origin:
+    """Where the teacher of a node comes from: what its `_target_` says if that is an origin, or else its network."""
+    own = {key: value for key, value in node.items() if key not in {*TEACHER_KEYS, "checkpoint", "run"}}
+    checkpoint, run = node.get("checkpoint"), node.get("run")
+    if not hasattr(locate(node["_target_"], "teacher._target_"), "obtain"):
+        return origin_of(make_network(choice, own, "teacher"), checkpoint, run)
+    require(checkpoint is None, "teacher.checkpoint", checkpoint, f"null with teacher={choice}")
+    require(run is None, "teacher.run", run, f"null with teacher={choice}")
+    return construct(own, "teacher")
 
 
 def make_optimizer_options(node: Mapping[str, Any], prefix: str) -> OptimizerOptions:

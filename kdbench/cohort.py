@@ -11,11 +11,11 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from kdbench import build
+from kdbench.errors import UserError
 from kdbench.results.report import show
 from kdbench.results.result import is_finished, read_result
 from kdbench.runs.lifecycle import run_stages
-from kdbench.runs.obtain import obtain_teacher
-from kdbench.runs.recipe import Recipe
+from kdbench.runs.obtain import obtain
 from kdbench.runs.room import parts
 from kdbench.runs.stage import Stage, student_stage
 
@@ -57,10 +57,16 @@ def train_together(runs: Sequence[Run], max_members: int | None = None) -> list[
     """
     recipes = [build.make_recipe(run.cfg, run.overrides, run.choices) for run in runs]
     data = recipes[0].data()
-    teacher = obtain_teacher(recipes[0], data)
-    stages = [student_stage(recipe, data, run.out) for recipe, run in zip(recipes, runs)]
+    teacher = obtain(recipes[0].teacher, recipes[0], data) if recipes[0].teacher else None
     outcomes: dict[Path, Outcome] = {}
-    for cohort in _cohorts(recipes, stages):
+    stages = []
+    for recipe, run in zip(recipes, runs):
+        try:
+            recipe.refuse_untaught()
+            stages.append(student_stage(recipe, data, run.out))
+        except UserError as error:
+            outcomes[run.out] = error
+    for cohort in _cohorts(stages):
         for members in parts(cohort, teacher, max_members):
             _announce(members)
             results = run_stages(members, teacher)
@@ -78,17 +84,17 @@ def _family(run: Run) -> Hashable | None:
     return json.dumps([*common, run.choices.get("teacher")], sort_keys=True, default=str)
 
 
-def _cohorts(recipes: Sequence[Recipe], stages: Sequence[Stage]) -> Iterator[list[Stage]]:
+def _cohorts(stages: Sequence[Stage]) -> Iterator[list[Stage]]:
     """Stages that go through the same batches."""
     groups: dict[Hashable, list[Stage]] = {}
-    for recipe, stage in zip(recipes, stages):
-        groups.setdefault((recipe.schedule.epochs, recipe.seeds.data), []).append(stage)
+    for stage in stages:
+        groups.setdefault((stage.recipe.schedule.epochs, stage.recipe.seeds.data), []).append(stage)
     yield from groups.values()
 
 
 def _announce(members: Sequence[Stage]) -> None:
     if len(members) > 1:
-        log.info("%d runs side by side, seeds.data=%d:", len(members), members[0].seeds.data)
+        log.info("%d runs side by side, seeds.data=%d:", len(members), members[0].recipe.seeds.data)
         for stage in members:
             log.info("  %s", stage.folder.name)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Outputs(NamedTuple):
@@ -65,7 +66,27 @@ class ImageInfo(NamedTuple):
     image_size: int  # pixels a side
 
 
-Teacher = Callable[[Batch], "Outputs | None"]  # none, live, table, ensemble: interchangeable
+class Teacher(Protocol):
+    """What answers the students' batches: a live network, a table, the student's own past, ...; interchangeable.
+
+    One that looks at its student or learns as it teaches overrides the last three methods too.
+    """
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> Outputs | None:
+        """What it says of the batch; None only of `teacher=none`, which says nothing."""
+
+    def attach(self, student: nn.Module) -> None:
+        """See a fresh student before its first step; the same object is trained then. Called by the engine."""
+        return
+
+    def state(self) -> dict[str, Any]:
+        """What it has become after a whole epoch, kept in the students' checkpoints."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become what `state` returned once, after `attach`."""
+        return
 
 
 class Epochs(Protocol):

@@ -77,7 +77,7 @@ def _step(learner: Learner, batch: Batch, guide: Outputs | None, clock: Clock) -
 
 
 def _ask(bench: Workbench, batch: Batch) -> Any:
-    return bench.teacher.ask(batch) if bench.teacher else None
+    return bench.teacher.teacher(batch) if bench.teacher else None
 
 
 class _Some:

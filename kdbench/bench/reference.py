@@ -68,7 +68,8 @@ class ReferenceLoop:
     def __init__(self, recipe: Recipe, data: Bundle, workers: int) -> None:
         self.device = named_device(recipe.trainer.device)
         self.student = recipe.student.make(data.info).to(self.device).train()
-        self.teacher = recipe.teacher.network.make(data.info).to(self.device).eval() if recipe.teacher else None
+        described = recipe.teacher.origin.describe(recipe.catalogue) if recipe.teacher else None
+        self.teacher = described.make(data.info).to(self.device).eval() if described else None
         self.loss = recipe.loss.make()
         if self.loss.needs:
             raise UserError(

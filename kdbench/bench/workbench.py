@@ -18,13 +18,14 @@ from kdbench.engine.lanes import make_lanes
 from kdbench.engine.learner import Learner
 from kdbench.engine.trainer import run_steps
 from kdbench.models.base import count_parameters
-from kdbench.runs.given import GivenTeacher, no_teacher
 from kdbench.runs.obtain import live_teacher
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.serving import open_table
 from kdbench.runs.stage import Stage, eval_sets, make_learner, student_stage, train_batches
+from kdbench.runs.taught import TaughtBy
 from kdbench.tables.feed import Fed
 from kdbench.tables.store import Tables
+from kdbench.teachers.none import NoTeacher
 from kdbench.types import Epochs, Teacher
 
 
@@ -46,7 +47,7 @@ class Workbench:
     stage: Stage
     batches: TrainingBatches
     sets: dict[str, EvaluationBatches]
-    teacher: GivenTeacher | None
+    teacher: TaughtBy | None
 
     def learner(self) -> Learner:
         """A fresh student under its loss."""
@@ -55,7 +56,7 @@ class Workbench:
     def table(self) -> tuple[Epochs, Teacher] | None:
         """Batches and teacher of a run whose teacher's logits are in a table; None where no table can serve."""
         teacher, batches = self.teacher, self.batches
-        if teacher is None or teacher.tables is None or self.stage.loss.make().needs:
+        if teacher is None or teacher.tables is None or self.stage.recipe.loss.make().needs:
             return None
         if batches.views is None:
             return None
@@ -64,7 +65,7 @@ class Workbench:
 
     def live(self) -> tuple[Epochs, Teacher]:
         """Batches and teacher of a run without a table."""
-        return self.batches, self.teacher.ask if self.teacher else no_teacher
+        return self.batches, self.teacher.teacher if self.teacher else NoTeacher()
 
     def steps(self, served: tuple[Epochs, Teacher], learners: Sequence[Learner]) -> Contender:
         """The training loop's own steps over the first batches of the first epoch, which a table knows after one turn.
@@ -73,7 +74,7 @@ class Workbench:
         """
         batches, teacher = served
         members = [Running(learner) for learner in learners]
-        lanes = make_lanes(self.stage.trainer, self.placement.device, len(learners))
+        lanes = make_lanes(self.stage.recipe.trainer, self.placement.device, len(learners))
         whole = batches.size // self.recipe.schedule.batch_size  # batches of the full size
         lead = 1 if whole > 1 else 0
 
@@ -107,19 +108,21 @@ def _nothing() -> None:
 def prepare(recipe: Recipe, data: Bundle, scratch: Path) -> Workbench:
     """`scratch` is a folder for the teacher's table, to be removed afterwards."""
     placement = place(recipe.trainer)
-    stage = replace(student_stage(recipe, data, scratch), trainer=replace(recipe.trainer, progress="none"))
+    silent = replace(recipe, trainer=replace(recipe.trainer, progress="none"))
+    stage = student_stage(silent, data, scratch)
     batches = train_batches(stage, placement)
     sets = eval_sets(data, recipe.trainer, placement)
     return Workbench(recipe, data, placement, stage, batches, sets, untrained(recipe, data, placement, scratch))
 
 
-def untrained(recipe: Recipe, data: Bundle, placement: Placement, scratch: Path) -> GivenTeacher | None:
+def untrained(recipe: Recipe, data: Bundle, placement: Placement, scratch: Path) -> TaughtBy | None:
     """The recipe's teacher with random weights, and made-up answers on the evaluation sets."""
     spec = recipe.teacher
     if spec is None:
         return None
     torch.manual_seed(0)
-    network = placement.put(spec.network.make(data.info))
+    described = spec.origin.describe(recipe.catalogue)
+    network = placement.put(described.make(data.info))
     live = live_teacher(network, recipe, data, placement)
     splits = {"val": data.val, "test": data.test}
     reference = {
@@ -129,4 +132,4 @@ def untrained(recipe: Recipe, data: Bundle, placement: Placement, scratch: Path)
     }
     parameters = count_parameters(network)
     tables = Tables("on", scratch)
-    return GivenTeacher(spec.network.name, live, network, parameters, "untrained", None, {}, reference, tables=tables)
+    return TaughtBy(described.name, live, network, parameters, "untrained", None, {}, reference, tables=tables)

@@ -21,8 +21,8 @@ from kdbench.errors import UserError
 from kdbench.results.result import as_json
 
 if TYPE_CHECKING:
-    from kdbench.runs.given import GivenTeacher
     from kdbench.runs.recipe import Recipe
+    from kdbench.runs.taught import TaughtBy
     from kdbench.types import Calibration
 
 OWN = (  # this command's defaults; what the user types of them counts instead
@@ -67,14 +67,13 @@ def main() -> int:
 def search(cfg: DictConfig) -> None:
     """One search, in a folder named by the teacher, the images and the settings; a finished one is only shown again."""
     from kdbench.files import read_json
-    from kdbench.runs.obtain import obtain_teacher
+    from kdbench.runs.obtain import obtain
 
     recipe = refuse(cfg)
     data = recipe.data()
     if data.val is None:
         raise UserError("dataset.validation must be above 0: epsilon is chosen on a validation split")
-    teacher = obtain_teacher(recipe, data)
-    assert teacher is not None
+    teacher = obtain(recipe.need_teacher("a network: an epsilon belongs to a teacher"), recipe, data)
     images = [data.fingerprint, data.val.rows.tolist(), data.val.labels.tolist()]
     identity = json.dumps([teacher.weights, images, dict(recipe.loss.config)], sort_keys=True)
     name = f"{teacher.name.replace('/', '_')}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
@@ -94,8 +93,7 @@ def refuse(cfg: DictConfig) -> Recipe:
     recipe = build.make_recipe(cfg, list(HydraConfig.get().overrides.task), chosen())
     if not recipe.loss.make().needs_calibration:
         raise UserError(f"loss.epsilon must be search or gradient, got {recipe.loss.config.get('epsilon', 'none')}")
-    if recipe.teacher is None:
-        raise UserError("teacher must be a network, got none: an epsilon belongs to a teacher")
+    recipe.need_teacher("a network: an epsilon belongs to a teacher")
     return recipe
 
 
@@ -139,7 +137,7 @@ def show(record: Mapping[str, Any], out: Path, recipe: Recipe) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def _about(teacher: GivenTeacher) -> dict[str, Any]:
+def _about(teacher: TaughtBy) -> dict[str, Any]:
     """The teacher's entry, without its figures on test images."""
     return {"teacher": {key: value for key, value in as_json(teacher.record()).items() if not key.startswith("test/")}}
 

@@ -25,7 +25,7 @@ OPTIONS = {
     "teacher.optimizer": "kdbench.engine.options.OptimizerOptions",
     "teacher.schedule": "kdbench.engine.options.ScheduleOptions",
 }
-TEACHER = "kdbench.runs.recipe.TeacherSpec"
+TEACHER, ORIGIN = "kdbench.runs.recipe.TeacherSpec", "kdbench.runs.origin.origin_of"
 
 
 @dataclass
@@ -113,7 +113,8 @@ def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> 
 
 def _check_teacher(node: Mapping[str, Any]) -> None:
     """A teacher's node holds its network's keys and, beside them, the teacher's own."""
-    own = {name: p.annotation for name, p in parameters(locate(TEACHER)).items() if name != "network"}
+    known = {**parameters(locate(TEACHER)), **parameters(locate(ORIGIN))}
+    own = {name: p.annotation for name, p in known.items() if name not in ("origin", "network")}
     for key, annotation in own.items():
         if key in node and not isinstance(node[key], dict):
             fit(node[key], annotation, f"teacher.{key}")

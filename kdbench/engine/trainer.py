@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -29,15 +29,6 @@ class Diverged(UserError):
     """A loss became NaN or infinite."""
 
 
-@runtime_checkable
-class Resumable(Protocol):
-    """A teacher that learns as it teaches: what it has become is kept in the students' checkpoints."""
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-
 @dataclass
 class Member:
     """A learner and the run folder that it fills."""
@@ -50,7 +41,7 @@ class Member:
     trainer: TrainerOptions
     epochs: int  # of the whole schedule
     about: dict[str, str] = field(default_factory=dict)  # kept in the header of the weight files
-    learning: Resumable | None = None  # a teacher that learns too
+    teacher: Teacher | None = None  # what it has become is kept with the student, for it may learn too
     epochs_done: int = 0
     seconds: float = 0.0
     last: dict[str, float] = field(default_factory=dict)
@@ -93,15 +84,15 @@ class Member:
 
     def state(self) -> dict[str, Any]:
         kept = {"epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best}
-        teacher = {"teacher": self.learning.state()} if self.learning else {}
+        teacher = {"teacher": self.teacher.state()} if self.teacher else {}
         return {**kept, **teacher, "learner": self.learner.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.epochs_done, self.seconds = state["epochs_done"], state["seconds"]
         self.last, self.best = state["last"], state["best"]
         self.learner.restore(state["learner"])
-        if self.learning:
-            self.learning.restore(state["teacher"])
+        if self.teacher:
+            self.teacher.restore(state["teacher"])
 
 
 def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:
@@ -166,8 +157,8 @@ def run_steps(
     steps = [member.learner.step if len(members) == 1 else _in_turn(member) for member in members]
     images = 0
     for batch in stream:
-        guide = teacher(batch)
-        lanes.run([Work(m.learner, partial(step, batch, guide)) for m, step in zip(members, steps, strict=True)])
+        answer = teacher(batch)
+        lanes.run([Work(m.learner, partial(step, batch, answer)) for m, step in zip(members, steps, strict=True)])
         images += len(batch.input)
         advance()
     members[0].learner.distiller.placement.wait()  # once an epoch, so that images per second are of work done
@@ -177,10 +168,10 @@ def run_steps(
 def _in_turn(member: Trainee) -> Callable[[Batch, Outputs | None], None]:
     """A member's step among others: what stops it (its loss, its memory) does not stop them."""
 
-    def step(batch: Batch, guide: Outputs | None) -> None:
+    def step(batch: Batch, teacher: Outputs | None) -> None:
         if member.failure is None:
             try:
-                member.learner.step_in_turn(batch, guide)
+                member.learner.step_in_turn(batch, teacher)
             except Exception as failure:
                 member.failure = failure
 

@@ -16,10 +16,10 @@ from kdbench.errors import UserError
 from kdbench.models.base import last_layer
 from kdbench.results.result import RunResult
 from kdbench.runs.folder import network_of_run
-from kdbench.runs.given import GivenTeacher
-from kdbench.runs.obtain import make_given, obtain_teacher
+from kdbench.runs.obtain import measured, obtain
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.series import Series, opened
+from kdbench.runs.taught import TaughtBy
 
 By = Literal["prior", "accuracy"]
 
@@ -36,6 +36,7 @@ def bias_correction(recipe: Recipe, out: Path, by: By = "prior") -> RunResult:
     Raises UserError if the transfer set has all classes.
     """
     require(by in ("prior", "accuracy"), "procedure.by", by, "prior or accuracy")
+    recipe.refuse_untaught()
     with opened(recipe, out) as series:
         data = series.data
         missing = missing_classes(data)
@@ -49,12 +50,12 @@ def bias_correction(recipe: Recipe, out: Path, by: By = "prior") -> RunResult:
             0,
             "above 0 with procedure.by=accuracy",
         )
-        teacher = obtain_teacher(recipe, data)
-        stage = series.stage("student", teacher=teacher)
+        teacher = obtain(recipe.teacher, recipe, data) if recipe.teacher else None
+        stage = series.stage("student", teacher)
         series.run(stage, teacher)
         spec, network, _ = network_of_run(stage.folder, recipe.catalogue)
         network = place(recipe.trainer).put(network)
-        before = make_given(spec.name, network, stage.folder, recipe, data)
+        before = measured(spec.name, network, stage.folder, recipe, data)
         split = data.val if data.val is not None else data.train
         logits = before.reference["val"] if data.val is not None else series.answers(before, split)
         offset = _offset(logits, split, data, missing, by)
@@ -120,7 +121,7 @@ def _corrected(
     series: Series,
     trained: Path,
     network: nn.Module,
-    teacher: GivenTeacher | None,
+    teacher: TaughtBy | None,
     missing: Sequence[int],
     offset: float,
 ) -> Path:

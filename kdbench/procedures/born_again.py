@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import nn
 
 from kdbench.data.bundle import Bundle
@@ -16,10 +16,12 @@ from kdbench.errors import UserError
 from kdbench.models.base import first_layer_name, last_layer_name
 from kdbench.models.ensemble import ensemble_logits
 from kdbench.results.result import RunResult
-from kdbench.runs.given import GivenTeacher
-from kdbench.runs.obtain import obtain_teacher
-from kdbench.runs.recipe import Recipe
+from kdbench.runs.obtain import obtain
+from kdbench.runs.recipe import NetworkSpec, Recipe
 from kdbench.runs.series import opened, seeds_apart
+from kdbench.runs.stage import Start
+from kdbench.runs.taught import TaughtBy
+from kdbench.types import ImageInfo
 
 Layer = Literal["first", "last"]
 
@@ -32,22 +34,21 @@ def born_again(recipe: Recipe, out: Path, generations: int = 3, share: list[Laye
     every student keeps and does not train (BAN-ResNet: the first convolution and the last linear layer).
     Raises UserError for no teacher, and where a layer to share has another shape in student and teacher.
     """
-    require(recipe.teacher is not None, "teacher", "none", "a network: the first generation learns from it")
+    spec = recipe.need_teacher("a network: the first generation learns from it")
     require(generations >= 1, "procedure.generations", generations, "at least 1")
     layers = list(share or [])
     require(set(layers) <= {"first", "last"}, "procedure.share", layers, "a list of first and last, or []")
     with opened(recipe, out) as series:
-        teacher = obtain_teacher(recipe, series.data)
-        assert teacher is not None
+        student, first = recipe.student, spec.origin.describe(recipe.catalogue)
+        pairs = shared_layers(student, first, layers, series.data.info)  # refused now, or never
+        teacher = obtain(spec, recipe, series.data)
         family, figures = [teacher], dict[str, float]()
         for generation in range(1, generations + 1):
-            stage = series.stage(
-                f"generation{generation}",
-                teacher=teacher,
-                seeds=seeds_apart(recipe.seeds, generation),
-                adapt=sharing(layers) if layers else None,
-            )
+            own = replace(series.recipe, seeds=seeds_apart(recipe.seeds, generation))
+            stage = series.stage(f"generation{generation}", teacher, own)
+            stage = replace(stage, start=sharing(pairs, teacher.trained()) if pairs else None)
             series.run(stage, teacher)
+            pairs = {mine: mine for mine in pairs}  # the next teacher is such a student
             next_one = series.taught if generation < generations else series.finished
             teacher = next_one(stage.folder)
             family.append(teacher)
@@ -56,7 +57,7 @@ def born_again(recipe: Recipe, out: Path, generations: int = 3, share: list[Laye
         return series.conclude(stage.folder, figures)
 
 
-def ensemble_figures(members: Sequence[GivenTeacher], data: Bundle, prefix: str) -> dict[str, float]:
+def ensemble_figures(members: Sequence[TaughtBy], data: Bundle, prefix: str) -> dict[str, float]:
     """Accuracy, likelihood and calibration of the members' mean prediction on the validation and test sets."""
     figures: dict[str, float] = {}
     for name, split in (("val", data.val), ("test", data.test)):
@@ -67,36 +68,45 @@ def ensemble_figures(members: Sequence[GivenTeacher], data: Bundle, prefix: str)
     return figures
 
 
-class sharing:
-    """The adaptation of a fresh student that takes over layers of its teacher, frozen."""
+def shared_layers(
+    student: NetworkSpec, teacher: NetworkSpec, layers: Sequence[Layer], info: ImageInfo
+) -> dict[str, str]:
+    """The paths of layers in the student and in its teacher, by what both networks are; {} for no layers.
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self.layers = layers
+    Raises UserError where they have other shapes, where the teacher has no layers of its own, and where the student
+    would have nothing left to train.
+    """
+    if not layers:
+        return {}
+    allowed = f"[], since teacher {teacher.name} is no single network whose layers could be shared"
+    require(teacher.single, "procedure.share", list(layers), allowed)
+    mine, theirs = student.sketch(info), teacher.sketch(info)
+    found = {}
+    for layer in layers:
+        path_of = first_layer_name if layer == "first" else last_layer_name
+        found[path_of(mine)] = path_of(theirs)
+        _same_shapes(mine.get_submodule(path_of(mine)), theirs.get_submodule(path_of(theirs)), layer)
+    for path in found:
+        mine.get_submodule(path).requires_grad_(False)
+    left = any(parameter.requires_grad for parameter in mine.parameters())
+    require(left, "procedure.share", list(layers), "fewer layers: the student has no others that could be trained")
+    return found
 
-    def __call__(self, student: nn.Module, teacher: GivenTeacher | None) -> None:
-        assert teacher is not None
-        if teacher.network is None:
-            raise UserError(
-                f"procedure.share: the teacher {teacher.name} is no single network whose layers could be shared"
-            )
-        for layer in self.layers:
-            name_of = first_layer_name if layer == "first" else last_layer_name
-            _take(
-                student.get_submodule(name_of(student)),
-                teacher.network.get_submodule(name_of(teacher.network)),
-                layer,
-            )
-        if not any(parameter.requires_grad for parameter in student.parameters()):
-            raise UserError("procedure.share: nothing is left to train, the student consists of the shared layers")
+
+def sharing(pairs: Mapping[str, str], teacher: nn.Module) -> Start:
+    """A student that has layers of its teacher, frozen, in place of its own: `pairs` by their paths in both."""
+    weights = {
+        f"{mine}.{name}": value
+        for mine, theirs in pairs.items()
+        for name, value in teacher.get_submodule(theirs).state_dict().items()
+    }
+    return Start(weights, tuple(pairs))
 
 
-def _take(own: nn.Module, given: nn.Module, layer: str) -> None:
-    mine, theirs = own.state_dict(), given.state_dict()
-    shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in (mine, theirs)]
-    if shapes[0] != shapes[1]:
-        raise UserError(
-            f"procedure.share: the {layer} layers differ, {shapes[0]} in the student and {shapes[1]} in the teacher"
-        )
-    with torch.no_grad():
-        own.load_state_dict(theirs)
-    own.requires_grad_(False)
+def _same_shapes(own: nn.Module, given: nn.Module, layer: str) -> None:
+    mine, theirs = (
+        {key: tuple(value.shape) for key, value in module.state_dict().items()} for module in (own, given)
+    )
+    if mine != theirs:
+        both = f"{mine} in the student and {theirs} in the teacher"
+        raise UserError(f"procedure.share: the {layer} layers differ, {both}")

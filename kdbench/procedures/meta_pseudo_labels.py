@@ -13,14 +13,13 @@ from kdbench.data.batches import Loading, TrainingBatches
 from kdbench.data.unlabelled import Pool, make_pool
 from kdbench.engine.device import place
 from kdbench.engine.optimizer import make_optimizer
-from kdbench.engine.options import require
+from kdbench.engine.options import OptimizerOptions, require
 from kdbench.engine.trainer import resume_epoch
 from kdbench.results.result import RunResult
-from kdbench.runs.folder import network_of_run
-from kdbench.runs.given import GivenTeacher
-from kdbench.runs.obtain import make_given, obtain_teacher
+from kdbench.runs.obtain import measured, obtain
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.series import Series, opened, top1
+from kdbench.runs.taught import TaughtBy
 from kdbench.teachers.meta import MetaTeacher
 
 
@@ -37,15 +36,16 @@ def meta_pseudo_labels(
     augmentation of the teacher's images (UDA) and the moving average of the student's weights (trainer.ema has one).
     The figures hold the teacher's accuracy before and after.
     """
+    spec = recipe.need_teacher("a network: it labels the images")
     _check(recipe, pseudo, teacher_lr, supervised, finetune_epochs)
     with opened(recipe, out) as opening:
         pool = make_pool(opening.data, labelled, recipe.seeds.data)
         series = replace(opening, data=pool.data(opening.data))
-        given = obtain_teacher(recipe, series.data)
-        assert given is not None and given.network is not None
-        meta = _meta(series, given.network, teacher_lr, pseudo == "sample", supervised)
-        stage = series.stage("taught", teacher=given, split=pool.unlabelled, adapt=meta.adapt)
-        series.run(stage, replace(given, ask=meta, tables=None))
+        given = obtain(spec, recipe, series.data)
+        optimizer = replace(spec.optimizer, lr=teacher_lr)
+        meta = _meta(series, given.trained(), optimizer, pseudo == "sample", supervised)
+        stage = replace(series.stage("taught", given), split=pool.unlabelled)
+        series.run(stage, replace(given, teacher=meta, tables=None))
         figures = top1(given.metrics, "teacher_before") | _teacher_after(series, stage.folder, given)
         last = stage.folder
         if finetune_epochs:
@@ -54,49 +54,45 @@ def meta_pseudo_labels(
 
 
 def _check(recipe: Recipe, pseudo: str, teacher_lr: float, supervised: float, finetune_epochs: int) -> None:
-    require(recipe.teacher is not None, "teacher", "none", "a network: it labels the images")
     require(pseudo in ("sample", "argmax"), "procedure.pseudo", pseudo, "sample or argmax")
     require(teacher_lr > 0, "procedure.teacher_lr", teacher_lr, "above 0")
     require(supervised >= 0, "procedure.supervised", supervised, "at least 0")
     require(finetune_epochs >= 0, "procedure.finetune_epochs", finetune_epochs, "at least 0")
-    allowed = "a loss that learns from a teacher: loss=ban is cross-entropy with its labels"
-    require(recipe.loss.make().uses_teacher, "loss", recipe.loss.name, allowed)
+    recipe.need_taught_loss("a loss that learns from a teacher: loss=ban is cross-entropy with its labels")
 
 
-def _meta(series: Series, network: nn.Module, lr: float, sample: bool, supervised: float) -> MetaTeacher:
+def _meta(
+    series: Series, network: nn.Module, optimizer: OptimizerOptions, sample: bool, supervised: float
+) -> MetaTeacher:
     recipe, data = series.recipe, series.data
-    assert recipe.teacher is not None
     placement = place(recipe.trainer)
     # As many labelled images a step as unlabelled ones, or all there are.
     size = min(recipe.schedule.batch_size, len(data.train))
     loading = Loading(size, recipe.seeds.data, placement.device, placement.channels_last)
     labelled = TrainingBatches(data, data.train, loading)
     network = placement.put(copy.deepcopy(network)).requires_grad_(True)
-    optimizer = make_optimizer(replace(recipe.teacher.optimizer, lr=lr), [network])
-    return MetaTeacher(network, optimizer, labelled, placement.autocast, recipe.seeds.init, sample, supervised)
+    moving = make_optimizer(optimizer, [network])
+    return MetaTeacher(network, moving, labelled, placement.autocast, recipe.seeds.init, sample, supervised)
 
 
-def _teacher_after(series: Series, folder: Path, given: GivenTeacher) -> dict[str, float | None]:
+def _teacher_after(series: Series, folder: Path, given: TaughtBy) -> dict[str, float | None]:
     """The teacher's accuracy after its last update: its weights lie in the stage's checkpoint."""
     state = resume_epoch(folder)[1]
     assert state is not None
-    network = copy.deepcopy(given.network)
-    assert network is not None
+    network = copy.deepcopy(given.trained())
     network.load_state_dict(state["teacher"]["network"])
-    after = make_given(given.name, network, folder, series.recipe, series.data)
+    after = measured(given.name, network, folder, series.recipe, series.data)
     return top1(after.metrics, "teacher_after")
 
 
 def _finetune(series: Series, pool: Pool, start: Path, epochs: int, lr: float | None) -> Path:
     recipe = series.recipe
-    state = network_of_run(start, recipe.catalogue)[1].state_dict()
-    stage = series.stage(
-        "finetuned",
+    own = replace(
+        recipe,
         loss=recipe.catalogue.loss("ce"),
-        split=pool.labelled,
         schedule=replace(recipe.schedule, epochs=epochs, warmup=0),
         optimizer=replace(recipe.optimizer, lr=recipe.optimizer.lr / 10 if lr is None else lr),
-        adapt=lambda student, _: student.load_state_dict(state),
     )
+    stage = replace(series.stage("finetuned", recipe=own), split=pool.labelled, start=series.after(start))
     series.run(stage, None)
     return stage.folder

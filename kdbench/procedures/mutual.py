@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.arguments import call, locate
 from kdbench.engine.options import require
 from kdbench.losses.base import DistillationLoss
 from kdbench.procedures.born_again import ensemble_figures
@@ -30,25 +31,13 @@ def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None
     the paper updates one peer after the other. Afterwards each peer is a run folder of its own (stages 2, ...), and the
     result is the first peer's. The paper's loss is loss=kl, loss.tau=1, loss.weights={task: 1, distill: 1}.
     """
-    require(
-        recipe.teacher is None,
-        "teacher",
-        recipe.record.choices.get("teacher"),
-        "none: the students teach each other",
-    )
+    recipe.need_no_teacher("the students teach each other")
     specs = [recipe.student] * peers if students is None else [spec_named(recipe, name) for name in students]
     require(len(specs) >= 2, "procedure.peers", len(specs), "at least 2")
-    require(
-        recipe.loss.make().uses_teacher,
-        "loss",
-        recipe.loss.name,
-        "a loss that learns from a teacher, e.g. kl",
-    )
+    recipe.need_taught_loss("a loss that learns from a teacher, e.g. kl")
     with opened(recipe, out) as series:
-        joint = NetworkSpec(f"{len(specs)} peers", _joint_config(specs), lambda info: Peers.of(specs, info))
-        base = recipe.loss
-        loss = LossSpec(base.name, base.config, lambda: Mutual([base.make() for _ in _pairs(len(specs))], len(specs)))
-        stage = series.stage("together", student=joint, loss=loss)
+        own = replace(series.recipe, student=_joint(specs), loss=_mutual(recipe.loss, len(specs)))
+        stage = series.stage("together", recipe=own)
         series.run(stage, None)
         together = network_of_run(stage.folder, recipe.catalogue)[1]
         assert isinstance(together, Peers)
@@ -64,33 +53,37 @@ def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None
         return series.conclude(folders[0], figures)
 
 
+class PeerOutputs(NamedTuple):
+    """What several networks return of one batch: as a whole what the first one does, and each one's own."""
+
+    logits: Tensor  # [B, C]
+    features: dict[str, Tensor]
+    peers: tuple[Outputs, ...]
+
+
 class Peers(nn.Module):
-    """Several networks as one: the logits are the first one's; features "0.logits", "0.pooled", "1.logits", ... are all
-    of theirs."""
+    """Several networks that see the same images; evaluated, they answer as the first one."""
 
     def __init__(self, peers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.peers = nn.ModuleList(peers)
 
-    @classmethod
-    def of(cls, specs: Sequence[NetworkSpec], info: Any) -> Peers:
-        return cls([spec.make(info) for spec in specs])
-
-    def forward(self, image: Tensor) -> Outputs:
-        answers = [peer(image) for peer in self.peers]
-        features = {f"{i}.{key}": value for i, answer in enumerate(answers) for key, value in answer.features.items()}
-        features |= {f"{i}.logits": answer.logits for i, answer in enumerate(answers)}
-        return Outputs(answers[0].logits, features)
+    def forward(self, input: Tensor) -> PeerOutputs:
+        answers = tuple(peer(input) for peer in self.peers)
+        return PeerOutputs(answers[0].logits, answers[0].features, answers)
 
 
-def peers_from(networks: list[str], num_classes: int, in_channels: int, image_size: int) -> Peers:
-    """Peers from their configurations as JSON: what a joint run's network.json holds."""
-    given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+def peers_from(networks: list[str], **info: Any) -> Peers:
+    """Peers from their configurations as JSON, for their weights to be read: what a joint run's network.json holds.
+
+    info: what networks must know of the data. Raises UserError for a network that there is not.
+    """
     made = []
-    for text in networks:
+    for number, text in enumerate(networks):
         config = json.loads(text)
-        module, _, name = config.pop("_target_").rpartition(".")
-        made.append(getattr(importlib.import_module(module), name)(**config, **given))
+        config |= {"pretrained": False} if "pretrained" in config else {}
+        key = f"student.networks[{number}]"
+        made.append(call(locate(config.pop("_target_"), f"{key}._target_"), config, key, info))
     return Peers(made)
 
 
@@ -100,8 +93,6 @@ class Mutual(DistillationLoss):
     `losses`: one for each ordered pair, in the order of `itertools.permutations`; a loss with adapters has its own for
     each pair. With KL at tau = 1 and both weights 1 this is Zhang et al. 2018, eq. 8 and 9.
     """
-
-    uses_teacher = False
 
     def __init__(self, losses: Sequence[DistillationLoss], peers: int) -> None:
         super().__init__({})
@@ -113,41 +104,33 @@ class Mutual(DistillationLoss):
         assert isinstance(first, DistillationLoss)
         return f"sum over {self.peers} peers s of the mean over the others t of: {first.formula}"
 
-    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        for loss, (one, other) in self._pairs():
+    def setup(self, student: Outputs | PeerOutputs, teacher: Outputs | None) -> None:
+        for loss, one, other in self._lessons(student):
             loss.train_rows = self.train_rows
-            loss.setup(peer(student, one), peer(student, other))
+            loss.setup(one, other)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        totals, parts = [], []
-        for loss, (one, other) in self._pairs():
-            taught = Outputs(*_detached(peer(student, other)))
-            terms = loss(peer(student, one), taught, target)
-            totals.append(terms.total)
-            parts.append(terms.parts)
-        mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        return LossTerms(torch.stack(totals).sum() / (self.peers - 1), mean)
+    def forward(self, student: Outputs | PeerOutputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        found = [loss(one, _detached(other), target) for loss, one, other in self._lessons(student)]
+        mean = {name: torch.stack([terms.parts[name] for terms in found]).mean() for name in found[0].parts}
+        return LossTerms(torch.stack([terms.total for terms in found]).sum() / (self.peers - 1), mean)
 
-    def _pairs(self) -> list[tuple[DistillationLoss, tuple[int, int]]]:
-        return list(zip(self.losses, _pairs(self.peers), strict=True))  # type: ignore[arg-type]
+    def _lessons(self, student: Outputs | PeerOutputs) -> Iterator[tuple[DistillationLoss, Outputs, Outputs]]:
+        """Each loss with the outputs of the peer that learns and of the one that teaches."""
+        assert isinstance(student, PeerOutputs)
+        for loss, (one, other) in zip(self.losses, itertools.permutations(student.peers, 2), strict=True):
+            yield loss, one, other  # type: ignore[misc]
 
 
-def peer(outputs: Outputs, number: int) -> Outputs:
-    """One peer's own outputs."""
-    own = {key.partition(".")[2]: value for key, value in outputs.features.items() if key.startswith(f"{number}.")}
-    return Outputs(own.pop("logits"), own)
+def _detached(outputs: Outputs) -> Outputs:
+    return Outputs(outputs.logits.detach(), {key: value.detach() for key, value in outputs.features.items()})
 
 
-def _detached(outputs: Outputs) -> tuple[Tensor, dict[str, Tensor]]:
-    return outputs.logits.detach(), {key: value.detach() for key, value in outputs.features.items()}
+def _joint(specs: Sequence[NetworkSpec]) -> NetworkSpec:
+    target = f"{__name__}.{peers_from.__name__}"
+    config = {"_target_": target, "networks": [json.dumps(dict(spec.config)) for spec in specs]}
+    return NetworkSpec(f"{len(specs)} peers", config, lambda info: Peers([spec.make(info) for spec in specs]), False)
 
 
-def _pairs(peers: int) -> list[tuple[int, int]]:
-    return list(itertools.permutations(range(peers), 2))
-
-
-def _joint_config(specs: Sequence[NetworkSpec]) -> dict[str, Any]:
-    return {
-        "_target_": f"{__name__}.{peers_from.__name__}",
-        "networks": [json.dumps(dict(spec.config)) for spec in specs],
-    }
+def _mutual(base: LossSpec, peers: int) -> LossSpec:
+    pairs = peers * (peers - 1)
+    return LossSpec(base.name, base.config, lambda: Mutual([base.make() for _ in range(pairs)], peers))

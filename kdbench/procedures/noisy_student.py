@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +13,28 @@ from kdbench.data.bundle import Split
 from kdbench.data.unlabelled import Pool, joined, make_pool, trusted
 from kdbench.engine.options import require
 from kdbench.results.result import RunResult
-from kdbench.runs.given import GivenTeacher
-from kdbench.runs.obtain import obtain_teacher
-from kdbench.runs.recipe import NetworkSpec, Recipe
+from kdbench.runs.obtain import obtain
+from kdbench.runs.recipe import Recipe
 from kdbench.runs.series import Series, opened, seeds_apart, spec_named
+from kdbench.runs.taught import TaughtBy
 from kdbench.teachers.constant import ConstantTeacher
 
 Labels = Literal["soft", "hard"]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Which images a teacher's answers are trusted for, and what becomes of them."""
+
+    labels: Labels
+    threshold: float
+    per_class: int | None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.threshold < 1, "procedure.threshold", self.threshold, "in [0, 1)")
+        some = self.per_class is None or self.per_class >= 1
+        require(some, "procedure.per_class", self.per_class, "null or at least 1")
+        require(self.labels in ("soft", "hard"), "procedure.labels", self.labels, "soft or hard")
 
 
 def noisy_student(
@@ -39,65 +54,49 @@ def noisy_student(
 
     The table `pseudo_labels` says how many were used and how many were right.
     """
-    _check(recipe, iterations, labels, threshold, per_class, students)
+    spec = recipe.need_teacher("a network: it labels the first images")
+    labelling = Labelling(labels, threshold, per_class)
+    _check(recipe, labelling, iterations, students)
     specs = [spec_named(recipe, name) for name in students or [recipe.student.name] * iterations]
     with opened(recipe, out) as opening:
         pool = make_pool(opening.data, labelled, recipe.seeds.data)
         series = replace(opening, data=pool.data(opening.data))
-        teacher = obtain_teacher(recipe, series.data)
-        assert teacher is not None
+        teacher = obtain(spec, recipe, series.data)
         rows = []
-        for turn, spec in enumerate(specs, start=1):
-            folder, row = _iterate(series, pool, teacher, spec, iterations - turn, labels, threshold, per_class)
+        for turn, student in enumerate(specs, start=1):
+            own = replace(series.recipe, student=student, seeds=seeds_apart(recipe.seeds, iterations - turn))
+            folder, row = _iterate(series, pool, teacher, own, labelling)
             rows.append({"iteration": turn, **row})
             teacher = series.taught(folder) if turn < iterations else teacher
         return series.conclude(folder, {"labelled_images": float(len(pool.labelled))}, {"pseudo_labels": rows})
 
 
-def _check(
-    recipe: Recipe,
-    iterations: int,
-    labels: str,
-    threshold: float,
-    per_class: int | None,
-    students: list[str] | None,
-) -> None:
-    require(recipe.teacher is not None, "teacher", "none", "a network: it labels the first images")
+def _check(recipe: Recipe, labelling: Labelling, iterations: int, students: list[str] | None) -> None:
     require(iterations >= 1, "procedure.iterations", iterations, "at least 1")
-    require(0 <= threshold < 1, "procedure.threshold", threshold, "in [0, 1)")
-    require(per_class is None or per_class >= 1, "procedure.per_class", per_class, "null or at least 1")
     counted = students is None or len(students) == iterations
     require(counted, "procedure.students", students, f"null or {iterations} networks, one an iteration")
-    require(labels in ("soft", "hard"), "procedure.labels", labels, "soft or hard")
-    if labels == "soft":
-        allowed = "a loss that learns from a teacher, or procedure.labels=hard"
-        require(recipe.loss.make().uses_teacher, "loss", recipe.loss.name, allowed)
+    if labelling.labels == "soft":
+        recipe.need_taught_loss("a loss that learns from a teacher, or procedure.labels=hard")
 
 
 def _iterate(
-    series: Series, pool: Pool, teacher: GivenTeacher, spec: NetworkSpec, to_go: int, labels: Labels, threshold: float,
-    per_class: int | None,
-) -> tuple[Path, dict[str, Any]]:  # fmt: skip
+    series: Series, pool: Pool, teacher: TaughtBy, recipe: Recipe, labelling: Labelling
+) -> tuple[Path, dict[str, Any]]:
     """Label, choose, and train one student: its folder, and what the labels were like."""
     answers = series.answers(teacher, pool.unlabelled)
-    rows = trusted(answers.softmax(1), threshold, per_class).cpu()
+    rows = trusted(answers.softmax(1), labelling.threshold, labelling.per_class).cpu()
     allowed = f"lower: the teacher is that sure of none of the {len(pool.unlabelled)} images"
-    require(len(rows) > 0, "procedure.threshold", threshold, allowed)
+    require(len(rows) > 0, "procedure.threshold", labelling.threshold, allowed)
     answer = answers.argmax(1).cpu()
     chosen = pool.unlabelled.select(rows)
-    if labels == "hard":
+    if labelling.labels == "hard":
         chosen = replace(chosen, labels=answer[rows])
     known = pool.labelled
     fixed = ConstantTeacher(_table(series, [(known, series.answers(teacher, known)), (pool.unlabelled, answers)]))
-    stage = series.stage(
-        f"student{len(series.entries) + 1}-{spec.name}",
-        teacher=teacher,
-        student=spec,
-        split=joined([replace(known, clean=None), chosen]),
-        seeds=seeds_apart(series.recipe.seeds, to_go),
-    )
+    stage = series.stage(f"student{len(series.entries) + 1}-{recipe.student.name}", teacher, recipe)
+    stage = replace(stage, split=joined([replace(known, clean=None), chosen]))
     # A table of views is of no use here: every view of an image has the clean image's answer.
-    series.run(stage, replace(teacher, ask=fixed, tables=None))
+    series.run(stage, replace(teacher, teacher=fixed, tables=None))
     truth = pool.truth[rows]
     right = (answer[rows] == truth)[truth >= 0].float()
     about = {"images": len(rows), "different": len(rows.unique()), "unlabelled": len(pool.unlabelled)}

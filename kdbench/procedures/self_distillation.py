@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +9,10 @@ from kdbench.data.order import Order
 from kdbench.engine.device import place
 from kdbench.engine.options import require
 from kdbench.results.result import RunResult
-from kdbench.runs.given import GivenTeacher
 from kdbench.runs.lifecycle import run_stage
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.stage import Stage, student_stage
+from kdbench.runs.taught import TaughtBy
 from kdbench.teachers.past_self import PastSelf
 
 
@@ -25,22 +24,16 @@ def self_distillation(
     `past`: epoch, its weights at the end of the epoch before (Kim et al. 2021, PS-KD; use loss=pskd); average, the
     exponential moving average of its weights over steps, with `decay` (Tarvainen and Valpola 2017).
     """
-    require(
-        recipe.teacher is None,
-        "teacher",
-        recipe.record.choices.get("teacher"),
-        "none: the student teaches itself",
-    )
+    recipe.need_no_teacher("the student teaches itself")
     require(past in ("epoch", "average"), "procedure.past", past, "epoch or average")
     require(0 < decay < 1, "procedure.decay", decay, "in (0, 1)")
     stage = student_stage(recipe, recipe.data(), out)
     itself = PastSelf(steps_in_epoch(stage), place(recipe.trainer).autocast, decay if past == "average" else None)
-    stage = replace(stage, adapt=itself.adapt)
-    return run_stage(stage, GivenTeacher("itself", itself, None, 0, "", None, {}, {}))
+    return run_stage(stage, TaughtBy("itself", itself))
 
 
 def steps_in_epoch(stage: Stage) -> int:
     """Batches in an epoch of the stage, without reading its images."""
-    trainer = stage.trainer
-    order = Order(len(stage.split), stage.schedule.batch_size, stage.seeds.data, trainer.drop_last, trainer.limit_steps)
-    return order.steps
+    recipe, trainer = stage.recipe, stage.recipe.trainer
+    size, seed = recipe.schedule.batch_size, recipe.seeds.data
+    return Order(len(stage.split), size, seed, trainer.drop_last, trainer.limit_steps).steps

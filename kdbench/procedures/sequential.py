@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdbench.engine.options import require
 from kdbench.errors import UserError
 from kdbench.results.result import RunResult
-from kdbench.runs.given import GivenTeacher
-from kdbench.runs.obtain import obtain_teacher
-from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe
+from kdbench.runs.obtain import obtain
+from kdbench.runs.origin import origin_of
+from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Recipe, TeacherSpec
 from kdbench.runs.series import Series, opened, seeds_apart, spec_named, top1
+from kdbench.runs.taught import TaughtBy
 
 
 def sequential(
@@ -39,14 +40,14 @@ def sequential(
     hops = hops or [recipe.loss] * (len(specs) - 1)
     count = f"one loss a hop: {len(specs) - 1} for a chain of {len(specs)}"
     require(len(hops) == len(specs) - 1, "procedure.losses", losses, count)
-    recipe = _headed(recipe, specs)
+    spec = _head(recipe, specs[0])
+    recipe = _headed(recipe, spec, specs[-1])
     with opened(recipe, out) as series:
-        first = obtain_teacher(recipe, series.data)
-        assert first is not None
+        first = obtain(spec, recipe, series.data)
         last, final = _along(series, first, specs[1:], hops)
         figures = top1(final.last, "chain")
         if direct:
-            stage = series.stage(f"direct-{specs[-1].name}", teacher=first, student=specs[-1])
+            stage = series.stage(f"direct-{specs[-1].name}", first, replace(series.recipe, student=specs[-1]))
             alone = series.run(stage, first).last
             figures |= top1(alone, "direct")
             figures["gain/test/top1"] = final.last["test/top1"] - alone["test/top1"]
@@ -54,14 +55,14 @@ def sequential(
 
 
 def _along(
-    series: Series, first: GivenTeacher, specs: list[NetworkSpec], losses: list[LossSpec]
+    series: Series, first: TaughtBy, specs: list[NetworkSpec], losses: list[LossSpec]
 ) -> tuple[Path, RunResult]:
     """The folder and result of the last hop."""
     teacher = first
     for hop, (spec, loss) in enumerate(zip(specs, losses, strict=True)):
         to_go = len(specs) - 1 - hop
-        seeds = seeds_apart(series.recipe.seeds, to_go)
-        stage = series.stage(f"{teacher.name}-{spec.name}", teacher=teacher, student=spec, loss=loss, seeds=seeds)
+        own = replace(series.recipe, student=spec, loss=loss, seeds=seeds_apart(series.recipe.seeds, to_go))
+        stage = series.stage(f"{teacher.name}-{spec.name}", teacher, own)
         result = series.run(stage, teacher)
         if to_go:
             teacher = series.taught(stage.folder)
@@ -70,14 +71,8 @@ def _along(
 
 def _networks(recipe: Recipe, chain: list[str] | None) -> list[NetworkSpec]:
     if chain is None:
-        require(
-            recipe.teacher is not None,
-            "teacher",
-            "none",
-            "a network, or procedure.chain must name the teacher",
-        )
-        assert recipe.teacher is not None
-        return [recipe.teacher.network, recipe.student]
+        spec = recipe.need_teacher("a network, or procedure.chain must name the teacher")
+        return [spec.origin.describe(recipe.catalogue), recipe.student]
     for key, place, end in (("teacher", 0, "begin"), ("student", -1, "end")):
         typed = next((entry.split("=", 1)[1] for entry in recipe.record.overrides if entry.startswith(f"{key}=")), None)
         if chain and typed is not None and typed != chain[place]:
@@ -88,9 +83,8 @@ def _networks(recipe: Recipe, chain: list[str] | None) -> list[NetworkSpec]:
 
 
 def _spec(recipe: Recipe, name: str, head: bool) -> NetworkSpec:
-    if head and recipe.teacher is not None and name == recipe.teacher.network.name:
-        return recipe.teacher.network
-    return spec_named(recipe, name)
+    own = recipe.teacher.origin.describe(recipe.catalogue) if head and recipe.teacher else None
+    return own if own is not None and own.name == name else spec_named(recipe, name)
 
 
 def _losses(recipe: Recipe, losses: list[str | dict[str, Any]] | None) -> list[LossSpec]:
@@ -111,19 +105,20 @@ def _named(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return str(options.pop("name")), options
 
 
-def _headed(recipe: Recipe, specs: list[NetworkSpec]) -> Recipe:
-    """The recipe with the chain's ends as its teacher and student, so that the result says what was run.
+def _head(recipe: Recipe, network: NetworkSpec) -> TeacherSpec:
+    """`teacher=` with all its options if it is the chain's first network, or that network trained like it."""
+    spec = recipe.need_teacher("a network: its schedule and optimizer train the chain's first")
+    same = network.name == spec.origin.describe(recipe.catalogue).name
+    return spec if same else replace(spec, origin=origin_of(network))
 
-    The teacher is `teacher=` with all its options if it is the chain's first network, or that network trained like it.
-    """
-    spec, student, record = recipe.teacher, specs[-1], recipe.record
-    require(spec is not None, "teacher", "none", "a network: its schedule and optimizer train the chain's first")
-    assert spec is not None
-    if specs[0].name != spec.network.name:
-        spec = replace(spec, network=specs[0], checkpoint=None, run=None, source=None)
-    names = {field.name for field in fields(spec)}
-    own = {key: value for key, value in record.tree.get("teacher", {}).items() if key in names}
-    own |= {"checkpoint": spec.checkpoint, "run": spec.run}
-    tree = {**record.tree, "teacher": {**own, **spec.network.config}, "student": dict(student.config)}
-    choices = {**record.choices, "teacher": spec.network.name, "student": student.name}
+
+def _headed(recipe: Recipe, spec: TeacherSpec, student: NetworkSpec) -> Recipe:
+    """The recipe with the chain's ends as its teacher and student, so that the result says what was run."""
+    record, network = recipe.record, spec.origin.describe(recipe.catalogue)
+    node = dict(record.tree.get("teacher", {}))
+    if spec is not recipe.teacher:
+        own = {key: value for key, value in node.items() if key in TEACHER_KEYS}
+        node = {**own, "checkpoint": None, "run": None, **network.config}
+    tree = {**record.tree, "teacher": node, "student": dict(student.config)}
+    choices = {**record.choices, "teacher": network.name, "student": student.name}
     return replace(recipe, teacher=spec, student=student, record=replace(record, tree=tree, choices=choices))

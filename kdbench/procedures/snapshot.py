@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from torch import nn
-
 from kdbench.engine.options import ScheduleOptions, require
-from kdbench.losses.ce import CE
-from kdbench.models.ensemble import Mean
+from kdbench.models.ensemble import Ensemble, Mean, check_mean
 from kdbench.results.result import RunResult
-from kdbench.runs.ensemble import EnsembleOptions, ensemble_of
-from kdbench.runs.folder import network_of_run
-from kdbench.runs.given import GivenTeacher
-from kdbench.runs.recipe import LossSpec, Recipe, Seeds, TeacherSpec
+from kdbench.runs.ensemble import ensemble_of, refuse_features
+from kdbench.runs.obtain import introduced
+from kdbench.runs.origin import Published, Trained, label_loss
+from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Seeds, TeacherSpec
 from kdbench.runs.series import Series, opened, top1
+from kdbench.runs.stage import Stage
 
 
 def snapshot(
@@ -35,34 +34,37 @@ def snapshot(
     ensemble's, the members' mean and the share of the gain that the student keeps. With teacher.schedule.cycles the
     same learning rates train one teacher, the last snapshot.
     """
-    spec = _checked(recipe.teacher, cycles, keep)
-    options = EnsembleOptions([], "", mean, tau)
+    spec, network = _checked(recipe, cycles, keep)
+    check_mean(mean, tau)
+    refuse_features(recipe)
     with opened(recipe, out) as series:
-        folders: list[Path] = []
-        for cycle in range(cycles):
-            folders.append(_cycle(series, spec, cycle, cycles, folders[-1] if folders else None))
-        members = [series.finished(folder) for folder in folders]
+        stages = [_cycle(series, spec, network, cycle, cycles) for cycle in range(cycles)]
+        members = [series.finished(stage.folder) for stage in stages]
         figures: dict[str, float | None] = {}
         for number, member in enumerate(members, start=1):
             figures |= top1(member.metrics, f"snapshot{number}")
-        teacher = ensemble_of(members[-(keep or cycles) :], recipe, series.data, options, spec.allow_chance)
-        stage = series.stage("student", teacher=teacher)
+        join = partial(Ensemble, mean=mean, tau=tau)
+        teacher = ensemble_of(members[-(keep or cycles) :], join, recipe, series.data)
+        introduced(teacher, series.data, spec.allow_chance)
+        stage = series.stage("student", teacher)
         series.run(stage, teacher)
         return series.conclude(stage.folder, figures)
 
 
-def _checked(spec: TeacherSpec | None, cycles: int, keep: int | None) -> TeacherSpec:
-    own = spec is not None and spec.source is None
-    require(own, "teacher", "none or ensemble", "a network: it is trained here")
-    assert spec is not None
-    given = spec.run or spec.checkpoint
-    require(given is None, "teacher.run or checkpoint", given, "null: the snapshots are of its training")
+def _checked(recipe: Recipe, cycles: int, keep: int | None) -> tuple[TeacherSpec, NetworkSpec]:
+    spec = recipe.need_teacher("a network: it is trained here")
+    network = spec.origin.describe(recipe.catalogue)
+    require(network.single, "teacher", network.name, "a single network: it is trained here")
+    trained = isinstance(spec.origin, (Trained, Published))
+    typed = [recipe.record.config.get(f"teacher.{key}") for key in ("run", "checkpoint")]
+    given = next(filter(None, typed), network.name)
+    require(trained, "teacher.run or checkpoint", given, "null: the snapshots are of its training")
     require(cycles >= 2, "procedure.cycles", cycles, "at least 2")
     epochs = spec.schedule.epochs
     fits = epochs % cycles == 0
     require(fits, "procedure.cycles", cycles, f"a divisor of teacher.schedule.epochs = {epochs}")
     require(keep is None or 2 <= keep <= cycles, "procedure.keep", keep, f"null or from 2 to {cycles}")
-    return spec
+    return spec, network
 
 
 def cycle_schedule(schedule: ScheduleOptions, cycle: int, cycles: int) -> ScheduleOptions:
@@ -71,30 +73,19 @@ def cycle_schedule(schedule: ScheduleOptions, cycle: int, cycles: int) -> Schedu
     return replace(schedule, epochs=schedule.epochs // cycles, shape="cosine", cycles=1, warmup=warmup)
 
 
-def _cycle(series: Series, spec: TeacherSpec, cycle: int, cycles: int, before: Path | None) -> Path:
+def _cycle(series: Series, spec: TeacherSpec, network: NetworkSpec, cycle: int, cycles: int) -> Stage:
     smoothing = spec.label_smoothing
     config = {"weights": {"task": 1.0}, "label_smoothing": smoothing}
-    loss = LossSpec("ce", config, lambda: CE({"task": 1.0}, smoothing))
-    stage = series.stage(
-        f"snapshot{cycle + 1}",
-        student=spec.network,
-        loss=loss,
-        split=series.data.train,
+    own = replace(
+        series.recipe,
+        student=network,
+        loss=LossSpec("ce", config, label_loss(spec).make),
         # Other data seeds, or every cycle would see the same batches in the same order.
         seeds=Seeds(spec.seed, spec.seed + cycle),
         schedule=cycle_schedule(spec.schedule, cycle, cycles),
         optimizer=spec.optimizer,
-        adapt=None if before is None else _continues(series, before),
     )
+    start = series.after(series.last) if cycle else None
+    stage = replace(series.stage(f"snapshot{cycle + 1}", recipe=own), split=series.data.train, start=start)
     series.run(stage, None)
-    return stage.folder
-
-
-class _continues:
-    """The adaptation of a fresh network that takes over the weights of a finished stage."""
-
-    def __init__(self, series: Series, folder: Path) -> None:
-        self.series, self.folder = series, folder
-
-    def __call__(self, student: nn.Module, teacher: GivenTeacher | None) -> None:
-        student.load_state_dict(network_of_run(self.folder, self.series.recipe.catalogue)[1].state_dict())
+    return stage

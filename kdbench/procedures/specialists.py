@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,13 @@ from kdbench.engine.metrics import report
 from kdbench.engine.options import require
 from kdbench.models.base import last_layer_name
 from kdbench.models.fusion import Fused
-from kdbench.procedures.clusters import confusable_classes
 from kdbench.results.result import NetworkResult, RunResult
 from kdbench.runs.folder import network_of_run
-from kdbench.runs.given import GivenTeacher
-from kdbench.runs.obtain import introduced, make_given, obtain_teacher
+from kdbench.runs.obtain import introduced, measured, obtain
 from kdbench.runs.recipe import NetworkSpec, Recipe
 from kdbench.runs.series import Series, opened, seeds_apart
-
-
-@dataclass(frozen=True)
-class SpecialistOptions:
-    specialists: int
-    size: int | None
-    top: int
-    epochs: int | None
-    lr: float | None
+from kdbench.runs.stage import Start
+from kdbench.runs.taught import TaughtBy
 
 
 def specialists(
@@ -45,46 +36,67 @@ def specialists(
     A specialist trains on labels, half of its images from its classes, half from the others; `epochs` and `lr` are its
     training's (null: those of the schedule, and a tenth of the optimizer's). Afterwards the logarithm of how much its
     classes were oversampled is added to its dustbin's logit. In use, the specialists that have one of the generalist's
-    `top` most probable classes are fused with it (`teachers.fusion`). `distil`: also teach `student=` by the fusion.
+    `top` most probable classes are fused with it (`models.fusion`). `distil`: also teach `student=` by the fusion.
 
     The figures compare the generalist and the fusion, over all images and conditionally (images of the specialists'
     classes, answers among these classes only); the table `covering` does so by the number of specialists of a class.
     """
-    options = SpecialistOptions(specialists, size, top, epochs, lr)
-    require(recipe.teacher is not None, "teacher", "none", "a network: it is the generalist")
+    spec = recipe.need_teacher("a network: it is the generalist")
+    network = spec.origin.describe(recipe.catalogue)
+    allowed = "one network, whose weights a specialist starts from; a student of several may be one: teacher.run"
+    require(network.single, "teacher", network.name, allowed)
     with opened(recipe, out) as series:
         most = len(series.data.classes) - 1
         require(1 <= top <= most, "procedure.top", top, f"from 1 to {most}, one less than the classes")
-        generalist = obtain_teacher(recipe, series.data)
-        assert generalist is not None
+        generalist = obtain(spec, recipe, series.data)
         answers = series.answers(generalist, series.data.train).softmax(1)
         groups = confusable_classes(answers, specialists, size, recipe.seeds.init)
-        trained = [_train(series, generalist, group, i, options) for i, group in enumerate(groups, start=1)]
+        own = _specialist(series.recipe, network, epochs, lr)
+        trained = [_train(series, own, generalist.trained(), group, i) for i, group in enumerate(groups, start=1)]
         offsets = [offset(series.data.train, group) for group in groups]
-        fused = _fused(series, generalist, trained, groups, offsets, top)
+        networks = [network_of_run(folder, recipe.catalogue)[1] for folder in trained]
+        together = Fused(generalist.trained(), networks, groups, offsets, len(series.data.classes), top)
+        fused = introduced(measured("fused", together, None, recipe, series.data), series.data, spec.allow_chance)
+        # Where the solver has work to do, its cost cannot be counted without running it.
+        fused = fused if together.closed else replace(fused, tables=None)
         figures = _figures(generalist, fused, groups, series.data)
         tables = {"specialists": _about(series, groups, offsets)}
         tables["covering"] = covering(generalist, fused, groups, series.data)
         if distil:
-            stage = series.stage("student", teacher=fused)
+            stage = series.stage("student", fused)
             series.run(stage, fused)
             return series.conclude(stage.folder, figures, tables)
         return series.conclude(trained[-1], figures, tables, _fused_result(series, generalist, fused))
 
 
-def _fused(
-    series: Series, generalist: GivenTeacher, trained: Sequence[Path], groups: Sequence[Sequence[int]],
-    offsets: Sequence[float], top: int,
-) -> GivenTeacher:  # fmt: skip
-    """The generalist and its specialists as one teacher."""
-    recipe = series.recipe
-    assert generalist.network is not None and recipe.teacher is not None
-    networks = [network_of_run(folder, recipe.catalogue)[1] for folder in trained]
-    network = Fused(generalist.network, networks, groups, offsets, len(series.data.classes), top)
-    given = make_given("fused", network, None, recipe, series.data)
-    introduced(given, series.data, recipe.teacher.allow_chance)
-    # Where the solver has work to do, its cost cannot be counted without running it.
-    return given if network.closed else replace(given, tables=None)
+def confusable_classes(predictions: Tensor, clusters: int, size: int | None = None, seed: int = 0) -> list[list[int]]:
+    """Groups of classes that are often predicted together (Hinton et al. 2015, section 5.3); needs no true labels.
+
+    predictions [N, C] probabilities. K-means on the columns of their covariance matrix [C, C]. `size` null: the
+    clusters themselves, which part all classes; a number: for each centre the `size` classes whose columns are nearest
+    to it, so that groups may overlap and classes be in none (the paper has such groups but not how they are made).
+    Groups in the order of their first class; equal groups count once.
+    """
+    classes = predictions.shape[1]
+    require(
+        2 <= clusters <= classes,
+        "procedure.specialists",
+        clusters,
+        f"from 2 to the number of classes, {classes}",
+    )
+    fits = size is None or 1 <= size < classes
+    require(fits, "procedure.size", size, f"null or from 1 to {classes - 1}, one less than the classes")
+    from sklearn.cluster import KMeans  # takes a second to load
+
+    columns = torch.cov(predictions.cpu().double().T).numpy()
+    found = KMeans(clusters, n_init=10, random_state=seed).fit(columns)
+    if size is None:
+        groups = [[c for c in range(classes) if found.labels_[c] == group] for group in range(clusters)]
+    else:
+        centres = torch.from_numpy(found.cluster_centers_)
+        near = torch.cdist(centres, torch.from_numpy(columns)).argsort(dim=1, stable=True)[:, :size]
+        groups = [sorted(row.tolist()) for row in near]
+    return sorted({tuple(group): group for group in groups if group}.values())
 
 
 def offset(split: Split, group: Sequence[int]) -> float:
@@ -113,11 +125,22 @@ def relabelled(split: Split, group: Sequence[int], classes: int) -> Split:
     return replace(split, labels=labels[split.labels], clean=None)
 
 
-def _train(
-    series: Series, generalist: GivenTeacher, group: Sequence[int], number: int, options: SpecialistOptions
-) -> Path:
+def _specialist(recipe: Recipe, network: NetworkSpec, epochs: int | None, lr: float | None) -> Recipe:
+    """How every specialist is trained: the generalist's network, without published weights, under its labels."""
+    config = dict(network.config) | ({"pretrained": False} if "pretrained" in network.config else {})
+    schedule, optimizer = recipe.schedule, recipe.optimizer
+    return replace(
+        recipe,
+        student=recipe.catalogue.network_from(network.name, config),
+        loss=recipe.catalogue.loss("ce"),
+        schedule=replace(schedule, epochs=epochs or schedule.epochs, warmup=0),
+        optimizer=replace(optimizer, lr=optimizer.lr / 10 if lr is None else lr),
+    )
+
+
+def _train(series: Series, recipe: Recipe, generalist: nn.Module, group: Sequence[int], number: int) -> Path:
     """The folder of one trained specialist."""
-    recipe, data, classes = series.recipe, series.data, len(series.data.classes)
+    data, classes = series.data, len(series.data.classes)
     seeds = seeds_apart(recipe.seeds, number)
     special = replace(
         data,
@@ -127,55 +150,31 @@ def _train(
         val=None if data.val is None else relabelled(data.val, group, classes),
         test=relabelled(data.test, group, classes),
     )
-    schedule, optimizer = recipe.schedule, recipe.optimizer
-    stage = series.stage(
-        f"specialist{number}",
-        student=_network(recipe, generalist),
-        loss=recipe.catalogue.loss("ce"),
-        data=special,
-        seeds=seeds,
-        schedule=replace(schedule, epochs=options.epochs or schedule.epochs, warmup=0),
-        optimizer=replace(optimizer, lr=optimizer.lr / 10 if options.lr is None else options.lr),
-        adapt=started_from(generalist.network, group),
-    )
+    stage = series.stage(f"specialist{number}", recipe=replace(recipe, seeds=seeds))
+    stage = replace(stage, data=special, split=special.transfer, start=specialised(generalist, group))
     series.run(stage, None)
     return stage.folder
 
 
-class started_from:
-    """The adaptation of a fresh specialist: the generalist's weights, and its classifier's rows for the group.
+def specialised(generalist: nn.Module, group: Sequence[int]) -> Start:
+    """The generalist's weights for a specialist of a group of its classes.
 
-    The dustbin starts as the mean of all other rows, its bias raised by the logarithm of their number.
+    Of the classifier it takes the group's rows; the dustbin is the mean of all others, its bias raised by the logarithm
+    of their number.
     """
-
-    def __init__(self, generalist: nn.Module | None, group: Sequence[int]) -> None:
-        assert generalist is not None
-        self.generalist, self.group = generalist, list(group)
-
-    def __call__(self, student: nn.Module, teacher: GivenTeacher | None) -> None:
-        head = last_layer_name(self.generalist)
-        state = {key: value.detach().cpu().clone() for key, value in self.generalist.state_dict().items()}
-        for part in ("weight", "bias"):
-            if f"{head}.{part}" in state:
-                rows = state[f"{head}.{part}"]
-                others = [c for c in range(len(rows)) if c not in self.group]
-                rest = rows[others].mean(0, keepdim=True) + (math.log(len(others)) if part == "bias" else 0.0)
-                state[f"{head}.{part}"] = torch.cat([rows[self.group], rest])
-        student.load_state_dict(state)
-
-
-def _network(recipe: Recipe, generalist: GivenTeacher) -> NetworkSpec:
-    """The generalist's network, to be built with another number of classes and without published weights."""
-    assert recipe.teacher is not None
-    spec = recipe.teacher.network
-    if recipe.teacher.run:
-        spec = network_of_run(Path(recipe.teacher.run), recipe.catalogue)[0]
-    config = dict(spec.config) | ({"pretrained": False} if "pretrained" in spec.config else {})
-    return recipe.catalogue.network_from(spec.name, config)
+    head = last_layer_name(generalist)
+    state = {key: value.detach().cpu().clone() for key, value in generalist.state_dict().items()}
+    for part in ("weight", "bias"):
+        if f"{head}.{part}" in state:
+            rows = state[f"{head}.{part}"]
+            others = [c for c in range(len(rows)) if c not in group]
+            rest = rows[others].mean(0, keepdim=True) + (math.log(len(others)) if part == "bias" else 0.0)
+            state[f"{head}.{part}"] = torch.cat([rows[list(group)], rest])
+    return Start(state)
 
 
 def _figures(
-    generalist: GivenTeacher, fused: GivenTeacher, groups: Sequence[Sequence[int]], data: Bundle
+    generalist: TaughtBy, fused: TaughtBy, groups: Sequence[Sequence[int]], data: Bundle
 ) -> dict[str, float | None]:
     figures: dict[str, float | None] = {}
     covered = sorted({c for group in groups for c in group})
@@ -205,7 +204,7 @@ def conditional(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> float
 
 
 def covering(
-    generalist: GivenTeacher, fused: GivenTeacher, groups: Sequence[Sequence[int]], data: Bundle
+    generalist: TaughtBy, fused: TaughtBy, groups: Sequence[Sequence[int]], data: Bundle
 ) -> list[dict[str, Any]]:
     """Test images by the number of specialists that have their class: both accuracies and the relative gain
     (Hinton et al. 2015, table 4)."""
@@ -231,7 +230,7 @@ def _about(series: Series, groups: Sequence[Sequence[int]], offsets: Sequence[fl
     ]
 
 
-def _fused_result(series: Series, generalist: GivenTeacher, fused: GivenTeacher) -> Mapping[str, Any]:
+def _fused_result(series: Series, generalist: TaughtBy, fused: TaughtBy) -> Mapping[str, Any]:
     """What stands for the student's result where the fusion itself is the outcome."""
     last: dict[str, float] = {"epoch": float(series.recipe.schedule.epochs)}
     for name, split in (("val", series.data.val), ("test", series.data.test)):

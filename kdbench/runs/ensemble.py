@@ -1,32 +1,32 @@
-"""`teacher=ensemble`: several networks, each obtained as any teacher is, that teach as one."""
+"""Ensemble: several networks, each obtained as any teacher is, that teach as one (`teacher=ensemble`)."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
 from kdbench.errors import UserError
-from kdbench.models.ensemble import Ensemble, at_temperature_1, check_mean, normalised_weights
+from kdbench.models import ensemble as networks
+from kdbench.models.ensemble import Mean, at_temperature_1, check_mean, normalised_weights
 from kdbench.runs.folder import NETWORK
-from kdbench.runs.given import GivenTeacher
-from kdbench.runs.obtain import introduced, make_given, measure, obtain_teacher
-from kdbench.runs.recipe import Recipe, TeacherSpec
-
-log = logging.getLogger(__name__)
+from kdbench.runs.obtain import measure, measured, obtain
+from kdbench.runs.origin import origin_of
+from kdbench.runs.recipe import Catalogue, NetworkSpec, Origin, Recipe, TeacherSpec
+from kdbench.runs.taught import TaughtBy
+from kdbench.types import ImageInfo
 
 _KEYS = ("network", "seed", "run", "checkpoint")
 
 
 @dataclass(frozen=True)
-class EnsembleOptions:
-    """What configs/teacher/ensemble.yaml sets beside what every teacher has.
+class Ensemble:
+    """The origin that configs/teacher/ensemble.yaml describes; schedule, optimizer, ... of a member are the teacher's.
 
     members: a number is a seed of `network`; a text a network's name, a run folder, or a weights file of `network`; a
     mapping any of network, seed, run and checkpoint. A network that is named twice gets another seed the second time.
@@ -34,66 +34,71 @@ class EnsembleOptions:
 
     members: list[int | str | dict[str, Any]]
     network: str
-    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    mean: Mean = "arithmetic"
     tau: float = 1.0
     weights: list[float] | None = None
 
     def __post_init__(self) -> None:
         check_mean(self.mean, self.tau)
-        if self.members:
-            normalised_weights(self.weights, len(self.members))
+        if len(self.members) < 2:
+            raise UserError(f"teacher.members = {self.members}: must be at least two; for one use teacher=<network>")
+        normalised_weights(self.weights, len(self.members))
 
+    def describe(self, catalogue: Catalogue) -> NetworkSpec:
+        parts = [origin.describe(catalogue) for origin, _ in self._members(catalogue, 0)]
 
-def ensemble_teacher(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> GivenTeacher:
-    """The source of `teacher=ensemble`: obtain every member, then measure and return their ensemble.
+        def make(info: ImageInfo) -> nn.Module:
+            return self._join([part.make(info) for part in parts])
 
-    Raises UserError for fewer than two members, for a member that cannot be had, and for two with the same weights.
-    """
-    options = EnsembleOptions(**{key: value for key, value in spec.network.config.items() if key != "_target_"})
-    if len(options.members) < 2:
-        raise UserError(f"teacher.members = {options.members}: must be at least two; for one use teacher=<network>")
-    members = [obtain_teacher(replace(recipe, teacher=one), data) for one in member_specs(spec, options, recipe)]
-    return ensemble_of([m for m in members if m is not None], recipe, data, options, spec.allow_chance)
+        return NetworkSpec("ensemble", {}, make, single=False)
+
+    def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
+        """Raises UserError for a member that cannot be had, and for two with the same weights."""
+        refuse_features(recipe)
+        specs = [replace(spec, origin=one, seed=seed) for one, seed in self._members(recipe.catalogue, spec.seed)]
+        return ensemble_of([obtain(one, recipe, data) for one in specs], self._join, recipe, data)
+
+    def _members(self, catalogue: Catalogue, first_seed: int) -> list[tuple[Origin, int]]:
+        """Each member's origin and seed; of a network that is named again without one, the next from `first_seed`."""
+        used: dict[str, int] = {}
+        found = []
+        for member in self.members:
+            about = _about(member, self.network)
+            network, seed = catalogue.network(about["network"]), about.get("seed")
+            if seed is None:
+                seed = first_seed + used.get(network.name, 0)
+                used[network.name] = used.get(network.name, 0) + 1
+            found.append((origin_of(network, about.get("checkpoint"), about.get("run")), int(seed)))
+        return found
+
+    def _join(self, members: Sequence[nn.Module]) -> networks.Ensemble:
+        return networks.Ensemble(members, self.weights, self.mean, self.tau)
 
 
 def ensemble_of(
-    members: Sequence[GivenTeacher], recipe: Recipe, data: Bundle, options: EnsembleOptions | None = None,
-    allow_chance: bool = False, name: str = "ensemble",
-) -> GivenTeacher:  # fmt: skip
+    members: Sequence[TaughtBy], join: Callable[[Sequence[nn.Module]], networks.Ensemble], recipe: Recipe, data: Bundle
+) -> TaughtBy:
     """Teachers as one, measured; it remembers its members, for their mean and the share of the gain a student keeps."""
     weights = [member.weights for member in members]
     twice = next((m.name for i, m in enumerate(members) if m.weights in weights[:i]), None)
     if twice is not None:
         raise UserError(f"teacher.members: two of them are the same network {twice} with the same weights")
-    networks = [_network(member) for member in members]
+    network = join([member.trained() for member in members])
+    together = measured("ensemble", network, None, recipe, data)
+    if network.tau != 1 and network.mean == "arithmetic":
+        # How good it is does not depend on the temperature of the loss: the mean of the members' predictions.
+        metrics = measure(at_temperature_1(network), recipe, data, place(recipe.trainer))[1]
+        together = replace(together, metrics=metrics)
+    return replace(together, members=tuple(member.record() for member in members))
+
+
+def refuse_features(recipe: Recipe) -> None:
+    """Raises UserError for a loss that reads features of an ensemble, which have no mean."""
     needed = recipe.loss.make().needs
     if needed:
         raise UserError(
             f"loss={recipe.loss.name} reads features ({', '.join(needed)}); an ensemble of teachers has only logits"
         )
-    chosen = options or EnsembleOptions([], "")
-    network = Ensemble(networks, chosen.weights, chosen.mean, chosen.tau)
-    given = replace(make_given(name, network, None, recipe, data), members=tuple(m.record() for m in members))
-    if network.tau != 1 and chosen.mean == "arithmetic":
-        # How good it is does not depend on the temperature of the loss: the mean of the members' predictions.
-        given = replace(given, metrics=measure(at_temperature_1(network), recipe, data, place(recipe.trainer))[1])
-    return introduced(given, data, allow_chance)
-
-
-def member_specs(spec: TeacherSpec, options: EnsembleOptions, recipe: Recipe) -> list[TeacherSpec]:
-    """Each member as a teacher of its own: its network and seed, all else (schedule, optimizer, ...) the ensemble's."""
-    used: dict[str, int] = {}
-    specs = []
-    for member in options.members:
-        about = _about(member, options.network)
-        network = recipe.catalogue.network(about["network"])
-        seed = about.get("seed")
-        if seed is None:
-            seed = spec.seed + used.get(network.name, 0)
-            used[network.name] = used.get(network.name, 0) + 1
-        run, checkpoint = about.get("run"), about.get("checkpoint")
-        specs.append(replace(spec, network=network, source=None, seed=int(seed), run=run, checkpoint=checkpoint))
-    return specs
 
 
 def _about(member: int | str | Mapping[str, Any], network: str) -> dict[str, Any]:
@@ -107,9 +112,3 @@ def _about(member: int | str | Mapping[str, Any], network: str) -> dict[str, Any
     if (Path(member) / NETWORK).exists():
         return {"network": network, "run": member}
     return {"network": network, "checkpoint": member} if Path(member).is_file() else {"network": member}
-
-
-def _network(member: GivenTeacher) -> nn.Module:
-    if member.network is None:
-        raise UserError(f"teacher.members: {member.name} is no network")
-    return member.network

@@ -12,7 +12,7 @@ import numpy as np
 
 from kdbench.engine.device import place
 from kdbench.errors import UserError
-from kdbench.runs.obtain import obtain_teacher
+from kdbench.runs.obtain import obtain
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.serving import open_table, unservable
 from kdbench.runs.stage import student_stage, train_batches
@@ -33,16 +33,15 @@ def fill_table(recipe: Recipe, watch: Watch) -> Filled:
     `watch(total)` gives what is told how many more entries are there. May be stopped and started again at any time,
     and run in several processes at once. Raises UserError where no table can serve, before any work.
     """
+    spec = recipe.need_teacher("a network, whose logits the table is to hold")
     data = recipe.data()
-    if recipe.teacher is None:
-        raise UserError("teacher = none: must be a network, whose logits the table is to hold")
     reason = unservable(data.mix, data.augment)
     if reason is not None:
         raise UserError(f"no table can be built, since {reason}")
-    teacher = obtain_teacher(recipe, data)
+    teacher = obtain(spec, recipe, data)
     placement = place(recipe.trainer)
     batches = train_batches(student_stage(recipe, data, Path()), placement)
-    if teacher is None or batches.views is None:
+    if batches.views is None:
         raise UserError("no table can be built, since the images are streamed from their files")
     filler = open_table(teacher, data, batches, placement).filler
     entries = (data.transfer.rows[:, None].numpy() * batches.views + np.arange(batches.views)).reshape(-1)

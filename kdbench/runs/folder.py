@@ -62,23 +62,28 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def network_of_run(
-    folder: Path, catalogue: Catalogue, weights: str = STUDENT
-) -> tuple[NetworkSpec, nn.Module, ImageInfo]:
-    """The finished student of a run folder. Raises UserError if the folder holds none."""
+def spec_of_run(folder: Path, catalogue: Catalogue) -> tuple[NetworkSpec, ImageInfo]:
+    """The network of a run folder, and the data it is for. Raises UserError if the folder is none of a run."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
     if not (folder / NETWORK).exists():
         raise UserError(f"{folder}: not a run folder of kdbench (it has no {NETWORK})")
-    if not (folder / weights).exists():
-        raise UserError(
-            f"{folder}: the run is not finished (it has no {weights}). The command that started it continues it."
-        )
     about = read_json(folder / NETWORK)
     config = dict(about["config"])
     if "pretrained" in config:  # its weights come from this folder
         config |= {"pretrained": False}
-    spec, info = catalogue.network_from(about["name"], config), ImageInfo(*about["info"])
+    return catalogue.network_from(about["name"], config), ImageInfo(*about["info"])
+
+
+def network_of_run(
+    folder: Path, catalogue: Catalogue, weights: str = STUDENT
+) -> tuple[NetworkSpec, nn.Module, ImageInfo]:
+    """The finished student of a run folder. Raises UserError if the folder holds none."""
+    spec, info = spec_of_run(folder, catalogue)
+    if not (folder / weights).exists():
+        raise UserError(
+            f"{folder}: the run is not finished (it has no {weights}). The command that started it continues it."
+        )
     network = spec.make(info)
     load_into(network, _read(folder / weights), str(folder / weights))
     return spec, network, info

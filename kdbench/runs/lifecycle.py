@@ -17,7 +17,7 @@ from kdbench.engine.device import Placement, place
 from kdbench.engine.log import RunLog
 from kdbench.engine.options import require
 from kdbench.engine.progress import ProgressView
-from kdbench.engine.trainer import STUDENT, Member, Resumable, fit, resume_epoch
+from kdbench.engine.trainer import STUDENT, Member, fit, resume_epoch
 from kdbench.errors import UserError
 from kdbench.files import read_json, write_json
 from kdbench.losses.base import DistillationLoss
@@ -25,16 +25,16 @@ from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.result import NetworkResult, RunResult, is_finished, read_result
 from kdbench.runs.folder import clear, describe_versions, save_config, save_network
-from kdbench.runs.given import GivenTeacher
 from kdbench.runs.recipe import Record
 from kdbench.runs.serving import serve
 from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches
+from kdbench.runs.taught import TaughtBy
 from kdbench.types import Calibration
 
 log = logging.getLogger(__name__)
 
 
-def run_stage(stage: Stage, teacher: GivenTeacher | None) -> RunResult:
+def run_stage(stage: Stage, teacher: TaughtBy | None) -> RunResult:
     """Train one student and return its result. A finished stage is not run again, an unfinished one continues.
 
     Raises Diverged if its loss became NaN, and UserError if another process is at work in the folder or if it holds
@@ -46,7 +46,7 @@ def run_stage(stage: Stage, teacher: GivenTeacher | None) -> RunResult:
     return outcome
 
 
-def run_stages(stages: Sequence[Stage], teacher: GivenTeacher | None) -> list[RunResult | Exception]:
+def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunResult | Exception]:
     """Train several students side by side on one stream of batches and one teacher pass; results in their order."""
     failures: dict[Path, Exception] = {}
     todo = []
@@ -64,12 +64,12 @@ def run_stages(stages: Sequence[Stage], teacher: GivenTeacher | None) -> list[Ru
 
 def finished(stage: Stage) -> bool:
     """Whether the folder holds this stage's whole result. Clears the folder if the stage is forced."""
-    if stage.force:
+    if stage.recipe.force:
         clear(stage.folder)
     if is_finished(stage.folder):
         return True
     started = stage.folder / "run.json"
-    if started.exists() and read_json(started).get("hash") != stage.record.hash:
+    if started.exists() and read_json(started).get("hash") != stage.recipe.record.hash:
         raise UserError(
             f"{stage.folder}: holds an unfinished run of another configuration. Choose another folder, or force=true."
         )
@@ -88,22 +88,21 @@ def only_here(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, Exception]:
-    first = stages[0]
-    placement = place(first.trainer)
+def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exception]:
+    first, recipe = stages[0], stages[0].recipe
+    placement = place(recipe.trainer)
     batches = train_batches(first, placement)
-    sets = eval_sets(first.data, first.trainer, placement)
+    sets = eval_sets(first.data, recipe.trainer, placement)
     stages, members, failures = _members(stages, teacher, batches, sets, placement)
     if not members:
         return failures
-    until = min(first.stop_epoch or first.schedule.epochs, first.schedule.epochs)
+    until = min(first.stop_epoch or recipe.schedule.epochs, recipe.schedule.epochs)
     done = min(m.epochs_done for m in members)
-    title = stages[0].student.name if len(stages) == 1 else f"{len(stages)} students"
-    view = ProgressView(
-        title, until * batches.steps, done * batches.steps, first.schedule.batch_size, first.trainer.progress
-    )
+    title = stages[0].recipe.student.name if len(stages) == 1 else f"{len(stages)} students"
+    steps = until * batches.steps, done * batches.steps
+    view = ProgressView(title, *steps, recipe.schedule.batch_size, recipe.trainer.progress)
     try:
-        students = [(s.loss.name, m.learner.distiller) for s, m in zip(stages, members, strict=True)]
+        students = [(s.recipe.loss.name, m.learner.distiller) for s, m in zip(stages, members, strict=True)]
         served = serve(teacher, students, first.data, batches, placement, until - done)
         fit(members, served.batches, served.teacher, until, view)
         for stage, member in zip(stages, members, strict=True):
@@ -118,7 +117,7 @@ def _train(stages: Sequence[Stage], teacher: GivenTeacher | None) -> dict[Path, 
 
 
 def _members(
-    stages: Sequence[Stage], teacher: GivenTeacher | None, batches: TrainingBatches,
+    stages: Sequence[Stage], teacher: TaughtBy | None, batches: TrainingBatches,
     sets: Mapping[str, EvaluationBatches], placement: Placement,
 ) -> tuple[list[Stage], list[Member], dict[Path, Exception]]:  # fmt: skip
     """The stages that can start, their members, and why the others cannot: one bad configuration stops nobody else."""
@@ -134,7 +133,7 @@ def _members(
 
 def _member(
     stage: Stage,
-    teacher: GivenTeacher | None,
+    teacher: TaughtBy | None,
     batches: TrainingBatches,
     sets: Mapping[str, EvaluationBatches],
     placement: Placement,
@@ -144,31 +143,33 @@ def _member(
         log.info("%s: continues after epoch %d", stage.folder, epochs_done, extra=_about(stage))
     learner = make_learner(stage, teacher, batches, sets, placement)
     calibration = _calibrate(learner.distiller.loss, stage, teacher, sets) if state is None else None
-    write_json(stage.folder / "run.json", {"hash": stage.record.hash, "started": _now()})
-    save_config(stage.folder, stage.record.tree)
+    recipe, record = stage.recipe, stage.recipe.record
+    write_json(stage.folder / "run.json", {"hash": record.hash, "started": _now()})
+    save_config(stage.folder, record.tree)
     run_log = RunLog(stage.folder, epochs_done)
     if not epochs_done:
         _announce(run_log, stage, learner.distiller.loss, calibration)
     reference = teacher.reference if teacher else {}
-    about = {"network": stage.student.name, "dataset": stage.data.name, "hash": stage.record.hash}
-    learning = teacher.ask if teacher is not None and isinstance(teacher.ask, Resumable) else None
+    about = {"network": recipe.student.name, "dataset": stage.data.name, "hash": record.hash}
+    attached = teacher.teacher if teacher else None
     member = Member(
-        learner, stage.folder, run_log, sets, reference, stage.trainer, stage.schedule.epochs, about, learning
+        learner, stage.folder, run_log, sets, reference, recipe.trainer, recipe.schedule.epochs, about, attached
     )
-    save_network(stage.folder, stage.student, stage.data)
+    save_network(stage.folder, recipe.student, stage.data)
     if state is not None:
         member.restore(state)
     return member
 
 
 def _calibrate(
-    loss: DistillationLoss, stage: Stage, teacher: GivenTeacher | None, sets: Mapping[str, EvaluationBatches]
+    loss: DistillationLoss, stage: Stage, teacher: TaughtBy | None, sets: Mapping[str, EvaluationBatches]
 ) -> Calibration | None:
     """Let a loss choose its own coefficients on the validation split, and keep what it found in the run folder."""
     if not loss.needs_calibration:
         return None
-    require(teacher is not None, "teacher", "none", f"a network, since loss={stage.loss.name} is fitted to one")
-    require("val" in sets, "dataset.validation", 0, f"above 0: loss={stage.loss.name} is fitted on a validation split")
+    name = stage.recipe.loss.name
+    require(teacher is not None, "teacher", "none", f"a network, since loss={name} is fitted to one")
+    require("val" in sets, "dataset.validation", 0, f"above 0: loss={name} is fitted on a validation split")
     assert teacher is not None and stage.data.val is not None
     logits = teacher.reference["val"]
     found = loss.calibrate(logits, stage.data.val.labels.to(logits.device))
@@ -177,11 +178,12 @@ def _calibrate(
 
 
 def _announce(run_log: RunLog, stage: Stage, loss: DistillationLoss, calibration: Calibration | None) -> None:
-    log.info("loss %s: %s", stage.loss.name, loss.formula, extra=_about(stage))
-    rows = "\n".join(f"| {key} | {value} |" for key, value in stage.record.config.items())
+    record = stage.recipe.record
+    log.info("loss %s: %s", stage.recipe.loss.name, loss.formula, extra=_about(stage))
+    rows = "\n".join(f"| {key} | {value} |" for key, value in record.config.items())
     run_log.text("config", f"| key | value |\n|---|---|\n{rows}")
     run_log.text("formula", loss.formula)
-    run_log.hparams_start(_hparams(stage.record), trial=stage.folder.name)
+    run_log.hparams_start(_hparams(record), trial=stage.folder.name)
     if calibration is not None:
         for name, figure in calibration.figures.items():
             run_log.figure(f"{calibration.name}/{name}", figure)
@@ -201,20 +203,20 @@ def _hparams(record: Record) -> dict[str, Any]:
     return {**record.choices, **numbers, **typed, "seed": record.config.get("seed")}
 
 
-def _finish(stage: Stage, member: Member, teacher: GivenTeacher | None, train_images: int) -> None:
+def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images: int) -> None:
     """Export the student and write result.json, the last file of a run."""
-    learner = member.learner
+    learner, recipe, record = member.learner, stage.recipe, stage.recipe.record
     save_weights(stage.folder / STUDENT, learner.network, member.about)
     data, last = stage.data, dict(member.last)
     images = {"train": train_images, "val": len(data.val.labels) if data.val else 0, "test": len(data.test.labels)}
     versions = describe_versions()
     RunResult(
-        name=stage.folder.name, kdbench=versions["kdbench"], finished=_now(), hash=stage.record.hash,
-        choices=dict(stage.record.choices), config=stage.record.config, overrides=stage.record.overrides,
-        tags=stage.record.tags, formula=learner.distiller.loss.formula, seed=stage.seeds.init,
+        name=stage.folder.name, kdbench=versions["kdbench"], finished=_now(), hash=record.hash,
+        choices=dict(record.choices), config=record.config, overrides=record.overrides,
+        tags=record.tags, formula=learner.distiller.loss.formula, seed=recipe.seeds.init,
         teacher=teacher.record() if teacher else None,
         student=NetworkResult(
-            stage.student.name, parameters=count_parameters(learner.network),
+            recipe.student.name, parameters=count_parameters(learner.network),
             weights=weight_hash(learner.network.state_dict()),
         ),
         last=last, best=member.best, figures=teacher.recovered(last) if teacher else {}, images=images,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import nn
 
 from kdbench.data.bundle import Bundle
-from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
+from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
 from kdbench.losses.base import DistillationLoss
-from kdbench.runs.given import GivenTeacher
+from kdbench.runs.taught import TaughtBy
 from kdbench.types import ImageInfo
 
 
@@ -23,11 +24,20 @@ class NetworkSpec:
     name: str
     config: Mapping[str, Any]
     make: Callable[[ImageInfo], nn.Module]
+    single: bool = True  # False: several networks that answer as one, with no layers and no classifier of its own
 
     @property
     def pretrained(self) -> bool:
         """Whether it comes with trained weights and a head for them."""
         return bool(self.config.get("pretrained")) and not self.config.get("new_head")
+
+    def sketch(self, info: ImageInfo) -> nn.Module:
+        """The network without memory (on the meta device): names and shapes, and what refuses to be built.
+
+        Published weights are read into real memory.
+        """
+        with torch.device("cpu" if self.config.get("pretrained") else "meta"):
+            return self.make(info)
 
 
 @dataclass(frozen=True)
@@ -37,22 +47,35 @@ class LossSpec:
     make: Callable[[], DistillationLoss]
 
 
+class Origin(Protocol):
+    """Where a teacher comes from: kdbench.runs.origin and kdbench.runs.ensemble have those there are.
+
+    Another one is a frozen dataclass with these two methods and a YAML in configs/teacher that names it as `_target_`
+    and sets its fields.
+    """
+
+    def describe(self, catalogue: Catalogue) -> NetworkSpec:
+        """What it will be, known before it is had. Raises UserError for what cannot be."""
+
+    def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
+        """The teacher, with its weights, measured (kdbench.runs.obtain). Raises UserError if it cannot be had."""
+
+
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Where a teacher comes from: a file, an earlier run, published weights, or its own training on first use."""
+    """A teacher to be had: its origin, how it is trained where it has to be, and how it is used."""
 
-    network: NetworkSpec
+    origin: Origin
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
-    checkpoint: str | None = None
-    run: str | None = None
     seed: int = 0
     stop_epoch: int | None = None
     label_smoothing: float = 0.0
     allow_chance: bool = False
     table: Literal["auto", "on", "off"] = "auto"
-    # A teacher that is no single network: who makes it, from this specification, the recipe and its data.
-    source: Callable[[TeacherSpec, Recipe, Bundle], GivenTeacher] | None = None
+
+
+TEACHER_KEYS = frozenset(field.name for field in fields(TeacherSpec)) - {"origin"}
 
 
 @dataclass(frozen=True)
@@ -114,3 +137,22 @@ class Recipe:
     catalogue: Catalogue
     teachers: Path  # the teacher store
     force: bool = False
+
+    def need_teacher(self, allowed: str) -> TeacherSpec:
+        """Its teacher. Raises UserError for `teacher=none`; `allowed` says what must be there and why."""
+        require(self.teacher is not None, "teacher", "none", allowed)
+        assert self.teacher is not None
+        return self.teacher
+
+    def need_no_teacher(self, why: str) -> None:
+        """Raises UserError for any teacher but `teacher=none`."""
+        require(self.teacher is None, "teacher", self.record.choices.get("teacher"), f"none: {why}")
+
+    def need_taught_loss(self, allowed: str) -> None:
+        """Raises UserError for a loss that no teacher can change."""
+        require(self.loss.make().uses_teacher, "loss", self.loss.name, allowed)
+
+    def refuse_untaught(self) -> None:
+        """Raises UserError for a loss that learns from a teacher where there is none."""
+        lonely = self.teacher is None and self.loss.make().uses_teacher
+        require(not lonely, "teacher", "none", f"a network, since loss={self.loss.name} learns from one")

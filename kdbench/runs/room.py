@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from kdbench.engine.device import Placement, place
-from kdbench.runs.given import GivenTeacher
 from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches
+from kdbench.runs.taught import TaughtBy
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ class Need(NamedTuple):
 
 
 def parts(
-    stages: Sequence[Stage], teacher: GivenTeacher | None, max_members: int | None = None
+    stages: Sequence[Stage], teacher: TaughtBy | None, max_members: int | None = None
 ) -> Iterator[Sequence[Stage]]:
     """Stages that share their batches, in lots that fit into the device's memory, each of at most `max_members`."""
-    placement = place(stages[0].trainer)
+    placement = place(stages[0].recipe.trainer)
     size = max_members or len(stages)
     if placement.device.type != "cuda" or len(stages) == 1:
         yield from (stages[i : i + size] for i in range(0, len(stages), size))
@@ -55,16 +55,16 @@ def lots(needs: Sequence[Need], free: int, size: int) -> Iterator[tuple[int, int
     yield first, len(needs)
 
 
-def measure(stage: Stage, teacher: GivenTeacher | None, placement: Placement) -> Need:
+def measure(stage: Stage, teacher: TaughtBy | None, placement: Placement) -> Need:
     """What a student needs, by one step that nothing is kept of. Costs a second."""
-    batches, sets = train_batches(stage, placement), eval_sets(stage.data, stage.trainer, placement)
+    batches, sets = train_batches(stage, placement), eval_sets(stage.data, stage.recipe.trainer, placement)
     torch.cuda.synchronize(placement.device)
     before = torch.cuda.memory_allocated(placement.device)
     torch.cuda.reset_peak_memory_stats(placement.device)
     learner = make_learner(stage, teacher, batches, sets, placement)
     learner.begin_epoch(0)
     batch = next(iter(batches.epoch(0, 1)))
-    learner.step(batch, teacher.ask(batch) if teacher else None)
+    learner.step(batch, teacher.teacher(batch) if teacher else None)
     torch.cuda.synchronize(placement.device)
     after = torch.cuda.memory_allocated(placement.device)
     peak = torch.cuda.max_memory_allocated(placement.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,20 +19,17 @@ from kdbench.engine.checkpoint import save_weights
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import all_logits
 from kdbench.engine.metrics import report
-from kdbench.engine.options import OptimizerOptions, ScheduleOptions
 from kdbench.engine.trainer import STUDENT
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.result import NetworkResult, RunResult, StageResult, is_finished, read_result
 from kdbench.runs.folder import NETWORK, clear, network_of_run, save_config, save_network
-from kdbench.runs.given import GivenTeacher
 from kdbench.runs.lifecycle import only_here, run_stage
-from kdbench.runs.obtain import introduced, make_given, measure
-from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds
-from kdbench.runs.stage import Stage
-
-Adapt = Callable[[nn.Module, "GivenTeacher | None"], None]
+from kdbench.runs.obtain import introduced, measure, measured
+from kdbench.runs.recipe import NetworkSpec, Recipe, Record, Seeds
+from kdbench.runs.stage import Stage, Start, student_stage
+from kdbench.runs.taught import TaughtBy
 
 APART = 1000  # between the seeds of two stages of one run, so that the seeds 0, 1, 2, ... of a sweep never meet them
 
@@ -46,38 +43,13 @@ class Series:
     data: Bundle
     entries: list[StageResult] = field(default_factory=list)  # of the stages so far, for the result
 
-    def stage(
-        self,
-        name: str,
-        *,
-        teacher: GivenTeacher | None = None,
-        student: NetworkSpec | None = None,
-        loss: LossSpec | None = None,
-        data: Bundle | None = None,
-        split: Split | None = None,
-        seeds: Seeds | None = None,
-        optimizer: OptimizerOptions | None = None,
-        schedule: ScheduleOptions | None = None,
-        adapt: Adapt | None = None,
-    ) -> Stage:
-        """The next stage: the recipe's own student, loss, data, ..., unless given. Its number is its turn."""
-        recipe, data = self.recipe, data or self.data
-        stage = Stage(
-            folder=self.out / "stages" / f"{len(self.entries) + 1}-{name.replace('/', '_')}",
-            data=data,
-            split=split or data.transfer,
-            student=student or recipe.student,
-            loss=loss or recipe.loss,
-            optimizer=optimizer or recipe.optimizer,
-            schedule=schedule or recipe.schedule,
-            trainer=recipe.trainer,
-            seeds=seeds or recipe.seeds,
-            record=recipe.record,
-            adapt=adapt,
-        )
-        return replace(stage, record=_record(recipe.record, stage, teacher))
+    def stage(self, name: str, teacher: TaughtBy | None = None, recipe: Recipe | None = None) -> Stage:
+        """The next stage: a variation of the series' recipe (None: as it is) on its data; its number is its turn."""
+        folder = self.out / "stages" / f"{len(self.entries) + 1}-{name.replace('/', '_')}"
+        stage = student_stage(recipe or self.recipe, self.data, folder)
+        return replace(stage, recipe=replace(stage.recipe, record=_record(stage, teacher)))
 
-    def run(self, stage: Stage, teacher: GivenTeacher | None) -> RunResult:
+    def run(self, stage: Stage, teacher: TaughtBy | None) -> RunResult:
         """Train the stage, or read its result if it is finished; note it for the result of the whole."""
         result = run_stage(stage, teacher)
         self.note(stage, result)
@@ -86,7 +58,7 @@ class Series:
     def note(self, stage: Stage, result: RunResult) -> None:
         """Keep a finished stage's figures. Raises UserError if its folder holds a stage of another configuration."""
         folder, given = stage.folder, result.teacher
-        if result.hash != stage.record.hash:
+        if result.hash != stage.recipe.record.hash:
             other = "holds a stage of another configuration. Choose another folder, or force=true."
             raise UserError(f"{folder}: {other}")
         tops = {key: value for key, value in result.last.items() if key.endswith("/top1")}
@@ -103,12 +75,12 @@ class Series:
             )
         )
 
-    def finished(self, folder: Path) -> GivenTeacher:
+    def finished(self, folder: Path) -> TaughtBy:
         """The network of a finished stage, measured."""
         spec, network, _ = network_of_run(folder, self.recipe.catalogue)
-        return make_given(spec.name, network, folder, self.recipe, self.data)
+        return measured(spec.name, network, folder, self.recipe, self.data)
 
-    def taught(self, folder: Path) -> GivenTeacher:
+    def taught(self, folder: Path) -> TaughtBy:
         """The network of a finished stage as a teacher. Raises UserError if it is no better than chance."""
         allow = self.recipe.teacher.allow_chance if self.recipe.teacher else True
         return introduced(self.finished(folder), self.data, allow, longer="schedule.epochs")
@@ -119,25 +91,26 @@ class Series:
         spec: NetworkSpec,
         network: nn.Module,
         like: Path,
-        teacher: GivenTeacher | None = None,
+        teacher: TaughtBy | None = None,
     ) -> Path:
         """A network that no stage trained as a finished stage, so that it can be compared, and can teach.
 
         It is measured here; what its result says of time, images and loss is that of the stage in folder `like`.
         """
-        stage = self.stage(name, teacher=teacher, student=spec)
+        stage = self.stage(name, teacher, replace(self.recipe, student=spec))
+        record = stage.recipe.record
         if not is_finished(stage.folder):
             base = read_result(like)
             save_network(stage.folder, spec, self.data)
-            save_config(stage.folder, stage.record.tree)
+            save_config(stage.folder, record.tree)
             save_weights(stage.folder / STUDENT, network, {"network": spec.name, "dataset": self.data.name})
             weights = weight_hash(network.state_dict())
             replace(
                 base,
                 name=stage.folder.name,
-                hash=stage.record.hash,
-                choices=dict(stage.record.choices),
-                config=stage.record.config,
+                hash=record.hash,
+                choices=dict(record.choices),
+                config=record.config,
                 student=NetworkResult(spec.name, parameters=count_parameters(network), weights=weights),
                 last={"epoch": base.last["epoch"], **self._measured(network, teacher)},
                 best=None,
@@ -146,23 +119,31 @@ class Series:
         self.note(stage, read_result(stage.folder))
         return stage.folder
 
-    def _measured(self, network: nn.Module, teacher: GivenTeacher | None) -> dict[str, float]:
+    def _measured(self, network: nn.Module, teacher: TaughtBy | None) -> dict[str, float]:
         placement = place(self.recipe.trainer)
         reference = measure(placement.put(network), self.recipe, self.data, placement)[0]
         found: dict[str, float] = {}
         for name, split in (("val", self.data.val), ("test", self.data.test)):
             if split is not None:
-                logits, guide = reference[name], teacher.reference.get(name) if teacher else None
-                values = report(logits, split.labels.to(logits.device), guide)
+                logits, theirs = reference[name], teacher.reference.get(name) if teacher else None
+                values = report(logits, split.labels.to(logits.device), theirs)
                 found |= {f"{name}/{key}": value for key, value in values.items()}
         return found
 
-    def answers(self, teacher: GivenTeacher, split: Split) -> Tensor:
+    @property
+    def last(self) -> Path:
+        """The folder of the stage that was run last."""
+        return self.out / self.entries[-1].folder
+
+    def after(self, folder: Path) -> Start:
+        """The weights of a finished stage, for another stage to go on from."""
+        return Start(network_of_run(folder, self.recipe.catalogue)[1].state_dict())
+
+    def answers(self, teacher: TaughtBy, split: Split) -> Tensor:
         """A teacher's logits [N, C] on the inputs of a split as they are, not augmented."""
-        assert teacher.network is not None
         size, placement = self.recipe.trainer.eval_batch_size, place(self.recipe.trainer)
         loading = Loading(size, device=placement.device, channels_last=placement.channels_last)
-        return all_logits(teacher.network, EvaluationBatches(self.data, split, loading))[0]
+        return all_logits(teacher.trained(), EvaluationBatches(self.data, split, loading))[0]
 
     def conclude(
         self,
@@ -200,7 +181,7 @@ def opened(recipe: Recipe, out: Path) -> Iterator[Series]:
     with only_here(out):
         if recipe.force:
             clear(out)
-        yield Series(recipe, out, recipe.data())
+        yield Series(replace(recipe, force=False), out, recipe.data())
 
 
 def seeds_apart(seeds: Seeds, steps: int) -> Seeds:
@@ -218,21 +199,14 @@ def top1(values: Mapping[str, float], prefix: str) -> dict[str, float | None]:
     return {f"{prefix}/{key}": value for key, value in values.items() if key.endswith("/top1")}
 
 
-def _record(record: Record, stage: Stage, teacher: GivenTeacher | None) -> Record:
+def _record(stage: Stage, teacher: TaughtBy | None) -> Record:
     """What a stage's result.json says it is: the whole run's configuration with the stage's own parts in place."""
+    recipe, record = stage.recipe, stage.recipe.record
     tree = dict(record.tree)
-    tree |= {
-        "student": dict(stage.student.config),
-        "loss": dict(stage.loss.config),
-        "seeds": asdict(stage.seeds),
-    }
-    tree |= {"optimizer": asdict(stage.optimizer), "schedule": asdict(stage.schedule)}
+    tree |= {"student": dict(recipe.student.config), "loss": dict(recipe.loss.config), "seeds": asdict(recipe.seeds)}
+    tree |= {"optimizer": asdict(recipe.optimizer), "schedule": asdict(recipe.schedule)}
     tree["procedure"] = {**tree.get("procedure", {}), "stage": stage.folder.name}
-    named = {
-        "teacher": teacher.name if teacher else "none",
-        "student": stage.student.name,
-        "loss": stage.loss.name,
-    }
+    named = {"teacher": teacher.name if teacher else "none", "student": recipe.student.name, "loss": recipe.loss.name}
     own = hashlib.sha256(f"{record.hash}/{stage.folder.name}".encode()).hexdigest()
     return Record(own, {**record.choices, **named}, tree, record.overrides, record.tags)
 

@@ -16,11 +16,12 @@ from kdbench.engine.distiller import Distiller
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters, flops
-from kdbench.runs.given import GivenTeacher, no_teacher
+from kdbench.runs.taught import TaughtBy
 from kdbench.tables.feed import Fed, Filler, TableTeacher
 from kdbench.tables.key import table_key
 from kdbench.tables.worth import Costs, choose, free_disk, free_memory
 from kdbench.teachers.live import LiveTeacher
+from kdbench.teachers.none import NoTeacher
 from kdbench.types import Epochs, ImageInfo, Teacher
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Served(NamedTuple):
 
 
 def serve(
-    teacher: GivenTeacher | None, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches,
+    teacher: TaughtBy | None, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches,
     placement: Placement, epochs: int,
 ) -> Served:  # fmt: skip
     """Choose between table and live teacher for `epochs` more epochs of `batches`; one log line says what and why.
@@ -41,8 +42,8 @@ def serve(
     Raises UserError for teacher.table=on where no table can serve.
     """
     if teacher is None:
-        return Served(batches, no_teacher)
-    live = Served(batches, teacher.ask)
+        return Served(batches, NoTeacher())
+    live = Served(batches, teacher.teacher)
     if teacher.tables is None or teacher.tables.mode == "off" or epochs < 1:
         return live
     forced = teacher.tables.mode == "on"
@@ -64,12 +65,12 @@ def serve(
     return live
 
 
-def open_table(teacher: GivenTeacher, data: Bundle, batches: TrainingBatches, placement: Placement) -> TableTeacher:
+def open_table(teacher: TaughtBy, data: Bundle, batches: TrainingBatches, placement: Placement) -> TableTeacher:
     """A teacher that answers from its table, which is made if there is none. Raises OSError."""
-    assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher)
-    key, shape = table_key(teacher.ask, teacher.weights, data, batches, placement.precision)
+    assert teacher.tables is not None and isinstance(teacher.teacher, LiveTeacher)
+    key, shape = table_key(teacher.teacher, teacher.weights, data, batches, placement.precision)
     table, store = teacher.tables.open(key, shape, placement.device)
-    return TableTeacher(Filler(table, teacher.ask, batches), store)
+    return TableTeacher(Filler(table, teacher.teacher, batches), store)
 
 
 def refuse_table(loss: DistillationLoss, loss_name: str, mix: object, augment: Augment) -> None:
@@ -99,7 +100,7 @@ def _refusal(reason: str) -> str:
 
 
 def _obstacle(
-    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches
+    teacher: TaughtBy, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches
 ) -> str | None:
     for name, student in students:
         reason = _too_much(student.loss, name)
@@ -108,7 +109,7 @@ def _obstacle(
     reason = unservable(data.mix, data.augment)
     if reason is not None:
         return reason
-    if not isinstance(teacher.ask, LiveTeacher):
+    if not isinstance(teacher.teacher, LiveTeacher):
         return f"teacher {teacher.name} is not a network"
     if batches.views is None:
         return "the images are streamed from their files"
@@ -116,11 +117,11 @@ def _obstacle(
 
 
 def _weigh(
-    teacher: GivenTeacher, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches,
+    teacher: TaughtBy, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches,
     placement: Placement, epochs: int,
 ) -> tuple[bool, str]:  # fmt: skip
-    assert teacher.tables is not None and isinstance(teacher.ask, LiveTeacher) and batches.views is not None
-    key, shape = table_key(teacher.ask, teacher.weights, data, batches, placement.precision)
+    assert teacher.tables is not None and isinstance(teacher.teacher, LiveTeacher) and batches.views is not None
+    key, shape = table_key(teacher.teacher, teacher.weights, data, batches, placement.precision)
     there = teacher.tables.open(key, shape, placement.device)[0].filled if teacher.tables.path(key).exists() else 0
     costs = Costs(
         epochs=epochs,
@@ -128,7 +129,7 @@ def _weigh(
         views=batches.views,
         filled=min(1.0, there / (batches.size * batches.views)),
         size=shape.bytes,
-        teacher=_flops(teacher.ask.network, data.info),
+        teacher=_flops(teacher.teacher.network, data.info),
         students=sum(_flops(student.student, data.info) for _, student in students),
         disk=free_disk(teacher.tables.folder) + 4 * there * shape.words,
         memory=free_memory(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,54 +15,55 @@ from kdbench.engine.device import Placement
 from kdbench.engine.distiller import Distiller
 from kdbench.engine.evaluate import evaluating
 from kdbench.engine.learner import Learner
-from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
+from kdbench.engine.options import TrainerOptions
 from kdbench.engine.schedule import lr_factors
 from kdbench.losses.base import DistillationLoss
-from kdbench.runs.given import GivenTeacher
-from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Record, Seeds
+from kdbench.runs.recipe import Recipe
+from kdbench.runs.taught import TaughtBy
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a fresh student starts from in place of random numbers.
+
+    weights: parameters and buffers by name, on any device; those that are not named keep their own values. frozen:
+    paths of layers that are not trained.
+    """
+
+    weights: Mapping[str, Tensor]
+    frozen: tuple[str, ...] = ()
+
+    def apply(self, student: nn.Module) -> None:
+        student.load_state_dict({**student.state_dict(), **self.weights})
+        for layer in self.frozen:
+            student.get_submodule(layer).requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """All that one training is made of. Stages that agree in data, schedule length and teacher can run as a cohort."""
+    """A recipe narrowed to one training: `recipe.student` under `recipe.loss` on one split, in one folder.
 
+    Variations are made with `dataclasses.replace`, of the stage or of its recipe. Stages that agree in data, schedule
+    length and teacher can run as a cohort.
+    """
+
+    recipe: Recipe
     folder: Path
     data: Bundle
     split: Split  # what it trains on
-    student: NetworkSpec
-    loss: LossSpec
-    optimizer: OptimizerOptions
-    schedule: ScheduleOptions
-    trainer: TrainerOptions
-    seeds: Seeds
-    record: Record
     stop_epoch: int | None = None
-    force: bool = False
-    # Called once on the fresh student: shares, freezes or fills layers.
-    adapt: Callable[[nn.Module, GivenTeacher | None], None] | None = None
+    start: Start | None = None
 
 
-def student_stage(recipe: Recipe, data: Bundle, out: Path) -> Stage:
-    """The recipe's own student as a stage."""
-    return Stage(
-        folder=out,
-        data=data,
-        split=data.transfer,
-        student=recipe.student,
-        loss=recipe.loss,
-        optimizer=recipe.optimizer,
-        schedule=recipe.schedule,
-        trainer=recipe.trainer,
-        seeds=recipe.seeds,
-        record=recipe.record,
-        force=recipe.force,
-    )
+def student_stage(recipe: Recipe, data: Bundle, folder: Path) -> Stage:
+    """The recipe's own student, on the transfer set."""
+    return Stage(recipe, folder, data, data.transfer)
 
 
 def train_batches(stage: Stage, placement: Placement) -> TrainingBatches:
-    trainer = stage.trainer
+    recipe, trainer = stage.recipe, stage.recipe.trainer
     loading = Loading(
-        stage.schedule.batch_size, stage.seeds.data, placement.device, placement.channels_last, trainer.drop_last,
+        recipe.schedule.batch_size, recipe.seeds.data, placement.device, placement.channels_last, trainer.drop_last,
         trainer.limit_steps,
     )  # fmt: skip
     return TrainingBatches(stage.data, stage.split, loading)
@@ -78,29 +79,25 @@ def eval_sets(data: Bundle, trainer: TrainerOptions, placement: Placement) -> di
 
 def make_learner(
     stage: Stage,
-    teacher: GivenTeacher | None,
+    teacher: TaughtBy | None,
     batches: TrainingBatches,
     sets: Mapping[str, EvaluationBatches],
     placement: Placement,
 ) -> Learner:
     """A stage's student under its loss, with its optimizer, ready for the first step."""
-    torch.manual_seed(stage.seeds.init)
-    student = stage.student.make(stage.data.info)
-    if stage.adapt is not None:
-        stage.adapt(student, teacher)
+    recipe = stage.recipe
+    torch.manual_seed(recipe.seeds.init)
+    student = recipe.student.make(stage.data.info)
+    if stage.start is not None:
+        stage.start.apply(student)
+    if teacher is not None:
+        teacher.teacher.attach(student)
     student = placement.put(student)
-    loss = stage.loss.make()
-    require(
-        teacher is not None or not loss.uses_teacher,
-        "teacher",
-        "none",
-        f"a network, since loss={stage.loss.name} learns from one",
-    )
+    loss = recipe.loss.make()
     _prepare_loss(loss, student, teacher, stage.data, sets, placement)
     distiller = Distiller(student, loss.to(placement.device), placement)
-    factors = lr_factors(stage.schedule, batches.steps)
-    truth = _truth(stage)
-    return Learner(distiller, stage.optimizer, stage.trainer, factors, batches.steps, stage.seeds.init, truth)
+    factors, truth = lr_factors(recipe.schedule, batches.steps), _truth(stage)
+    return Learner(distiller, recipe.optimizer, recipe.trainer, factors, batches.steps, recipe.seeds.init, truth)
 
 
 def _truth(stage: Stage) -> Tensor | None:
@@ -115,7 +112,7 @@ def _truth(stage: Stage) -> Tensor | None:
 def _prepare_loss(
     loss: DistillationLoss,
     student: nn.Module,
-    teacher: GivenTeacher | None,
+    teacher: TaughtBy | None,
     data: Bundle,
     sets: Mapping[str, EvaluationBatches],
     placement: Placement,
@@ -128,4 +125,4 @@ def _prepare_loss(
     small = batch._replace(input=batch.input[:2], view=batch.view[:2])
     with evaluating(student), placement.autocast():
         outputs = student(small.input)
-    loss.setup(outputs, teacher.ask(small) if teacher else None)
+    loss.setup(outputs, teacher.teacher(small) if teacher else None)

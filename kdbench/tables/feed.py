@@ -13,7 +13,7 @@ from torch import Tensor
 from kdbench.data.batches import TrainingBatches
 from kdbench.tables.file import LogitTable
 from kdbench.teachers.live import LiveTeacher
-from kdbench.types import Batch, Outputs
+from kdbench.types import Batch, Outputs, Teacher
 
 WINDOW = 1024  # images whose logits are made ready at once, just before the first step that needs them
 SLICE = 2048  # entries that are computed, then written, at once: what a kill loses at most
@@ -112,7 +112,7 @@ class DeviceLogits:
         return self.logits.index_select(0, entries)
 
 
-class TableTeacher:
+class TableTeacher(Teacher):
     """Answers the batches of `feed(...)` from a table. Its outputs have no features."""
 
     def __init__(self, filler: Filler, store: WindowLogits | DeviceLogits) -> None:

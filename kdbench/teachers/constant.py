@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdbench.types import Batch, Outputs
+from kdbench.types import Batch, Outputs, Teacher
 
 
-class ConstantTeacher:
+class ConstantTeacher(Teacher):
     """Logits by the images' rows in the original training set.
 
     logits [rows, C]: the whole table, on the device of the batches; one gather a step. Every row that a batch names

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from kdbench.types import Batch, Outputs
+from kdbench.types import Batch, Outputs, Teacher
 
 Context = Callable[[], AbstractContextManager[object]]
 Wrap = Callable[[nn.Module], Callable[[Tensor], Outputs]]
@@ -19,7 +19,7 @@ def freeze(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-class LiveTeacher:
+class LiveTeacher(Teacher):
     """Outputs of a frozen network for the images of a batch.
 
     Images go through in chunks of one fixed size (`chunk`; the last one padded), because the last bit of a logit may

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.teachers.live import Context
-from kdbench.types import Batch, Epochs, Outputs
+from kdbench.types import Batch, Epochs, Outputs, Teacher
 
 PEAK = 50.0  # a pseudo-label as logits: exp(-50) is the probability of each other class
 
@@ -25,7 +25,7 @@ class _Pending(NamedTuple):
     before: Tensor  # the student's loss on `labelled` before it learnt that
 
 
-class MetaTeacher:
+class MetaTeacher(Teacher):
     """Answers each batch with hard pseudo-labels; when asked again it has seen their effect, and learns from that.
 
     The teacher's loss of a step is h CE(pseudo-labels, t(unlabelled)) + supervised CE(y, t(labelled)), where h is how
@@ -54,8 +54,7 @@ class MetaTeacher:
         self._pending: _Pending | None = None
         self._stream: Iterator[Batch] | None = None
 
-    def adapt(self, student: nn.Module, given: object = None) -> None:
-        """See the fresh student that it is to teach; the same object must be trained. (A stage's `adapt`.)"""
+    def attach(self, student: nn.Module) -> None:
         self.student = student
 
     def __call__(self, batch: Batch) -> Outputs:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.teachers.live import Context, freeze
-from kdbench.types import Batch, Outputs
+from kdbench.types import Batch, Outputs, Teacher
 
 
-class PastSelf:
+class PastSelf(Teacher):
     """Answers by an earlier state of a student in training, in evaluation mode.
 
     `decay` None: the weights that the student had at the end of the epoch before (Kim et al. 2021, PS-KD); in the first
@@ -24,8 +24,7 @@ class PastSelf:
         self.steps, self.context, self.decay = steps, context, decay
         self._calls = 0
 
-    def adapt(self, student: nn.Module, given: object = None) -> None:
-        """See the student before it is trained; the same object must be trained. (A stage's `adapt`.)"""
+    def attach(self, student: nn.Module) -> None:
         self.student = student
         self.past = freeze(copy.deepcopy(student))
 

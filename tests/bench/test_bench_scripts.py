@@ -48,7 +48,7 @@ def test_the_device_check_finds_nothing_wrong_and_would_find_it(script, tmp_path
 
 
 def _other(bench, batch):
-    answer = bench.teacher.ask(batch)
+    answer = bench.teacher.teacher(batch)
     return answer._replace(logits=answer.logits + torch.arange(answer.logits.shape[1]))
 
 

@@ -59,7 +59,7 @@ def test_a_step_of_the_plain_loop_is_a_step_of_kdbench(recipe, tmp_path):
     loop.teacher.load_state_dict(bench.teacher.network.state_dict())
     batch = next(iter(bench.batches.epoch(0, 1)))
     learner.begin_epoch(0)
-    learner.step(batch, bench.teacher.ask(batch))
+    learner.step(batch, bench.teacher.teacher(batch))
     loop.step(batch.input, batch.target.label, batch.target.row)
     assert loop.sums[0] == pytest.approx(learner.meters.read()[0]["loss"], rel=1e-4)
     assert loop.sums[1] == pytest.approx(learner.meters.read()[0]["top1"])

@@ -17,11 +17,13 @@ from kdbench.engine.learner import Learner
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.trainer import run_steps
 from kdbench.errors import UserError
-from kdbench.runs.given import no_teacher
 from kdbench.teachers.live import LiveTeacher
+from kdbench.teachers.none import NoTeacher
 from tests.support import losses as losses_parts
 from tests.support.engine import SmallNet, Stream, make_learner
 from tests.support.tape import Tape
+
+SILENT = NoTeacher()
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")
 
@@ -32,7 +34,7 @@ def on_tape(monkeypatch):
     monkeypatch.setattr(graph, "recording", lambda device: Tape)
 
 
-def run(learner: Learner, stream, teacher=no_teacher) -> None:
+def run(learner: Learner, stream, teacher=SILENT) -> None:
     run_steps([SimpleNamespace(learner=learner, failure=None)], stream, teacher, lambda: None)
 
 

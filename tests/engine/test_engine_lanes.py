@@ -14,7 +14,7 @@ from kdbench.engine.lanes import InTurn, Lanes, Work, make_lanes
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.trainer import run_steps
 from kdbench.errors import UserError
-from kdbench.runs.given import no_teacher
+from kdbench.teachers.none import NoTeacher
 from tests.support.engine import Stream, make_learner
 from tests.support.tape import Tape
 
@@ -72,7 +72,7 @@ def train(lanes, **options) -> list[dict[str, torch.Tensor]]:
     for epoch in range(2):
         for learner in learners:
             learner.begin_epoch(epoch)
-        run_steps(members, stream.epoch(epoch, 2), no_teacher, lambda: None, lanes)
+        run_steps(members, stream.epoch(epoch, 2), NoTeacher(), lambda: None, lanes)
     assert [member.failure for member in members] == [None] * 3
     return [learner.distiller.state_dict() for learner in learners]
 
@@ -94,7 +94,7 @@ def test_recorded_steps_that_draw_random_numbers_stay_out_of_lanes(monkeypatch):
     members = [SimpleNamespace(learner=learner, failure=None) for learner in (eager, recorded)]
     for member in members:
         member.learner.begin_epoch(0)
-    run_steps(members, Stream(64).epoch(0, 1), no_teacher, lambda: None, Lanes(told))
+    run_steps(members, Stream(64).epoch(0, 1), NoTeacher(), lambda: None, Lanes(told))
     assert told.count == 1 and not recorded.independent  # SmallNet has dropout
 
 

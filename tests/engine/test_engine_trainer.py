@@ -12,9 +12,11 @@ from kdbench.engine.options import TrainerOptions
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Diverged, Member, fit, resume_epoch
 from kdbench.errors import UserError
-from kdbench.runs.given import no_teacher
 from kdbench.teachers.live import LiveTeacher
+from kdbench.teachers.none import NoTeacher
 from tests.support.engine import Evaluation, SmallNet, Stream, make_learner
+
+SILENT = NoTeacher()
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")
 
@@ -30,7 +32,7 @@ def member(folder: Path, trainer: TrainerOptions = OPTIONS, **kwargs) -> Member:
     return made
 
 
-def train(members: list[Member], until: int = 3, teacher=no_teacher, stream: Stream | None = None) -> None:
+def train(members: list[Member], until: int = 3, teacher=SILENT, stream: Stream | None = None) -> None:
     fit(members, stream or Stream(), teacher, until, ProgressView("test", 9, 0, 8, "none"))
     for one in members:
         one.log.close()

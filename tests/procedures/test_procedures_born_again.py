@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.models.weights import weight_hash
-from kdbench.runs.given import GivenTeacher
 from kdbench.runs.series import Series
 from kdbench.runs.stage import Stage
+from kdbench.runs.taught import TaughtBy
 from tests.support.procedures import MLPS, refusal, result, stages, train
 
 WORDS = ["procedure=born_again", "loss=ban", "procedure.generations=2", *MLPS]
@@ -31,12 +31,12 @@ def test_each_generation_is_taught_by_the_one_before():
 def test_a_teacher_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):
     seen = []
 
-    def watched(self: Series, stage: Stage, teacher: GivenTeacher) -> dict:
+    def watched(self: Series, stage: Stage, teacher: TaughtBy) -> dict:
         found = run(self, stage, teacher)
         network = teacher.network
         assert network is not None and not network.training and weight_hash(network.state_dict()) == teacher.weights
-        assert all(p.grad is None and not p.requires_grad for p in teacher.ask.network.parameters())  # type: ignore[attr-defined]
-        assert not teacher.ask.network.training  # type: ignore[attr-defined]
+        assert all(p.grad is None and not p.requires_grad for p in teacher.teacher.network.parameters())  # type: ignore[attr-defined]
+        assert not teacher.teacher.network.training  # type: ignore[attr-defined]
         seen.append(teacher.weights)
         return found
 

@@ -9,8 +9,14 @@ import torch
 
 from kdbench.data.bundle import Split
 from kdbench.models.mlp import MLP
-from kdbench.procedures.clusters import confusable_classes
-from kdbench.procedures.specialists import conditional, half_special, offset, relabelled, started_from
+from kdbench.procedures.specialists import (
+    conditional,
+    confusable_classes,
+    half_special,
+    offset,
+    relabelled,
+    specialised,
+)
 from tests.support.procedures import MLPS, refusal, result, stages, train
 
 WORDS = ["procedure=specialists", "procedure.specialists=2", *MLPS]
@@ -66,7 +72,7 @@ def test_unlabelled_images_stay_unlabelled():
 def test_a_specialist_starts_as_the_generalist():
     info = {"in_channels": 1, "image_size": 4}
     generalist, specialist = MLP([8], num_classes=5, **info), MLP([8], num_classes=3, **info)
-    started_from(generalist, [4, 1])(specialist, None)
+    specialised(generalist, [4, 1]).apply(specialist)
     image = torch.randn(3, 1, 4, 4)
     before, after = generalist.eval()(image).logits, specialist.eval()(image).logits
     assert torch.allclose(after[:, :2], before[:, [4, 1]])

@@ -79,7 +79,7 @@ def test_peers_become_runs_of_their_own():
 
 def test_the_past_self_is_last_epochs():
     student, teacher = Linear(0), PastSelf(2, torch.no_grad)
-    teacher.adapt(student)
+    teacher.attach(student)
     batch, answers = a_batch(1), []
     for step in range(5):
         answers.append(teacher(batch).logits)
@@ -91,7 +91,7 @@ def test_the_past_self_is_last_epochs():
 
 def test_the_past_self_may_be_an_average():
     student, teacher = Linear(0), PastSelf(2, torch.no_grad, decay=0.75)
-    teacher.adapt(student)
+    teacher.attach(student)
     batch, answers = a_batch(1), []
     for _ in range(3):
         answers.append(teacher(batch).logits)
@@ -100,7 +100,7 @@ def test_the_past_self_may_be_an_average():
     moved = [(answer - answers[0]).mean().item() for answer in answers]
     assert moved == pytest.approx([0, 2, 5.5], abs=1e-5)
     other = PastSelf(2, torch.no_grad, decay=0.75)
-    other.adapt(student)
+    other.attach(student)
     other.restore(teacher.state())
     assert torch.allclose(other(batch).logits, teacher(batch).logits)
 
@@ -119,7 +119,7 @@ def test_feedback_is_the_first_order_form_of_the_papers_product():
     student, network, batch, lr = Linear(0), Linear(1), a_batch(3), 1e-3
     teacher = MetaTeacher(network, torch.optim.SGD(network.parameters(), 1.0), Labelled(), torch.no_grad, 0, False, 0.0)
     teacher.context = torch.enable_grad
-    teacher.adapt(student)
+    teacher.attach(student)
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     label = teacher(batch).logits.argmax(1)
     gradients = []

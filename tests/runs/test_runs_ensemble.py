@@ -106,7 +106,7 @@ def test_what_cannot_be_is_refused(words: list[str], parts: list[str]):
 
 def test_how_good_an_ensemble_is_does_not_depend_on_the_loss():
     """Its figures are those of the mean of its members' predictions, at whatever temperature it teaches."""
-    measured = [result(train(*ENSEMBLE, f"loss.tau={tau}"))["teacher"] for tau in (1, 6)]
+    measured = [result(train(*ENSEMBLE, f"loss.tau={tau}", out=f"tau{tau}"))["teacher"] for tau in (1, 6)]
     assert measured[0]["weights"] != measured[1]["weights"]  # they teach differently
     for key in ("test/top1", "test/nll", "test/ece", "val/nll"):
         assert measured[0][key] == pytest.approx(measured[1][key], rel=1e-6), key

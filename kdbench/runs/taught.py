@@ -1,13 +1,14 @@
-"""A teacher that is ready to teach: what it is, where it came from, how good it is."""
+"""Who teaches a training: a teacher that was obtained and measured, or the student's own past."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from kdbench.errors import UserError
 from kdbench.models.ensemble import mean_metrics, share_recovered
 from kdbench.results.result import NetworkResult
 from kdbench.tables.store import Tables
@@ -15,19 +16,28 @@ from kdbench.types import Teacher
 
 
 @dataclass(frozen=True)
-class GivenTeacher:
-    """`ask` answers batches; `reference` holds its logits [N, C] float32 on the validation and test sets."""
+class TaughtBy:
+    """`teacher` answers batches; `reference` holds its logits [N, C] float32 on the validation and test sets.
+
+    What stands after `teacher` is of a network that was trained before; a student's own past has none of it.
+    """
 
     name: str
-    ask: Teacher
-    network: nn.Module | None  # None where there is no single network (an ensemble)
-    parameters: int
-    weights: str  # sha256 of names, shapes and bytes
-    folder: Path | None
-    metrics: Mapping[str, float]  # "test/top1", "val/top1", ...
-    reference: Mapping[str, Tensor]
+    teacher: Teacher
+    network: nn.Module | None = None
+    parameters: int = 0
+    weights: str = ""  # sha256 of names, shapes and bytes
+    folder: Path | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)  # "test/top1", "val/top1", ...
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
     members: tuple[NetworkResult, ...] = ()  # of an ensemble: their own entries
     tables: Tables | None = None  # where its logits are kept; None: they are not
+
+    def trained(self) -> nn.Module:
+        """Its network. Raises UserError if it is none that was trained before."""
+        if self.network is None:
+            raise UserError(f"teacher {self.name}: is no network that was trained before")
+        return self.network
 
     def record(self) -> NetworkResult:
         """Its entry in result.json. An ensemble's has its members', and their mean accuracy as `members/test/top1`."""
@@ -43,7 +53,3 @@ class GivenTeacher:
 
     def _means(self) -> dict[str, float]:
         return mean_metrics([member.metrics for member in self.members]) if self.members else {}
-
-
-def no_teacher(batch: object) -> None:
-    """The answer of `teacher=none`."""

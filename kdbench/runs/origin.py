@@ -1,0 +1,172 @@
+"""Origins of a teacher that is one network: a weights file, a run, published weights, its own training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from torch import Tensor
+
+from kdbench.data.bundle import Bundle
+from kdbench.engine.device import place
+from kdbench.engine.options import require
+from kdbench.errors import UserError
+from kdbench.losses.ce import CE
+from kdbench.models.weights import load_into, read_weights
+from kdbench.runs.folder import RESULT, network_of_run, spec_of_run
+from kdbench.runs.lifecycle import run_stage
+from kdbench.runs.obtain import measured
+from kdbench.runs.recipe import Catalogue, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec
+from kdbench.runs.stage import Stage
+from kdbench.runs.taught import TaughtBy
+
+log = logging.getLogger(__name__)
+
+STORE_FORMAT = 1  # raise it when a change of code changes what a stored teacher would be
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """teacher.checkpoint: weights of a known network, in any form that `models.weights` reads."""
+
+    network: NetworkSpec
+    path: Path
+
+    def describe(self, catalogue: Catalogue) -> NetworkSpec:
+        return self.network
+
+    def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
+        """Raises UserError if the file is none, or if its weights are not the network's."""
+        state = read_weights(self.path)
+        network = self.network.make(data.info)
+        load_into(network, state, str(self.path))
+        return measured(self.network.name, network, self.path, recipe, data)
+
+
+@dataclass(frozen=True)
+class FromRun:
+    """teacher.run: the student of a finished run, with its own network."""
+
+    folder: Path
+
+    def describe(self, catalogue: Catalogue) -> NetworkSpec:
+        return spec_of_run(self.folder, catalogue)[0]
+
+    def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
+        """Raises UserError if the run is not finished, or if its classes or channels are another number."""
+        found, network, info = network_of_run(self.folder, recipe.catalogue)
+        if info.num_classes != data.info.num_classes or info.in_channels != data.info.in_channels:
+            raise UserError(
+                f"teacher.run = {self.folder}: its network has {info.num_classes} classes and {info.in_channels} "
+                f"channels, dataset {data.name} has {data.info.num_classes} and {data.info.in_channels}"
+            )
+        return measured(found.name, network, self.folder, recipe, data)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network that comes with trained weights and a head for them (timm, torchvision)."""
+
+    network: NetworkSpec
+
+    def describe(self, catalogue: Catalogue) -> NetworkSpec:
+        return self.network
+
+    def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
+        return measured(self.network.name, self.network.make(data.info), None, recipe, data)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that is trained on labels when it is first asked for, and kept for all later runs."""
+
+    network: NetworkSpec
+
+    def describe(self, catalogue: Catalogue) -> NetworkSpec:
+        return self.network
+
+    def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
+        """A lock makes parallel runs wait for one training; an interrupted one continues."""
+        stage = teacher_stage(self.network, spec, recipe, data)
+        stage.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{stage.folder}.lock"):
+            if not (stage.folder / RESULT).exists():
+                log.info("teacher %s: trained now, once, and kept in %s", self.network.name, stage.folder)
+            run_stage(stage, None)
+        network = network_of_run(stage.folder, recipe.catalogue)[1]
+        return measured(self.network.name, network, stage.folder, recipe, data)
+
+
+def origin_of(network: NetworkSpec, checkpoint: str | None = None, run: str | None = None) -> Origin:
+    """The origin of a single network. Raises UserError for a run and a checkpoint at once."""
+    require(not (run and checkpoint), "teacher.checkpoint", checkpoint, "null when teacher.run is given")
+    if run:
+        return FromRun(Path(run))
+    if checkpoint:
+        return FromFile(network, Path(checkpoint))
+    return Published(network) if network.pretrained else Trained(network)
+
+
+def teacher_stage(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:
+    """A teacher's own training: an ordinary run in the store, under cross-entropy."""
+    key = store_key(network, spec, recipe, data)
+    own = replace(
+        recipe,
+        student=network,
+        teacher=None,
+        loss=label_loss(spec),
+        optimizer=spec.optimizer,
+        schedule=spec.schedule,
+        trainer=replace(recipe.trainer, ema=None),
+        seeds=Seeds(spec.seed, spec.seed),
+        record=_record(network, spec, recipe.record, key),
+        force=False,
+    )
+    folder = recipe.teachers / data.name / f"{network.name.replace('/', '_')}-{key[:10]}"
+    return Stage(own, folder, data.for_teacher(), data.train, stop_epoch=spec.stop_epoch)
+
+
+def label_loss(spec: TeacherSpec) -> LossSpec:
+    """What a teacher is trained with: cross-entropy with its labels, smoothed by `teacher.label_smoothing`."""
+    smoothing = spec.label_smoothing
+    return LossSpec("ce", {"label_smoothing": smoothing}, lambda: CE({"task": 1.0}, smoothing))
+
+
+def store_key(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> str:
+    """sha256 of all that a stored teacher's weights follow from."""
+    trainer = recipe.trainer
+    identity = {
+        "format": STORE_FORMAT,
+        "images": data.fingerprint[:32],  # the second half names unlabelled extras, which only the student sees
+        "rows": _digest(data.train.rows),
+        "labels": _digest(data.train.labels),
+        "augment": repr(data.teacher_augment),
+        "normalise": [list(data.mean), list(data.std)],
+        "network": dict(network.config),
+        "optimizer": asdict(spec.optimizer),
+        "schedule": asdict(spec.schedule),
+        "label_smoothing": spec.label_smoothing,
+        "seed": spec.seed,
+        "stop_epoch": spec.stop_epoch,
+        "precision": place(trainer).precision,
+        "trainer": [trainer.clip, trainer.limit_steps, trainer.drop_last],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _record(network: NetworkSpec, spec: TeacherSpec, record: Record, key: str) -> Record:
+    choices = {**record.choices, "teacher": "none", "student": network.name, "loss": "ce", "procedure": "single"}
+    tree: dict[str, Any] = {key: value for key, value in record.tree.items() if key in ("dataset", "trainer")}
+    tree |= {"student": dict(network.config), "loss": {"label_smoothing": spec.label_smoothing}}
+    tree |= {"optimizer": asdict(spec.optimizer), "schedule": asdict(spec.schedule)}
+    tree |= {"seed": spec.seed, "stop_epoch": spec.stop_epoch}
+    return Record(hash=key, choices=choices, tree=tree)
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.cpu().numpy().tobytes()).hexdigest()
