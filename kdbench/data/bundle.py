@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdbench.data.augment.views import Augment, Identity
+from kdbench.data.content import Content, Part, digest
 from kdbench.data.pixels import RGB, WHITE
 from kdbench.errors import UserError
 from kdbench.types import ImageInfo
@@ -122,10 +124,35 @@ class Bundle:
         """The same data for the teacher's own training: its augmentation, and no mixing of images."""
         return replace(self, augment=self.teacher_augment, mix=None)
 
+    @cached_property
+    def content(self) -> Content:
+        """What the bundle holds, to be kept beside results and compared (kdbench.data.content.differences).
+
+        No training image is read: the fingerprint names them. Held-out images of the set's own are hashed once.
+        """
+        train = _part(self.train)
+        return Content(
+            name=self.name,
+            inputs=self.fingerprint,
+            rows=self.num_rows,
+            class_count=len(self.classes),
+            classes=digest(self.classes),
+            train=train,
+            transfer=train if self.transfer is self.train else _part(self.transfer),
+            test=_part(self.test),
+            val=None if self.val is None else _part(self.val),
+        )
+
     @property
     def info(self) -> ImageInfo:
         shape = self.train.inputs.shape
         return ImageInfo(num_classes=len(self.classes), in_channels=shape[1], image_size=shape[-1])
+
+
+def _part(split: Split) -> Part:
+    """Rows name samples of the original training set; others are named by their own fingerprint."""
+    own = bool((split.rows >= 0).all())
+    return Part(len(split), digest(split.rows) if own else fingerprint(split.inputs)[:32], digest(split.labels))
 
 
 def fingerprint(images: Inputs) -> str:
@@ -138,9 +165,9 @@ def fingerprint(images: Inputs) -> str:
         listed = images.paths.tolist()
         ends = [os.path.dirname(path) for path in (min(listed), max(listed))]
         return stamp(images, os.fsdecode(os.path.commonpath(ends)))
-    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    digest.update(images.contiguous().numpy().data)
-    return digest.hexdigest()
+    hashed = hashlib.sha256(repr(tuple(images.shape)).encode())
+    hashed.update(images.cpu().contiguous().numpy().data)
+    return hashed.hexdigest()
 
 
 def stamp(files: ImageFiles, base: str) -> str:
@@ -149,16 +176,16 @@ def stamp(files: ImageFiles, base: str) -> str:
     Paths count from the folder `base` (absolute). Asks the system once a file: 3 s for ImageNet. Raises UserError.
     """
     done = (_DECODING, files.size, files.resize, files.channels, files.background, files.value_range)
-    digest, cut = hashlib.sha256(repr(done).encode()), len(base.rstrip(os.sep)) + 1
+    hashed, start = hashlib.sha256(repr(done).encode()), base.rstrip(os.sep) + os.sep
     for row in range(len(files.paths)):
         path = files.path(row)
         try:
             status = os.stat(path)
         except OSError as error:
             raise UserError(f"cannot read the image {path}: {error}; mend or remove it") from error
-        below = path[cut:] if path.startswith(base) else os.path.relpath(path, base)
-        digest.update(f"{below}\0{status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+        below = path[len(start) :] if path.startswith(start) else os.path.relpath(path, base)
+        hashed.update(f"{below}\0{status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return hashed.hexdigest()
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -45,6 +45,9 @@ class Reading:
     background: str = "white"
     value_range: list[float] | None = None
 
+    def __post_init__(self) -> None:
+        ground(self.background), span(self.value_range)  # refuse before any file is looked for
+
     def files(self, paths: np.ndarray) -> ImageFiles:
         """Files of the training set. Raises UserError for a size that is none, or that is needed and not set."""
         size, resize = self.size or 0, self.resize or self.size or 0
