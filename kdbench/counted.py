@@ -14,7 +14,8 @@ UNCOUNTED = (
     "local",
     "teacher.table",  # the same logits, kept or asked anew
     "trainer.cuda_graph",  # the same kernels, recorded, or in another order between students
-    "trainer.streams",
+    "trainer.streams",  # in runs of the first edition
+    "trainer.deterministic",  # the same arithmetic, added up in one order
     "trainer.device",  # a run may be resumed on another device; result.json says which it was
     "trainer.threads",
     "trainer.eval_batch_size",

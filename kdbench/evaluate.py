@@ -14,11 +14,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 from kdbench.build import ConfigCatalogue, load_data, plain
 from kdbench.configure import register
 from kdbench.data.batches import EvaluationBatches, Loading
+from kdbench.engine.checkpoint import STUDENT
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import evaluate
 from kdbench.engine.fidelity import compare_networks
 from kdbench.engine.options import TrainerOptions, require
-from kdbench.engine.trainer import STUDENT
 from kdbench.errors import UserError, nearest
 from kdbench.paths import CONFIG_DIR
 from kdbench.results.result import is_finished, read_result
@@ -42,7 +42,8 @@ def evaluate_run(
     require(info == data.info, "dataset", f"{data.name} {tuple(data.info)}", f"like the run's: {tuple(info)}")
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
-    placement = place(TrainerOptions(**tree["trainer"]))
+    known = TrainerOptions.__dataclass_fields__  # a run of an earlier version may have had others
+    placement = place(TrainerOptions(**{key: value for key, value in tree["trainer"].items() if key in known}))
     batches = EvaluationBatches(data, images, Loading(batch_size=500, device=placement.device))
     network = placement.put(network)
     if against is None:

@@ -58,7 +58,7 @@ def time_parts(bench: Workbench, served: tuple[Epochs, Teacher], repeats: int) -
         clock.mark("teacher")
         _step(learner, batch, guide, clock)
     seconds = {name: figure(values[1:] or values) for name, values in clock.seconds.items()}
-    student = cost_of(lambda: learner.update(batch.input, guide, batch.target))
+    student = cost_of(lambda: learner.update(batch, guide))
     asked = cost_of(lambda: _ask(bench, batch))
     return Parts(seconds, _evaluation(bench, learner), student, asked)
 

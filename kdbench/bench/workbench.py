@@ -14,9 +14,8 @@ from kdbench.bench.timing import Contender
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, place
-from kdbench.engine.lanes import make_lanes
-from kdbench.engine.learner import Learner
-from kdbench.engine.trainer import run_steps
+from kdbench.engine.graph import cohort_graph
+from kdbench.engine.learner import Learner, train_epoch
 from kdbench.models.base import count_parameters
 from kdbench.runs.obtain import live_teacher
 from kdbench.runs.recipe import Recipe
@@ -27,14 +26,6 @@ from kdbench.tables.feed import Fed
 from kdbench.tables.store import Tables
 from kdbench.teachers.none import NoTeacher
 from kdbench.types import Epochs, Teacher
-
-
-@dataclass
-class Running:
-    """What the training loop asks of a member."""
-
-    learner: Learner
-    failure: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +64,7 @@ class Workbench:
         Each turn begins with one step outside of the measurement, so that what happens once an epoch stays out of it.
         """
         batches, teacher = served
-        members = [Running(learner) for learner in learners]
-        lanes = make_lanes(self.stage.recipe.trainer, self.placement.device, len(learners))
+        graph = cohort_graph(learners, self.placement.device)
         whole = batches.size // self.recipe.schedule.batch_size  # batches of the full size
         lead = 1 if whole > 1 else 0
 
@@ -83,9 +73,9 @@ class Workbench:
                 learner.begin_epoch(0)
                 learner.steps_done = 0
             stream = itertools.islice(batches.epoch(0, 1), lead + steps)
-            run_steps(members, itertools.islice(stream, lead), teacher, _nothing, lanes)
+            train_epoch(learners, itertools.islice(stream, lead), teacher, _nothing, graph)
             begin = time.perf_counter()
-            run_steps(members, stream, teacher, _nothing, lanes)
+            train_epoch(learners, stream, teacher, _nothing, graph)
             return time.perf_counter() - begin
 
         def turn(steps: int) -> float:
@@ -93,9 +83,9 @@ class Workbench:
             while steps:
                 some = min(steps, max(1, whole - lead))
                 seconds, steps = seconds + part(some), steps - some
-            for member in members:
-                if member.failure is not None:
-                    raise member.failure
+            for learner in learners:
+                if learner.failure is not None:
+                    raise learner.failure
             return seconds
 
         return turn

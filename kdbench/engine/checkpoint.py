@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kdbench.engine.writer import Writer, snapshot
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
+
+CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
 
 
 def save_weights(path: Path, network: nn.Module, about: dict[str, str]) -> None:
@@ -44,3 +48,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: not a readable checkpoint ({type(error).__name__}). Delete it, or use force=true."
         ) from error
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder that a training is continued from, and its best weights, written in the background."""
+
+    folder: Path
+    every: int = 1
+    about: Mapping[str, str] = field(default_factory=dict)  # kept in the header of the weights file
+
+    def after(self, epoch: int, state: Callable[[], dict[str, Any]], writer: Writer, always: bool = False) -> None:
+        """Keep the state where that is due after this epoch (counted from 0), or `always`."""
+        if always or (epoch + 1) % self.every == 0:
+            kept = snapshot(state())
+            writer.add(lambda: save_checkpoint(self.folder / CHECKPOINT, kept))
+
+    def keep_best(self, network: nn.Module, writer: Writer) -> None:
+        weights = snapshot(network.state_dict())
+        writer.add(lambda: save_state(self.folder / BEST, weights, dict(self.about)))
+
+
+def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:
+    """The number of whole epochs in a run folder's checkpoint, and the checkpoint."""
+    if not (folder / CHECKPOINT).exists():
+        return 0, None
+    state = load_checkpoint(folder / CHECKPOINT)
+    return state["epochs_done"], state

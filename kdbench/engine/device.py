@@ -1,21 +1,30 @@
-"""Where and in which precision a training runs."""
+"""Where, in which precision and with which kernels a training runs."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import os
+import sys
 import types
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.memory import keep_freed_memory
-from kdbench.engine.options import TrainerOptions
+from kdbench.engine.options import TrainerOptions, require
 from kdbench.errors import UserError
 
-# `auto` keeps CUDA graphs and compilation off until scripts/device_check.py has passed on a GPU: they were written and
-# tested without one, and a training that is fast and wrong is worth nothing. `on` asks for them all the same.
-PROVEN_ON_CUDA = False
+# `auto` keeps off what scripts/device_check.py has not passed on a GPU yet: it was written and tested without one, and
+# a training that is fast and wrong is worth nothing. `on` asks for it all the same. The script's page names the flags
+# that its results justify.
+PROVEN_GRAPHS = False  # trainer.cuda_graph: a cohort's step as one launch
+PROVEN_COMPILE = False  # trainer.compile: fused kernels of the student's network
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Placement(NamedTuple):
@@ -24,9 +33,10 @@ class Placement(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     channels_last: bool
+    tf32: bool = False  # whether float32 products on a GPU keep 10 bits of the mantissa
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The context in which networks run: bfloat16 matrix products, or nothing at all."""
+        """The context in which networks run: matrix products of 16 bits, or nothing at all."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -67,21 +77,75 @@ class Placement(NamedTuple):
 
     @property
     def precision(self) -> str:
-        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        """What runs, for result.json: fp32, tf32, bf16 or fp16."""
+        names = {dtype: name for name, dtype in _TYPES.items()}
+        return names.get(self.dtype, "tf32" if self.tf32 else "fp32")
 
 
 def place(options: TrainerOptions) -> Placement:
-    """Resolve `auto`. Raises UserError if the named device or precision is not to be had here."""
+    """Resolve `auto`, and set what torch keeps for the whole process: threads, device, TF32, determinism.
+
+    Raises UserError if the named device or precision is not to be had here.
+    """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = named_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
-    bf16 = options.precision == "bf16" or (options.precision == "auto" and _has_fast_bf16(device))
-    if bf16 and device.type == "mps":
-        raise UserError("trainer.precision = bf16: must be fp32 on MPS")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams and graphs are of the current device, whatever the tensors are on
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+    allowed = {"cpu": ("fp32", "bf16"), "mps": ("fp32",)}.get(device.type, ("fp32", "tf32", "bf16", "fp16"))
+    require(precision in allowed, "trainer.precision", precision, f"auto, {' or '.join(allowed)} on {device.type}")
+    tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    _set_deterministic(options.deterministic)
     channels_last = device.type != "mps" if options.channels_last == "auto" else bool(options.channels_last)
-    return Placement(device, torch.bfloat16 if bf16 else torch.float32, channels_last)
+    return Placement(device, _TYPES.get(precision, torch.float32), channels_last, tf32)
+
+
+def _set_deterministic(wanted: bool) -> None:
+    """Kernels that add up in one order on a GPU; what has none is warned about by torch, by name."""
+    if wanted or torch.are_deterministic_algorithms_enabled():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(wanted, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
+    torch.backends.cudnn.deterministic = wanted
+
+
+@contextlib.contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """A block whose work on a GPU is in a stream of its own: autograd remembers the stream of a training's first steps,
+    and one that is to be recorded may not be the default stream."""
+    if device.type != "cuda":
+        yield
+        return
+    here, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    own.wait_stream(here)
+    with torch.cuda.stream(own):
+        yield
+    here.wait_stream(own)
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next allocation; whether it does.
+
+    By default it hands every activation back to the kernel, which zeroes its pages again in the next step: 4,000 page
+    faults in a step of resnet8 at batch 64, 10 to 17 % of its time on one thread. Costs no memory at the peak, but the
+    process stays as large as it was there.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    # Older versions refuse a threshold above 32 MiB.
+    served = mallopt(_MMAP_THRESHOLD, 1 << 30) or mallopt(_MMAP_THRESHOLD, 32 << 20)
+    return bool(served and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def named_device(name: str) -> torch.device:
@@ -91,17 +155,13 @@ def named_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"trainer.device = {name}: must be auto, cpu, cuda, cuda:<number> or mps") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"trainer.device = {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"trainer.device = {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
+        device = torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("trainer.device = mps: torch sees no MPS device here")
     return device
-
-
-def native_bf16() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 in hardware (AVX512-BF16 or AMX)."""
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 
 
 def _in_float32(self: nn.Conv2d, image: Tensor) -> Tensor:

@@ -1,12 +1,21 @@
-"""Student and loss as one module from tensors to tensors, so that DDP, compilation and CUDA graphs can wrap it."""
+"""Student and loss as one module from tensors to tensors, so that DDP and CUDA graphs can wrap it."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
+from kdbench.engine import device as placements
 from kdbench.engine.device import Placement
+from kdbench.engine.options import TrainerOptions
 from kdbench.losses.base import DistillationLoss
 from kdbench.types import Outputs, StepOutput, Target
+
+LONG = 20_000  # steps: compiling takes about a minute the first time (later runs find it in the compiler's cache)
+NETWORKS = 64  # that may share a forward method in one process, each with a compilation of its own; torch gives up at 8
 
 
 class Distiller(nn.Module):
@@ -20,10 +29,43 @@ class Distiller(nn.Module):
         self.student = student
         self.loss = loss
         self.placement = placement
+        self._compiled: Callable[[Tensor], Outputs] | None = None
 
-    def forward(self, image: Tensor, teacher: Outputs | None, target: Target) -> StepOutput:
-        """image [B, C, H, W]; the loss itself runs outside autocast, in float32."""
+    def forward(self, input: Tensor, teacher: Outputs | None, target: Target) -> StepOutput:
+        """input [B, ...]; the loss itself runs outside autocast, in float32."""
         with self.placement.autocast():
-            outputs = self.student(image)
+            outputs = (self._compiled or self.student)(input)
         terms = self.loss(outputs, teacher, target)
         return StepOutput(terms, outputs.logits.detach())
+
+    def compile_student(self, strict: bool = False) -> None:
+        """Let torch.compile fuse the kernels of the network, not of the loss: students of one network under many losses
+        share a compilation. `strict`: what cannot be compiled any more raises instead of running plainly.
+        """
+        torch._dynamo.config.recompile_limit = max(NETWORKS, torch._dynamo.config.recompile_limit)
+        torch._dynamo.config.fail_on_recompile_limit_hit = strict
+        self._compiled = CompiledForward(self.student)
+
+
+class CompiledForward:
+    """A network compiled for inputs of the first shape that it sees, and plain for any other: an epoch's last, smaller
+    batch is not worth a second compilation."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._plain, self._compiled = network, torch.compile(network, dynamic=False)
+        self._shape: torch.Size | None = None
+
+    def __call__(self, input: Tensor) -> Outputs:
+        self._shape = self._shape or input.shape
+        return (self._compiled if input.shape == self._shape else self._plain)(input)
+
+
+def wants_compilation(options: TrainerOptions, device: torch.device, steps: int) -> bool:
+    """Whether `trainer.compile` asks for it in a training of so many steps.
+
+    A rule and not a stopwatch decides `auto`, because compiled kernels differ in the last digits: the same run must
+    give the same numbers again. On CPUs it is off: a step of resnet20 gained 0 to 7 % for 42 s of compilation.
+    """
+    triton = importlib.util.find_spec("triton") is not None
+    pays = placements.PROVEN_COMPILE and device.type == "cuda" and triton and steps >= LONG
+    return options.compile == "on" or (options.compile == "auto" and pays)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,22 @@ def all_logits(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Te
             logits.append(network(batch.input).logits.float())
             labels.append(batch.target.label)
     return torch.cat(logits), torch.cat(labels)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The sets that a student in training is measured on, every so many epochs."""
+
+    sets: Mapping[str, Iterable[Batch]]  # "val" (if any) and "test"
+    reference: Mapping[str, Tensor]  # the teacher's logits on each of them; empty without a teacher
+    every: int = 1
+
+    def after(self, epoch: int, network: nn.Module, always: bool = False) -> dict[str, float]:
+        """`evaluate` on each set, "test/top1", ..., where that is due after this epoch (counted from 0) or `always`."""
+        if not always and (epoch + 1) % self.every:
+            return {}
+        found = {name: evaluate(network, batches, self.reference.get(name)) for name, batches in self.sets.items()}
+        return {f"{name}/{key}": value for name, values in found.items() for key, value in values.items()}
 
 
 def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Tensor | None = None) -> dict[str, float]:

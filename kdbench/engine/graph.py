@@ -1,153 +1,319 @@
-"""A whole training step, or a teacher's forward pass, as one CUDA graph: one launch instead of hundreds.
+"""One launch a step on a GPU: the steps of all students of a cohort as one CUDA graph, forked into a branch for each.
 
-The small networks of the field keep a GPU busy for a microsecond or two a kernel, less than launching it costs. A
-graph is recorded once for each shape of its inputs and replayed on static copies of them; it runs the same kernels as
-the eager step, so the numbers are the same.
+The small networks of the field keep a GPU busy for a microsecond or two a kernel, less than launching it costs, and
+leave most of it idle. A graph is recorded once and replayed; its branches run beside each other. It runs the kernels of
+the eager step, so the numbers are the same. What it reads lies where it is for the whole training: the inputs, targets
+and teacher's outputs of the next steps, which a counter on the device goes through. So a step needs no copy, no sync
+and no Python for each student.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, ClassVar, Protocol
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from kdbench.engine import device as placement
 from kdbench.engine.options import OptimizerOptions, TrainerOptions, require
 from kdbench.errors import UserError
-from kdbench.types import Outputs
+from kdbench.teachers.live import LiveTeacher
+from kdbench.types import Batch, Outputs, Teacher
+
+if TYPE_CHECKING:
+    from kdbench.engine.learner import Learner
 
 log = logging.getLogger(__name__)
 
 WARM_UP = 3  # eager steps before a recording: lazily made buffers (momentum, cuDNN handles) must exist by then
+AHEAD = 256 * 2**20  # bytes of inputs, targets and teacher's outputs that are made ready at once ...
+MOST = 8192  # ... and samples
 GRAPHED_OPTIMIZERS = ("sgd", "adam", "adamw")  # torch's own; most of timm's count their steps in Python
 
 
 class Recording(Protocol):
-    """A function's device work, recorded when this is made; every replay overwrites what it returned, `output`."""
-
-    output: Any
+    """A function's device work, recorded when this is made."""
 
     def replay(self) -> None: ...
 
 
-Record = Callable[[Callable[[], Any]], Recording]
-
-
 class CudaRecording:
-    """torch.cuda.CUDAGraph of a function without arguments.
+    """torch.cuda.CUDAGraph of a function without arguments, with a memory pool and a stream of its own.
 
-    The recordings of a stream share a pool of memory: they replay one after the other, and what outlives a replay was
-    made during the warm-up, outside of the pool. Recordings that replay side by side are of different streams.
+    Its memory and its cuBLAS workspaces die with it: both are cleared around the capture, since a workspace that was
+    allocated in one capture would be used by the next one that has the same stream, after the memory is gone.
     """
 
-    pools: ClassVar[dict[int, Any]] = {}
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        stream = torch.cuda.current_stream().cuda_stream
-        if stream not in self.pools:
-            self.pools[stream] = torch.cuda.graph_pool_handle()
-        self.graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread (checkpoint writer, pinning) may call CUDA meanwhile.
-        with torch.cuda.graph(self.graph, pool=self.pools[stream], capture_error_mode="thread_local"):
-            self.output = function()
+    def __init__(self, function: Callable[[], object], device: torch.device) -> None:
+        self.graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            # thread_local: another thread (checkpoint writer, pinning) may call CUDA meanwhile.
+            with (
+                torch.cuda.device(device),
+                warnings.catch_warnings(),
+                torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+            ):
+                warnings.filterwarnings("error", "The CUDA Graph is empty")
+                function()
+        except BaseException:
+            torch.cuda.set_stream(here)  # torch leaves the capture's stream current
+            raise
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
 
     def replay(self) -> None:
         self.graph.replay()
 
 
-class Graphed:
-    """A function of tensors (nested in tuples and dicts) that is replayed once it has run often enough.
-
-    For every new combination of shapes the first `WARM_UP` calls run eagerly, the next one is recorded. `function` must
-    do the same device work in every call and change no Python state: what it counts it must count on the device. A
-    function that cannot be recorded runs eagerly, with a warning, unless `strict`: then UserError. `what` names it.
-    """
-
-    def __init__(self, function: Callable[..., Any], record: Record, strict: bool, what: str) -> None:
-        self._function, self._record, self._strict, self._what = function, record, strict, what
-        self._calls: dict[Hashable, int] = {}
-        self._recorded: dict[Hashable, tuple[list[Tensor], Recording]] = {}
-        self._eager = False
-
-    def __call__(self, *args: Any) -> Any:
-        leaves, spec = tree_flatten(args)
-        key = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        if self._eager:
-            return self._function(*args)
-        if key not in self._recorded:
-            self._calls[key] = self._calls.get(key, 0) + 1
-            if self._calls[key] <= WARM_UP:
-                return _aside(lambda: self._function(*args))
-            if not self._try(key, leaves, spec):
-                return self._function(*args)
-        inputs, recording = self._recorded[key]
-        for static, leaf in zip(inputs, _tensors(leaves), strict=True):
-            static.copy_(leaf)
-        recording.replay()
-        return tree_map_only(Tensor, torch.clone, recording.output)  # the next replay overwrites the original
-
-    def _try(self, key: Hashable, leaves: Sequence[Any], spec: Any) -> bool:
-        static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        try:
-            recording = self._record(lambda: self._function(*tree_unflatten(static, spec)))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            if self._strict:
-                raise UserError(f"trainer.cuda_graph = on: {self._what} cannot be recorded ({reason})") from error
-            log.warning("%s cannot be recorded as a CUDA graph (%s); it runs step by step", self._what, reason)
-            self._eager = True
-            return False
-        self._recorded[key] = (_tensors(static), recording)
-        return True
+def recording(function: Callable[[], object], device: torch.device) -> Recording:
+    """A function's work, recorded."""
+    return CudaRecording(function, device)
 
 
 def wants_graph(options: TrainerOptions, device: torch.device, optimizer: OptimizerOptions) -> bool:
     """Whether a student's step is to be recorded. Raises UserError where `on` cannot be had."""
     fits = optimizer.name in GRAPHED_OPTIMIZERS
     if options.cuda_graph == "on":
-        recording(device)
+        require(can_record(device), "trainer.cuda_graph", "on", f"auto or off: this run is on {device.type}")
         known = ", ".join(GRAPHED_OPTIMIZERS)
         require(fits, "trainer.cuda_graph", "on", f"auto or off unless optimizer.name is one of {known}")
         return True
-    return options.cuda_graph == "auto" and placement.PROVEN_ON_CUDA and device.type == "cuda" and fits
+    return options.cuda_graph == "auto" and placement.PROVEN_GRAPHS and can_record(device) and fits
 
 
-def graphed(step: Callable[..., Any], options: TrainerOptions, device: torch.device) -> Callable[..., Any]:
-    """A student's step, recorded when it has run often enough."""
-    return Graphed(step, recording(device), options.cuda_graph == "on", "the step")
+def can_record(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
-def graphed_teacher(
-    options: TrainerOptions, device: torch.device
-) -> Callable[[nn.Module], Callable[[Tensor], Outputs]]:
-    """What makes of a frozen network its recorded forward pass where that is to be had; elsewhere it is left alone."""
-    wanted = options.cuda_graph == "on" or (options.cuda_graph == "auto" and placement.PROVEN_ON_CUDA)
-    if not wanted or device.type != "cuda":
-        return lambda network: network
-    return lambda network: Graphed(network, recording(device), strict=False, what="the teacher")
+def cohort_graph(learners: Sequence[Learner], device: torch.device) -> CohortGraph | None:
+    """What records the steps of those learners that want it; None if there is none."""
+    return CohortGraph(device) if any(learner.recorded for learner in learners) else None
 
 
-def recording(device: torch.device) -> Record:
-    """What records a device's work. Raises UserError where nothing does."""
-    require(device.type == "cuda", "trainer.cuda_graph", "on", f"auto or off: this run is on {device.type}")
-    return CudaRecording
+class Ahead:
+    """The data of some steps, batch and teacher's outputs, in memory that stays where it is.
+
+    All steps' data have the shapes and strides of `example`. Each tensor of a step is a row of bytes in its own order,
+    so that what is read has the memory layout of what was put.
+    """
+
+    def __init__(self, example: tuple[Batch, Outputs | None], steps: int) -> None:
+        leaves, self._spec = tree_flatten(_whole(example))
+        self.steps = steps
+        self._rows = [torch.empty(steps, t.numel(), dtype=t.dtype, device=t.device) for t in leaves]
+        self._layouts = [(t.shape, t.stride()) for t in map(_dense, leaves)]
+
+    def put(self, data: Sequence[tuple[Batch, Outputs | None]]) -> None:
+        """The data of the next steps, at most `steps`. One kernel a tensor, whatever their number."""
+        columns = zip(*(tree_leaves(_whole(one)) for one in data), strict=True)
+        for rows, (shape, stride), tensors in zip(self._rows, self._layouts, columns, strict=True):
+            torch.stack([_bytes_of(t, shape, stride) for t in tensors], out=rows[: len(data)])
+
+    def at(self, step: Tensor) -> tuple[Batch, Outputs | None]:
+        """The data of step [1] int64, which is read on the device."""
+        parts = zip(self._rows, self._layouts, strict=True)
+        found = [rows.index_select(0, step).as_strided(*layout) for rows, layout in parts]
+        batch, *answer = tree_unflatten(found, self._spec)
+        return batch, answer[0] if answer else None
 
 
-def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+class CohortGraph:
+    """The recorded step of all learners that can be recorded, and the data that it reads.
+
+    The first `WARM_UP` steps run eagerly; in the last of them the device tells whether a learner waits for it. Such a
+    learner goes on eagerly, with a warning. Learners that draw random numbers have a graph each, replayed after the
+    others', because a graph has one random state. A batch of another size than the first runs eagerly. It belongs to
+    one training: the graphs and their memory go when it goes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._learners: list[Learner] = []
+        self._refused: set[int] = set()  # learners that cannot be recorded, by id
+        self._drawing: set[int] = set()  # learners that draw random numbers, by id
+        self._groups: list[list[Learner]] = []  # those of one graph
+        self._recordings: list[Recording] = []
+        self._data: Ahead | None = None
+        self._lr = torch.empty(0)  # [steps, learners]
+        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._size = 0  # samples a step
+        self._warm = 0  # eager steps so far
+        self._next: tuple[Batch, Outputs | None] | None = None  # what the next step is about
+        self._ready = False  # whether it is the next one in the data
+
+    def ahead(
+        self, batches: Iterable[Batch], teacher: Teacher, learners: Sequence[Learner]
+    ) -> Iterator[tuple[Batch, Outputs | None]]:
+        """Batches with what the teacher says of them: those of many steps at once, where the teacher allows that."""
+        if [*map(id, learners)] != [*map(id, self._learners)]:  # one has failed, or has caught up with the others
+            self._learners, self._groups, self._recordings, self._warm = list(learners), [], [], 0
+        stream = iter(batches)
+        while group := list(islice(stream, self._data.steps if self._data and self._warm >= WARM_UP else 1)):
+            self._size = self._size or len(group[0].input)
+            data = _asked(group, teacher, self._needs())
+            whole = [one for one in data if len(one[0].input) == self._size] if self._warm >= WARM_UP else []
+            if whole:
+                self._load(whole, teacher)
+            for number, self._next in enumerate(data):
+                self._ready = number < len(whole)
+                yield self._next
+
+    def step(self) -> bool:
+        """Do the step of what `ahead` gave last, for all learners; False if they must do it by themselves."""
+        assert self._next is not None
+        if self._warm < WARM_UP and len(self._next[0].input) == self._size:
+            self._warm += 1
+            for learner in self._learners:
+                self._eager(learner, watched=self._warm == WARM_UP)
+            self._drawing = {id(learner) for learner in self._learners if learner.draws}
+            return True
+        if not self._ready:
+            return False
+        if any(learner.failure for group in self._groups for learner in group):
+            self._groups, self._recordings = [], []
+        self._groups = self._groups or self._grouped()
+        for number, group in enumerate(self._groups):
+            self._replay(number, group)
+        recorded = {id(learner) for group in self._groups for learner in group}
+        for learner in self._learners:
+            if id(learner) not in recorded:
+                learner.step(*self._next)
+        return True
+
+    def _eager(self, learner: Learner, watched: bool) -> None:
+        assert self._next is not None
+        with waiting(self._device, watched and learner.recorded) as seen:
+            learner.step(*self._next)
+        if seen:
+            said = f"{type(learner.distiller.loss).__name__}'s step waits for the device ({seen[0]})"
+            if learner.trainer.cuda_graph == "on":
+                learner.fail(UserError(f"trainer.cuda_graph = on: must be auto or off: {said}"))
+            log.warning("%s: not recorded, it runs step by step", said)
+            self._refused.add(id(learner))
+
+    def _needs(self) -> set[str]:
+        return {key for learner in self._learners for key in learner.distiller.loss.needs}
+
+    def _load(self, data: Sequence[tuple[Batch, Outputs | None]], teacher: Teacher) -> None:
+        if self._data is None:
+            size = sum(t.numel() * t.element_size() for t in tree_leaves(_whole(data[0])))
+            most = max(1, min(AHEAD // max(size, 1), MOST // self._size))
+            self._data = Ahead(data[0], 1 if learns(teacher) else most)
+        rates = [[one.lr * one.factors[one.steps_done + s] for one in self._learners] for s in range(len(data))]
+        if self._lr.shape != (self._data.steps, len(self._learners)):
+            self._lr = torch.zeros(self._data.steps, len(self._learners), device=self._device)
+        self._lr[: len(data)].copy_(_pinned(torch.tensor(rates), self._device), non_blocking=True)
+        self._data.put(data)
+        self._step.zero_()
+
+    def _grouped(self) -> list[list[Learner]]:
+        """Learners by graph: together those that draw no random numbers, and each of the others."""
+        fit = [one for one in self._learners if one.recorded and not one.failure and id(one) not in self._refused]
+        together = [one for one in fit if id(one) not in self._drawing]
+        return [group for group in [together, *([one] for one in fit if id(one) in self._drawing)] if group]
+
+    def _replay(self, number: int, group: Sequence[Learner]) -> None:
+        drawing = id(group[0]) in self._drawing
+        if drawing:
+            group[0].enter()
+        if number == len(self._recordings):
+            try:
+                self._recordings.append(recording(lambda: self._work(number, group), self._device))
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"trainer.cuda_graph: the step cannot be recorded ({reason}). trainer.cuda_graph=off continues the "
+                    "training from its checkpoint"
+                ) from error
+        self._recordings[number].replay()
+        if drawing:
+            group[0].leave()
+        for learner in group:
+            learner.steps_done += 1
+
+    def _work(self, number: int, group: Sequence[Learner]) -> None:
+        """What is recorded: each learner's update in a stream of its own, all after the data is read."""
+        assert self._data is not None
+        batch, answer = self._data.at(self._step)
+        rates = self._lr.index_select(0, self._step)[0]
+        streams = [torch.cuda.Stream(self._device) if self._device.type == "cuda" else None for _ in group]
+        for learner, stream in zip(group, streams, strict=True):
+            _after(stream, self._device)
+            with torch.cuda.stream(stream):  # type: ignore[arg-type]
+                learner.optimizer.param_groups[0]["lr"].copy_(rates[self._learners.index(learner)])
+                learner.update(batch, answer)
+        for stream in filter(None, streams):
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+        if number == len(self._groups) - 1:
+            self._step += 1
 
 
-def _aside(call: Callable[[], Any]) -> Any:
-    """Run on a side stream, as PyTorch asks of what is to be recorded later; plainly where there is no CUDA in use."""
-    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return call()
-    side, here = torch.cuda.Stream(), torch.cuda.current_stream()
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        result = call()
-    here.wait_stream(side)
-    return result
+@contextlib.contextmanager
+def waiting(device: torch.device, watched: bool) -> Iterator[list[str]]:
+    """What in the block makes the host wait for the GPU; nothing is stopped by it. Empty where it is not `watched`."""
+    seen: list[str] = []
+    if not watched or device.type != "cuda":
+        yield seen
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield seen
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    seen += [str(one.message).splitlines()[0] for one in caught if "synchroniz" in str(one.message)]
+
+
+def learns(teacher: Teacher) -> bool:
+    """Whether its answers follow from the steps so far, so that it cannot be asked ahead of them."""
+    return type(teacher).attach is not Teacher.attach
+
+
+def _asked(group: Sequence[Batch], teacher: Teacher, needs: set[str]) -> list[tuple[Batch, Outputs | None]]:
+    """Each batch with the teacher's outputs, of the features only those needed. A network is asked once for all."""
+    if isinstance(teacher, LiveTeacher) and len(group) > 1:
+        outputs = teacher.outputs(torch.cat([batch.input for batch in group]))
+        sizes = [len(batch.input) for batch in group]
+        logits = outputs.logits.split(sizes)
+        features = {key: outputs.features[key].split(sizes) for key in needs}
+        answers = [Outputs(own, {key: features[key][i] for key in needs}) for i, own in enumerate(logits)]
+        return list(zip(group, answers, strict=True))
+    found = [(batch, teacher(batch)) for batch in group]
+    return [(b, a and Outputs(a.logits, {k: v for k, v in a.features.items() if k in needs})) for b, a in found]
+
+
+def _whole(data: tuple[Batch, Outputs | None]) -> tuple[Batch, Outputs] | tuple[Batch]:
+    """Without the answer of a teacher that there is not."""
+    batch, answer = data
+    return (batch,) if answer is None else (batch, answer)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    return tensor if dense else tensor.contiguous()
+
+
+def _bytes_of(tensor: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    """A tensor's numbers [n] in the order of memory that `stride` asks for."""
+    if tensor.stride() != stride:
+        tensor = torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _pinned(values: Tensor, device: torch.device) -> Tensor:
+    return values.pin_memory() if device.type == "cuda" else values
+
+
+def _after(stream: torch.cuda.Stream | None, device: torch.device) -> None:
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(device))

@@ -1,25 +1,47 @@
-"""One student in training: its network, loss, optimizer and random state, and the step that moves them."""
+"""A student in training, its step, and the loop over the batches that moves one student or many: one screen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.compiled import compiled
-from kdbench.engine.distiller import Distiller
+from kdbench.engine.distiller import Distiller, wants_compilation
 from kdbench.engine.ema import Average
-from kdbench.engine.graph import WARM_UP, graphed, wants_graph
+from kdbench.engine.graph import CohortGraph, wants_graph
 from kdbench.engine.metrics import Meters
-from kdbench.engine.optimizer import lr_setter, make_optimizer
+from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
-from kdbench.types import Batch, Outputs, Target
+from kdbench.types import Batch, Outputs, Teacher
+
+
+def train_epoch(
+    learners: Sequence[Learner], batches: Iterable[Batch], teacher: Teacher, advance: Callable[[], None],
+    graph: CohortGraph | None = None,
+) -> int:  # fmt: skip
+    """A step of every learner for every batch; the number of samples seen. There is no other loop in kdbench.
+
+    A learner whose step fails is left out from then on and keeps its `failure`. On a GPU `graph` does a step of all in
+    one launch where it can. `advance` is called after each step. Returns when the device has done all of it.
+    """
+    samples = 0
+    for batch, answer in graph.ahead(batches, teacher, learners) if graph else ((b, teacher(b)) for b in batches):
+        if graph is None or not graph.step():
+            for learner in learners:
+                learner.step(batch, answer)
+        if all(learner.failure for learner in learners):
+            break
+        samples += len(batch.input)
+        advance()
+    learners[0].distiller.placement.wait()  # once an epoch, so that images per second are of work done
+    return samples
 
 
 class Learner:
-    """What one student owns. Several learners may share a batch stream and a teacher (a cohort).
+    """What one student owns: its network, loss, optimizer and random numbers. Several may share batches and a teacher.
 
     `factors` [total steps] multiply the optimizer's learning rate; `seed` makes dropout and random losses a function
     of (seed, epoch), so that a resumed training replays them. `truth`: true labels, where there is noise.
@@ -36,30 +58,47 @@ class Learner:
         truth: Tensor | None = None,
     ) -> None:
         device = distiller.placement.device
-        graph = wants_graph(trainer, device, optimizer)
         self.distiller = distiller
-        self.optimizer = make_optimizer(optimizer, [distiller], graph)
+        if wants_compilation(trainer, device, len(factors)):
+            distiller.compile_student(strict=trainer.compile == "on")
+        self.recorded = wants_graph(trainer, device, optimizer)  # whether its steps may be part of a graph
+        self.optimizer = make_optimizer(optimizer, [distiller], on_device=self.recorded or device.type == "cuda")
+        self.set_lr = lr_setter(self.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=distiller.placement.dtype == torch.float16)
         self.meters = Meters(device, steps_per_epoch, truth)
-        self.lr = optimizer.lr
-        self.factors = factors
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
-        self.steps_done = 0
         self.average = Average(distiller.student, trainer.ema) if trainer.ema else None
-        self._random_state: list[Tensor] = []
-        self._draws = False  # whether a step has drawn random numbers on the device
-        self._unsure = WARM_UP if graph else 0  # steps until it is known whether a recorded step does
-        # Decided once, so that the step has no branches: how it runs, and what happens before and after the update.
-        self._set_lr = lr_setter(self.optimizer)
-        self._forward = compiled(distiller, trainer, device, len(factors))
-        self._update = graphed(self.update, trainer, device) if graph else self.update
-        self._before_update: list[Callable[[], Any]] = []
-        self._after_update: list[Callable[[], Any]] = []
-        if trainer.clip is not None:
-            clip, parameters = trainer.clip, list(distiller.parameters())
-            self._before_update.append(lambda: nn.utils.clip_grad_norm_(parameters, clip))
+        self.trainer, self.clip, self.parameters = trainer, trainer.clip, list(distiller.parameters())
+        self.lr, self.factors, self.steps_per_epoch, self.seed = optimizer.lr, factors, steps_per_epoch, seed
+        self.steps_done = 0
+        self.failure: Exception | None = None
+        self.random_state: list[Tensor] = []  # of the CPU, and of the GPU where it is on one
+        self.fresh_state: list[Tensor] = []  # the same at the start of the epoch
+
+    def step(self, batch: Batch, teacher: Outputs | None) -> None:
+        """One update from one batch; `teacher` is what the teacher says of it. A failure is kept, not raised."""
+        if self.failure is None:
+            self.enter()
+            try:
+                self.set_lr(self.lr * self.factors[self.steps_done])
+                self.update(batch, teacher)
+            except Exception as failure:
+                self.fail(failure)
+            self.steps_done += 1
+            self.leave()
+
+    def update(self, batch: Batch, teacher: Outputs | None) -> None:
+        """The device's part of a step: the same work every time, and nothing counted in Python."""
+        output = self.distiller(batch.input, teacher, batch.target)
+        self.scaler.scale(output.terms.total).backward()
+        if self.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self._after_update.append(self.average.update)
+            self.average.update()
+        self.meters.add(output, teacher, batch.target)
 
     @property
     def network(self) -> nn.Module:
@@ -72,72 +111,50 @@ class Learner:
         # numpy's mixing of (seed, epoch) into one number would do as well; a prime keeps neighbours apart.
         torch.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         self.leave()
+        self.fresh_state = self.random_state
 
-    def step(self, batch: Batch, teacher: Outputs | None) -> None:
-        """One update from one batch; `teacher` is what the teacher says of it."""
-        self._set_lr(self.lr * self.factors[self.steps_done])
-        self._update(batch.input, self._heard(teacher), batch.target)
-        self.steps_done += 1
-
-    def update(self, image: Tensor, teacher: Outputs | None, target: Target) -> None:
-        """The device's part of a step: the same work every time, and nothing counted in Python."""
-        output = self._forward(image, teacher, target)
-        output.terms.total.backward()
-        for act in self._before_update:
-            act()
-        self.optimizer.step()
+    def fail(self, failure: Exception) -> None:
+        """Leave the training. What the failed step held (on a GPU, all of its activations) is given back."""
+        self.failure = failure
+        traceback.clear_frames(failure.__traceback__)
         self.optimizer.zero_grad(set_to_none=True)
-        for act in self._after_update:
-            act()
-        self.meters.add(output, teacher, target)
-
-    def _heard(self, teacher: Outputs | None) -> Outputs | None:
-        # Only what the loss reads: a recorded step copies its inputs.
-        needs = self.distiller.loss.needs
-        return None if teacher is None else Outputs(teacher.logits, {key: teacher.features[key] for key in needs})
-
-    def step_in_turn(self, batch: Batch, teacher: Outputs | None) -> None:
-        """The same step with this learner's own random state, for learners that take turns."""
-        self.enter()
-        before = self._random_state[-1]
-        self.step(batch, teacher)
-        self.leave()
-        if self._unsure:
-            self._draws = self._draws or not torch.equal(before, self._random_state[-1])
-            self._unsure -= 1
-
-    @property
-    def independent(self) -> bool:
-        """Whether its step may run beside others on the device. Recorded steps that draw random numbers may not: the
-        generator keeps its state in device memory, which all recordings share."""
-        return not self._unsure and not self._draws
+        if self.distiller.placement.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def enter(self) -> None:
         """Make the global generators this learner's (5 kB to copy on the CPU, no device sync)."""
-        torch.set_rng_state(self._random_state[0])
-        if len(self._random_state) > 1:
-            torch.cuda.set_rng_state(self._random_state[1], self.distiller.placement.device)
+        torch.set_rng_state(self.random_state[0])
+        if len(self.random_state) > 1:
+            torch.cuda.set_rng_state(self.random_state[1], self.distiller.placement.device)
 
     def leave(self) -> None:
         device = self.distiller.placement.device
-        self._random_state = [torch.get_rng_state()]
+        self.random_state = [torch.get_rng_state()]
         if device.type == "cuda":
-            self._random_state.append(torch.cuda.get_rng_state(device))
+            self.random_state.append(torch.cuda.get_rng_state(device))
+
+    @property
+    def draws(self) -> bool:
+        """Whether its steps in this epoch drew random numbers on the device."""
+        return not torch.equal(self.fresh_state[-1], self.random_state[-1])
 
     def state(self) -> dict[str, Any]:
         """All that a bit-exact continuation needs; random states are functions of (seed, epoch)."""
-        average = self.average.network.state_dict() if self.average is not None else None
         return {
             "distiller": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "average": average,
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.network.state_dict() if self.average is not None else None,
             "steps_done": self.steps_done,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint, also one of another device or of steps that were not recorded."""
         self.distiller.load_state_dict(state["distiller"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._set_lr = lr_setter(self.optimizer)
+        load_state(self.optimizer, state["optimizer"])
+        self.set_lr = lr_setter(self.optimizer)
+        if state.get("scaler") and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.restore(state["average"], state["steps_done"])
         self.steps_done = state["steps_done"]

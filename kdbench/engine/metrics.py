@@ -10,56 +10,64 @@ from kdbench.types import Outputs, StepOutput, Target
 
 
 class Meters:
-    """Sums over one epoch, kept on the device and read once, at its end: no host sync in a step.
+    """What happened in each step of an epoch, kept on the device and read once, at its end: no host sync in a step.
 
-    Everything that a step counts is counted on the device and in place, so that a CUDA graph may hold the step.
-    `truth` int64 [rows of the training set] are the true labels where the training labels are noisy, -1 where unknown.
+    A step only puts its loss terms and its answers down, in place and at a place that is counted on the device, so that
+    a CUDA graph may hold it: seven small kernels. They are compared and added up once an epoch. `truth` int64 [rows of
+    the training set] are the true labels where the training labels are noisy, -1 where unknown.
     """
 
     def __init__(self, device: torch.device, steps: int, truth: Tensor | None = None) -> None:
-        self._totals = torch.zeros(steps, device=device)  # the loss at every step, to find the first that is not finite
+        self._steps = steps
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
-        self._one = torch.ones((), device=device)
         self._truth = truth.to(device) if truth is not None else None
-        self._sums: Tensor | None = None  # [2, names]: of the values, and of the images that they are means of
+        self._terms: Tensor | None = None  # [steps, names] float32: the loss and its terms
+        self._answers: Tensor | None = None  # [steps, B, columns] int64; -1: none known
         self._names: list[str] = []
+        self._columns: list[str] = []  # the student's answer, and what it is compared with
 
     def reset(self) -> None:
         """Begin an epoch."""
         self._step.zero_()
-        if self._sums is not None:
-            self._sums.zero_()
 
     def add(self, output: StepOutput, teacher: Outputs | None, target: Target) -> None:
-        """Count one step: the loss and its terms, right answers, and answers equal to the teacher's.
+        """One step: the loss and its terms, and the answers of the student, the labels and the teacher.
 
         Images without a label, or without a true one, have no part in the accuracies.
         """
-        answer, images = output.logits.argmax(1), self._one * len(output.logits)
-        total = output.terms.total.detach().float()
-        means = {"loss": total, **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
-        found = {name: (value.float() * images, images) for name, value in means.items()}
-        found["top1"] = _right(answer, _labels(target.label))
+        terms = {"loss": output.terms.total.detach(), **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
+        answers = {"student": output.logits.argmax(1), "top1": _labels(target.label)}
         if self._truth is not None:
-            found["clean_top1"] = _right(answer, self._truth[target.row])
+            answers["clean_top1"] = self._truth[target.row]
         if teacher is not None:
-            found["agreement"] = _right(answer, teacher.logits.argmax(1))
-        row = torch.stack([torch.stack(pair) for pair in found.values()], 1)
-        if self._sums is None:
-            self._sums, self._names = torch.zeros_like(row), list(found)
-        self._sums += row
-        self._totals.index_copy_(0, self._step, total.view(1))
+            answers["agreement"] = teacher.logits.argmax(1)
+        found = torch.stack([value.float() for value in terms.values()])
+        said = torch.stack(list(answers.values()), 1)
+        if self._terms is None or self._answers is None:
+            self._names, self._columns = list(terms), list(answers)
+            self._terms = found.new_zeros(self._steps, len(terms))
+            self._answers = said.new_zeros(self._steps, *said.shape)
+        missing = self._answers.shape[1] - len(said)  # in an epoch's last, smaller batch
+        said = F.pad(said, (0, 0, 0, missing), value=-2) if missing else said
+        self._terms.index_copy_(0, self._step, found[None])
+        self._answers.index_copy_(0, self._step, said[None])
         self._step += 1
 
     def read(self) -> tuple[dict[str, float], int | None]:
         """Means by name (those of any image at all), and the first step (from 0) whose loss was not finite, or None.
 
-        The epoch's only sync.
+        The epoch's only sync. A step's terms are means of its images, and count for as many.
         """
-        assert self._sums is not None, "read() before the first step"
-        sums, counts = self._sums.tolist()
-        bad = (~torch.isfinite(self._totals[: int(self._step)])).nonzero()
-        means = {name: s / n for name, s, n in zip(self._names, sums, counts, strict=True) if n}
+        assert self._terms is not None and self._answers is not None, "read() before the first step"
+        steps = int(self._step)
+        terms, answers = self._terms[:steps].cpu().double(), self._answers[:steps].cpu()
+        images = (answers[:, :, 0] >= 0).sum(1).double()
+        means = dict(zip(self._names, ((terms * images[:, None]).sum(0) / images.sum()).tolist(), strict=True))
+        for number, name in enumerate(self._columns[1:], start=1):
+            known = answers[:, :, number] >= 0
+            if known.any():
+                means[name] = float((answers[:, :, 0] == answers[:, :, number])[known].double().mean())
+        bad = (~torch.isfinite(terms[:, 0])).nonzero()
         return means, int(bad[0]) if len(bad) else None
 
 
@@ -69,11 +77,6 @@ def _labels(label: Tensor) -> Tensor:
         return label
     weight, largest = label.max(1)
     return largest.masked_fill(weight <= 0, -1)
-
-
-def _right(answer: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """How many answers are right, of how many that have a label."""
-    return (answer == label).float().sum(), (label >= 0).float().sum()
 
 
 def report(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ _TORCH = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.opti
 
 
 def make_optimizer(
-    options: OptimizerOptions, modules: Iterable[nn.Module], graphed: bool = False
+    options: OptimizerOptions, modules: Iterable[nn.Module], on_device: bool = False
 ) -> torch.optim.Optimizer:
     """An optimizer over all trainable parameters of `modules`.
 
-    With `decay_1d` false, parameters of fewer than two dimensions (batch-norm, biases) get no weight decay. `graphed`:
-    its step will be recorded in a CUDA graph, so the learning rate is a tensor on the device.
+    With `decay_1d` false, parameters of fewer than two dimensions (batch-norm, biases) get no weight decay.
+    `on_device`: the learning rate is a float32 tensor on the device, which a CUDA graph can read anew in every step;
+    on a GPU also where nothing is recorded, so that both ways compute with the same number.
     Raises UserError for an unknown name or arguments that the optimizer does not take.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -31,9 +32,9 @@ def make_optimizer(
         if options.name in _TORCH:
             # One fused kernel a step for all tensors; CPU and CUDA have it, other devices fall back to foreach.
             extra["fused"] = all(p.device.type in ("cpu", "cuda") for p in parameters)
-            if graphed and options.name != "sgd":
+            if on_device and options.name != "sgd":
                 extra["capturable"] = True
-            lr = torch.tensor(options.lr, device=parameters[0].device) if graphed else options.lr
+            lr = torch.tensor(options.lr, device=parameters[0].device) if on_device else options.lr
             return _TORCH[options.name](groups, lr=lr, **extra)
         return _from_timm(options, groups, extra)
     except UserError:
@@ -42,10 +43,23 @@ def make_optimizer(
         raise UserError(f"optimizer.name = {options.name}: {error}") from error
 
 
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Go on from an optimizer's state dict, also that of a run on another device or of steps that were not recorded.
+
+    How this optimizer runs stays as it is: the checkpoint's learning rate may be a plain number, which a recorded step
+    would never change again.
+    """
+    groups = [
+        {**saved, **{key: own[key] for key in ("lr", "capturable", "fused", "foreach") if key in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
 def lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], object]:
     """What sets the learning rate of all groups: in place where it is a tensor, which a graph reads anew each time.
 
-    To be made again after `optimizer.load_state_dict`, which replaces the groups' values.
+    To be made again after `load_state`, which replaces the groups' values.
     """
     groups = optimizer.param_groups
     lr = groups[0]["lr"]

@@ -72,11 +72,11 @@ class TrainerOptions:
     """What `configs/trainer` sets: how the training runs."""
 
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    streams: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
     threads: int | None = None
     clip: float | None = None
     ema: float | None = None
@@ -88,8 +88,9 @@ class TrainerOptions:
     progress: Literal["auto", "bar", "plain", "none"] = "auto"
 
     def __post_init__(self) -> None:
-        require(self.precision in ("auto", "fp32", "bf16"), "trainer.precision", self.precision, "auto, fp32 or bf16")
-        for key in ("cuda_graph", "compile", "streams"):
+        names = ("auto", "fp32", "tf32", "bf16", "fp16")
+        require(self.precision in names, "trainer.precision", self.precision, f"one of {', '.join(names)}")
+        for key in ("cuda_graph", "compile"):
             value = getattr(self, key)
             require(value in ("auto", "on", "off"), f"trainer.{key}", value, "auto, on or off")
         require(self.threads is None or self.threads >= 1, "trainer.threads", self.threads, "null or at least 1")

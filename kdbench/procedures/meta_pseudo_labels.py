@@ -11,10 +11,10 @@ from torch import nn
 
 from kdbench.data.batches import Loading, TrainingBatches
 from kdbench.data.unlabelled import Pool, make_pool
+from kdbench.engine.checkpoint import resume_epoch
 from kdbench.engine.device import place
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, require
-from kdbench.engine.trainer import resume_epoch
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import measured, obtain
 from kdbench.runs.recipe import Recipe

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch import Tensor, nn
 
-from kdbench.engine.checkpoint import load_weights
-from kdbench.engine.trainer import BEST, CHECKPOINT, STUDENT
+from kdbench.engine.checkpoint import BEST, CHECKPOINT, STUDENT, load_weights
 from kdbench.errors import UserError
 from kdbench.files import read_json, write_atomically, write_json
 from kdbench.models.weights import load_into

@@ -12,12 +12,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
-from kdbench.engine.checkpoint import save_weights
+from kdbench.engine.checkpoint import STUDENT, Checkpoints, resume_epoch, save_weights
 from kdbench.engine.device import Placement, place
+from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.log import RunLog
 from kdbench.engine.options import require
 from kdbench.engine.progress import ProgressView
-from kdbench.engine.trainer import STUDENT, Member, fit, resume_epoch
+from kdbench.engine.trainer import Member, fit
 from kdbench.errors import UserError
 from kdbench.files import read_json, write_json
 from kdbench.losses.base import DistillationLoss
@@ -106,14 +107,15 @@ def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exce
         served = serve(teacher, students, first.data, batches, placement, until - done)
         fit(members, served.batches, served.teacher, until, view)
         for stage, member in zip(stages, members, strict=True):
-            if member.failure is None:
+            if member.learner.failure is None:
                 _finish(stage, member, teacher, batches.size)
-            member.log.hparams_end(member.failure is None)
+            member.log.hparams_end(member.learner.failure is None)
     finally:
         view.close()
         for member in members:
             member.log.close()
-    return failures | {m.folder: m.failure for m in members if m.failure is not None}
+    left = {s.folder: m.learner.failure for s, m in zip(stages, members, strict=True)}
+    return failures | {folder: failure for folder, failure in left.items() if failure is not None}
 
 
 def _members(
@@ -149,12 +151,11 @@ def _member(
     run_log = RunLog(stage.folder, epochs_done)
     if not epochs_done:
         _announce(run_log, stage, learner.distiller.loss, calibration)
-    reference = teacher.reference if teacher else {}
+    evaluator = Evaluator(sets, teacher.reference if teacher else {}, recipe.trainer.evaluate_every)
     about = {"network": recipe.student.name, "dataset": stage.data.name, "hash": record.hash}
+    checkpoints = Checkpoints(stage.folder, recipe.trainer.checkpoint_every, about)
     attached = teacher.teacher if teacher else None
-    member = Member(
-        learner, stage.folder, run_log, sets, reference, recipe.trainer, recipe.schedule.epochs, about, attached
-    )
+    member = Member(learner, evaluator, checkpoints, run_log, recipe.schedule.epochs, attached)
     save_network(stage.folder, recipe.student, stage.data)
     if state is not None:
         member.restore(state)
@@ -206,7 +207,7 @@ def _hparams(record: Record) -> dict[str, Any]:
 def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images: int) -> None:
     """Export the student and write result.json, the last file of a run."""
     learner, recipe, record = member.learner, stage.recipe, stage.recipe.record
-    save_weights(stage.folder / STUDENT, learner.network, member.about)
+    save_weights(stage.folder / STUDENT, learner.network, dict(member.checkpoints.about))
     data, last = stage.data, dict(member.last)
     images = {"train": train_images, "val": len(data.val.labels) if data.val else 0, "test": len(data.test.labels)}
     versions = describe_versions()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import all_logits
-from kdbench.engine.graph import graphed_teacher
 from kdbench.engine.metrics import report
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
@@ -42,9 +41,7 @@ def measured(name: str, network: nn.Module, folder: Path | None, recipe: Recipe,
     return TaughtBy(name, live, network, parameters, weights, folder, metrics, reference, tables=tables)
 
 
-def introduced(
-    given: TaughtBy, data: Bundle, allow_chance: bool, longer: str = "teacher.schedule.epochs"
-) -> TaughtBy:
+def introduced(given: TaughtBy, data: Bundle, allow_chance: bool, longer: str = "teacher.schedule.epochs") -> TaughtBy:
     """Print how good it is. Raises UserError if it is no better than chance, naming the key that trains it `longer`."""
     where = f", from {_shown(given.folder)}" if given.folder else ""
     log.info("teacher %s: %s%s", given.name, _accuracies(given.metrics), where)
@@ -57,7 +54,7 @@ def live_teacher(network: nn.Module, recipe: Recipe, data: Bundle, placement: Pl
     """What answers batches, and fills tables, in place of a trained network: a copy of it made quick."""
     quick = placement.cast(fold_batchnorm(network, data.info.image_size))
     chunk = chunk_for(placement.device, recipe.schedule.batch_size)
-    return LiveTeacher(quick, chunk, placement.autocast, graphed_teacher(recipe.trainer, placement.device))
+    return LiveTeacher(quick, chunk, placement.autocast)
 
 
 def _tables(folder: Path | None, recipe: Recipe) -> Tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from kdbench.engine.device import Placement, place
+from kdbench.engine.graph import wants_graph
 from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches
 from kdbench.runs.taught import TaughtBy
 
@@ -34,16 +36,18 @@ def parts(
         yield from (stages[i : i + size] for i in range(0, len(stages), size))
         return
     needs = [measure(stage, teacher, placement) for stage in stages]
+    gc.collect()  # a training is freed by the cycle collector; what it held would count as taken
     torch.cuda.empty_cache()
     free = int(USABLE * torch.cuda.mem_get_info(placement.device)[0])
-    for first, last in lots(needs, free, size):
+    recorded = wants_graph(stages[0].recipe.trainer, placement.device, stages[0].recipe.optimizer)
+    for first, last in lots([_beside(need) for need in needs] if recorded else needs, free, size):
         yield stages[first:last]
 
 
 def lots(needs: Sequence[Need], free: int, size: int) -> Iterator[tuple[int, int]]:
     """Ranges of at most `size` students whose kept bytes and largest step fit into `free`; none is empty.
 
-    Students step one after the other, so the memory of their steps is used again and does not add up.
+    Students that step one after the other use the memory of their steps again: it does not add up.
     """
     first = kept = step = 0
     for position, need in enumerate(needs):
@@ -53,6 +57,11 @@ def lots(needs: Sequence[Need], free: int, size: int) -> Iterator[tuple[int, int
             first, kept, step = position, 0, 0
         kept, step = kept + need.kept, max(step, need.step)
     yield first, len(needs)
+
+
+def _beside(need: Need) -> Need:
+    """Of a student whose steps are recorded: its step's memory is its own, for good."""
+    return Need(need.kept + need.step, 0)
 
 
 def measure(stage: Stage, teacher: TaughtBy | None, placement: Placement) -> Need:
@@ -65,6 +74,8 @@ def measure(stage: Stage, teacher: TaughtBy | None, placement: Placement) -> Nee
     learner.begin_epoch(0)
     batch = next(iter(batches.epoch(0, 1)))
     learner.step(batch, teacher.teacher(batch) if teacher else None)
+    if learner.failure is not None:
+        raise learner.failure
     torch.cuda.synchronize(placement.device)
     after = torch.cuda.memory_allocated(placement.device)
     peak = torch.cuda.max_memory_allocated(placement.device)

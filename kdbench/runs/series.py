@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from kdbench.data.batches import EvaluationBatches, Loading
 from kdbench.data.bundle import Bundle, Split
-from kdbench.engine.checkpoint import save_weights
+from kdbench.engine.checkpoint import STUDENT, save_weights
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import all_logits
 from kdbench.engine.metrics import report
-from kdbench.engine.trainer import STUDENT
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash

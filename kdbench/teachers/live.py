@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from kdbench.types import Batch, Outputs, Teacher
 
 Context = Callable[[], AbstractContextManager[object]]
-Wrap = Callable[[nn.Module], Callable[[Tensor], Outputs]]
 
 
 def freeze(network: nn.Module) -> nn.Module:
@@ -24,15 +23,13 @@ class LiveTeacher(Teacher):
 
     Images go through in chunks of one fixed size (`chunk`; the last one padded), because the last bit of a logit may
     depend on the shape of the batch that it was computed in. So a table filled in chunks of the same size holds exactly
-    these numbers. `context` makes the precision context, `torch.autocast` or nothing. `wrap` makes of the network what
-    is called in its place with the same answers (a recorded CUDA graph).
+    these numbers. `context` makes the precision context, `torch.autocast` or nothing.
     """
 
-    def __init__(self, network: nn.Module, chunk: int, context: Context, wrap: Wrap = lambda network: network) -> None:
+    def __init__(self, network: nn.Module, chunk: int, context: Context) -> None:
         self.network = freeze(network)
         self.chunk = chunk
         self.context = context
-        self._run = wrap(self.network)
 
     def __call__(self, batch: Batch) -> Outputs:
         return self.outputs(batch.input)
@@ -56,7 +53,7 @@ class LiveTeacher(Teacher):
             whole[len(image) :] = 0
             whole[: len(image)] = image
             image = whole
-        return self._run(image)
+        return self.network(image)
 
 
 def chunk_for(device: torch.device, batch_size: int) -> int:

@@ -6,7 +6,7 @@ import sys
 
 CHURN = """
 import resource, torch
-from kdbench.engine.memory import keep_freed_memory
+from kdbench.engine.device import keep_freed_memory
 
 def churn(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench.engine.checkpoint import Checkpoints, resume_epoch
 from kdbench.engine.device import place
-from kdbench.engine.evaluate import evaluating
+from kdbench.engine.evaluate import Evaluator, evaluating
 from kdbench.engine.log import RunLog
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.progress import ProgressView
-from kdbench.engine.trainer import Diverged, Member, fit, resume_epoch
+from kdbench.engine.trainer import Diverged, Member, fit
 from kdbench.errors import UserError
 from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.none import NoTeacher
@@ -24,9 +25,8 @@ OPTIONS = TrainerOptions(device="cpu", progress="none")
 def member(folder: Path, trainer: TrainerOptions = OPTIONS, **kwargs) -> Member:
     epochs_done, state = resume_epoch(folder)
     learner = make_learner(trainer=trainer, **kwargs)
-    made = Member(
-        learner, folder, RunLog(folder, epochs_done), {"val": Evaluation(), "test": Evaluation()}, {}, trainer, 3
-    )
+    evaluator = Evaluator({"val": Evaluation(), "test": Evaluation()}, {})
+    made = Member(learner, evaluator, Checkpoints(folder), RunLog(folder, epochs_done), 3)
     if state:
         made.restore(state)
     return made
@@ -98,9 +98,9 @@ def test_a_cohort_killed_between_two_members_checkpoints_catches_up(tmp_path):
 def test_a_diverging_member_is_left_out_and_the_other_goes_on(tmp_path):
     good, bad = member(tmp_path / "good"), member(tmp_path / "bad", lr=1e30)
     train([good, bad])
-    assert good.failure is None and good.epochs_done == 3
-    assert isinstance(bad.failure, Diverged) and bad.epochs_done == 0
-    assert "epoch 1" in str(bad.failure) and "trainer.clip" in str(bad.failure)
+    assert good.learner.failure is None and good.epochs_done == 3
+    assert isinstance(bad.learner.failure, Diverged) and bad.epochs_done == 0
+    assert "epoch 1" in str(bad.learner.failure) and "trainer.clip" in str(bad.learner.failure)
     alone = member(tmp_path / "alone")
     train([alone])
     assert_equal(good, alone)

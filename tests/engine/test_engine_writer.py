@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
 
-from kdbench.engine import compiled as compiling
-from kdbench.engine import device as placement
-from kdbench.engine.compiled import Compiled, compiled
-from kdbench.engine.options import TrainerOptions
 from kdbench.engine.writer import WAITING, Writer, snapshot
-from tests.support.engine import Stream, make_learner
-
-OPTIONS = TrainerOptions(device="cpu", progress="none")
 
 
 def test_writes_happen_in_order_elsewhere_and_all_before_the_block_ends():
@@ -72,24 +64,3 @@ def test_a_snapshot_does_not_change_with_its_original():
     state["best"]["val/top1"] = 0.9
     assert copy["a"].tolist() == [1, 1] and copy["b"][0]["c"].item() == 0 and copy["best"]["val/top1"] == 0.5
     assert copy["b"][1:] == [3, None]
-
-
-def test_when_a_student_is_compiled(monkeypatch):
-    calls: list[str] = []
-    monkeypatch.setattr(
-        torch, "compile", lambda module, dynamic: lambda *args: calls.append("compiled") or module(*args)
-    )
-    distiller, cuda, cpu = make_learner().distiller, torch.device("cuda"), torch.device("cpu")
-    plain = lambda mode, device, steps: compiled(distiller, replace(OPTIONS, compile=mode), device, steps) is distiller  # noqa: E731
-    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: object())
-    assert plain("auto", cuda, 10**6)  # not proven on a GPU yet
-    monkeypatch.setattr(placement, "PROVEN_ON_CUDA", True)
-    assert plain("off", cuda, 10**6) and plain("auto", cpu, 10**6) and plain("auto", cuda, 100)
-    assert not plain("auto", cuda, 10**6) and not plain("on", cpu, 1)
-    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
-    assert plain("auto", cuda, 10**6)  # torch.compile needs triton there
-    forward = Compiled(distiller)
-    batch = next(iter(Stream().epoch(0, 1)))
-    whole = forward(batch.input, None, batch.target)
-    small = forward(batch.input[:3], None, batch.target._replace(label=batch.target.label[:3]))
-    assert calls == ["compiled"] and len(whole.logits) == 8 and len(small.logits) == 3  # the last, smaller batch is not
