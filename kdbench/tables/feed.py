@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,52 +17,83 @@ from kdbench.teachers.live import LiveTeacher
 from kdbench.types import Batch, Outputs, Teacher
 
 WINDOW = 1024  # images whose logits are made ready at once, just before the first step that needs them
-SLICE = 2048  # entries that are computed, then written, at once: what a kill loses at most
+SLICE = 2048  # entries that are computed, then written, at once
+WAITING = 2  # slices that may wait to be written: with the one at work what a kill loses at most
 
 
-@dataclass
 class Filler:
-    """Computes a table's missing entries exactly as the live teacher would: in chunks of the same size."""
+    """Computes a table's missing entries exactly as the live teacher would: in chunks of the same size.
 
-    table: LogitTable
-    live: LiveTeacher
-    batches: TrainingBatches
-    computed: int = field(default=0, init=False)  # entries so far
+    What it computed is written by a thread of its own, so that the training does not wait for locks and disks.
+    `computed`: entries so far.
+    """
+
+    def __init__(self, table: LogitTable, live: LiveTeacher, batches: TrainingBatches) -> None:
+        self.table, self.live, self.batches = table, live, batches
+        self.computed = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: deque[Future[None]] = deque()
 
     def load(self, entries: np.ndarray) -> Tensor:
-        """The logits [n, C] of entries [n], from the table or computed (and kept)."""
+        """The logits [n, C] of entries [n], from the table or computed (and kept), on the device of the batches."""
         good = self.table.valid(entries)
-        logits = self.table.read(entries)
+        if good.all():
+            return to_device(self.table.read(entries), self.batches.device)
+        shape = self.table.shape
+        logits = torch.empty(len(entries), shape.classes, dtype=shape.dtype, device=self.batches.device)
+        self._place(logits, np.flatnonzero(good), self.table.read(entries[good]))
         for part in self._shares(np.flatnonzero(~good)):
-            logits[torch.from_numpy(part)] = self._slice(entries[part])
+            # Another process may have written some since.
+            there = self.table.valid(entries[part])
+            self._place(logits, part[there], self.table.read(entries[part[there]]))
+            self._place(logits, part[~there], self._new(entries[part[~there]]))
         return logits
 
     def fill(self, entries: np.ndarray, advance: Callable[[int], None] = lambda done: None) -> None:
         """Make sure that the table has the entries [n]; `advance` is told how many more are there."""
         for part in self._shares(np.arange(len(entries))):
-            if not self.table.valid(entries[part]).all():
-                self._slice(entries[part])
+            self._new(entries[part[~self.table.valid(entries[part])]])
+            self.flush()
             advance(len(part))
 
-    def _slice(self, entries: np.ndarray) -> Tensor:
-        """Logits of entries that were missing a moment ago; another process may have written some since."""
-        good = self.table.valid(entries)
-        logits = self.table.read(entries)
-        missing = np.flatnonzero(~good)
-        if len(missing):
-            new = self.compute(entries[missing])
-            self.table.write(entries[missing], new)
-            logits[torch.from_numpy(missing)] = new
+    def flush(self) -> None:
+        """Until all that was computed is written. Raises what a write raised."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def _place(self, logits: Tensor, places: np.ndarray, values: Tensor) -> None:
+        if len(places):
+            device = logits.device
+            logits.index_copy_(0, to_device(torch.from_numpy(places), device), to_device(values, device))
+
+    def _new(self, entries: np.ndarray) -> Tensor:
+        """Entries' logits, computed now and written soon."""
+        if not len(entries):
+            return torch.empty(0)
+        logits = self.compute(entries)
+        done = None
+        if logits.device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(logits.device))
+        self._thread = self._thread or ThreadPoolExecutor(1, "kdbench-table")
+        while len(self._pending) >= WAITING:  # bounds the memory of what is not written yet
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(self._write, entries, logits, done))
         return logits
 
+    def _write(self, entries: np.ndarray, logits: Tensor, done: torch.cuda.Event | None) -> None:
+        if done is not None:
+            done.synchronize()
+        self.table.write(entries, logits.cpu())
+
     def compute(self, entries: np.ndarray) -> Tensor:
-        """The live teacher's logits [n, C] of entries [n], on the CPU."""
+        """The live teacher's logits [n, C] of entries [n], on the device."""
         views, places = self.table.shape.views, torch.from_numpy(entries)
         inputs = self.batches.inputs_at(places // views, places % views)
         # A chunk at a time: only its features are in memory.
         logits = [self.live.outputs(chunk).logits for chunk in inputs.split(self.live.chunk)]
         self.computed += len(entries)
-        return torch.cat(logits).cpu()
+        return torch.cat(logits)
 
     @staticmethod
     def _shares(positions: np.ndarray) -> Iterator[np.ndarray]:
@@ -83,7 +115,7 @@ class WindowLogits:
 
     def put(self, entries: np.ndarray, logits: Tensor) -> None:
         """entries [n] ascending, logits [n, C]; what was there before is dropped."""
-        self.entries, self.logits = _to(torch.from_numpy(entries), self.device), _to(logits, self.device)
+        self.entries, self.logits = to_device(torch.from_numpy(entries), self.device), to_device(logits, self.device)
 
     def get(self, entries: Tensor) -> Tensor:
         """Logits [B, C] of entries [B]; NaN for one that was not put, which the training then reports."""
@@ -104,7 +136,7 @@ class DeviceLogits:
         return entries[~self.here[entries]]
 
     def put(self, entries: np.ndarray, logits: Tensor) -> None:
-        self.logits.index_copy_(0, _to(torch.from_numpy(entries), self.device), _to(logits, self.device))
+        self.logits.index_copy_(0, to_device(torch.from_numpy(entries), self.device), to_device(logits, self.device))
         self.here[entries] = True
 
     def get(self, entries: Tensor) -> Tensor:
@@ -147,8 +179,10 @@ class Fed:
                 self.teacher.prepare(entries[here:ready])
             here = after
             yield batch
+        self.teacher.filler.flush()
 
 
-def _to(values: Tensor, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for; the same where it is there."""
+    here = values.device == device or device.type != "cuda"
+    return values.to(device) if here else values.pin_memory().to(device, non_blocking=True)

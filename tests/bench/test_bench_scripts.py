@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,27 +25,40 @@ def script(repository):
 
 def test_the_device_check_finds_nothing_wrong_and_would_find_it(script, tmp_path, monkeypatch, capsys):
     device = script("device_check")
-    check = device.Check([*device.SMALL, "trainer.device=cpu"], tmp_path, steps=6)
-    verdicts = [device.judged(name, getattr(check, name)) for name in ("graph", "bf16", "table", "cohort")]
-    assert [verdict.ok for verdict in verdicts] == [True if torch.cuda.is_available() else None, True, True, True]
+    check = device.Check(tmp_path, quick=True, seconds=0.1)
+    check.words = [*device.SMALL, "trainer.device=cpu"]
+    check.judge("table", check._table)
+    check.judge("cohort", check._cohort)
+    check.on_cuda("recorded", lambda: check._recorded([], 1), "graphs")
+    applies = True if torch.cuda.is_available() else None
+    assert [verdict.ok for verdict in check.verdicts] == [True, True, applies]
     # A table that gives other logits is found out, and so is a check that breaks.
     monkeypatch.setattr(device.Workbench, "table", lambda bench: (bench.batches, lambda batch: _other(bench, batch)))
-    assert device.judged("table", check.table).ok is False
+    check.judge("table", check._table)
     monkeypatch.setattr(device.Workbench, "live", lambda bench: 1 / 0)
-    broken = device.judged("cohort", check.cohort)
-    assert broken.ok is False and "ZeroDivisionError" in broken.detail
-    assert "FAIL" in capsys.readouterr().out
-    result = {
-        "machine": device.describe(check.bench().placement), "roofline": {"bandwidth": 1e9, "rate": 1e12},
-        "checks": [verdict._asdict() for verdict in [*verdicts, broken]], "bench": {},
-        "ways": {"fp32, eager": {"median": 0.5, "low": 0.4, "high": 0.6, "n": 3}},
-    }  # fmt: skip
-    page = device.page(result)
-    assert (
-        "| table equals live | ok |" in page
-        and "| cohort | **failed** |" in page
-        and "| fp32, eager | 500.000 |" in page
-    )
+    check.judge("cohort", check._cohort)
+    assert [verdict.ok for verdict in check.verdicts[3:]] == [False, False]
+    assert "ZeroDivisionError" in check.verdicts[4].detail and "FAIL" in capsys.readouterr().out
+
+
+def test_the_device_check_keeps_what_it_found_of_sections_that_end_early(script, tmp_path, monkeypatch):
+    """Each section is a process: one that is stopped or dies is a verdict, and the others' results stay."""
+    device = script("device_check")
+    arguments = SimpleNamespace(out=tmp_path, seconds=0.1, quick=True)
+    monkeypatch.setattr(device, "__file__", str(tmp_path / "section.py"))
+    found = '{"machine": {}, "verdicts": [{"name": "a", "ok": true, "detail": "", "flag": "graphs"}], "figures": {}}'
+    script_text = f"import pathlib, sys, time\npathlib.Path(sys.argv[4]).write_text({found!r})\n"
+    sections = {}
+    for name, end, limit in (("goals", "", 20), ("equal", "sys.exit(7)\n", 20), ("kernels", "time.sleep(60)\n", 0.5)):
+        (tmp_path / "section.py").write_text(script_text + end)
+        sections[name] = device.supervise(name, arguments, limit)
+    oks = [[verdict["ok"] for verdict in section["verdicts"]] for section in sections.values()]
+    assert oks[0] == [True] and oks[1] == [True, False] and oks[2][-1] is False
+    text = device.page(sections)
+    assert "ended with 7" in text and "stopped after" in text
+    assert "`PROVEN_GRAPHS = True (" in text and "`PROVEN_COMPILE = False (not tried on a GPU)`" in text
+    sections["goals"]["verdicts"].append({"name": "b", "ok": False, "detail": "", "flag": "graphs"})
+    assert "`PROVEN_GRAPHS = False (failed: b)`" in device.page(sections)
 
 
 def _other(bench, batch):

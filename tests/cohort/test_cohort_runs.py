@@ -113,14 +113,14 @@ def test_finished_runs_are_not_run_again_and_cohorts_are_no_larger_than_asked(ca
 
 
 def test_runs_that_fail_are_reported_and_the_others_are_as_alone(capfd, monkeypatch):
-    step = Learner.step
+    update = Learner.update
 
     def broken(self, batch, teacher):
         if self.lr == 0.3:
             raise RuntimeError("no memory left for this one")
-        step(self, batch, teacher)
+        update(self, batch, teacher)
 
-    monkeypatch.setattr(Learner, "step", broken)
+    monkeypatch.setattr(Learner, "update", broken)
     assert sweep("optimizer.lr=0.05,1e30,0.3", COHORT, outputs="together") == 1
     error = capfd.readouterr().err
     assert "2 of 3 runs failed" in error and "no memory left for this one" in error

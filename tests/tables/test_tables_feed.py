@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -158,3 +160,42 @@ def test_a_chunk_is_fixed_on_a_cpu_and_fits_the_batch_on_a_gpu():
     assert {chunk_for(CPU, size) for size in (2, 32, 100, 4096)} == {32}
     gpu = torch.device("cuda")
     assert [chunk_for(gpu, size) for size in (16, 64, 100, 128, 1000, 9999)] == [64, 64, 64, 128, 512, 512]
+
+
+def test_what_is_computed_is_written_by_another_thread_and_all_of_it_before_the_epoch_ends(tmp_path, monkeypatch):
+    """The training waits for no lock and no disk; a write that fails is not lost."""
+    live, data = make_live(), make_data()
+    filler = make_filler(tmp_path, live, data, batches := make_batches(data))
+    threads, write = set(), filler.table.write
+
+    def slow(entries: np.ndarray, logits: torch.Tensor) -> None:
+        threads.add(threading.get_ident())
+        time.sleep(0.02)
+        write(entries, logits)
+
+    monkeypatch.setattr(filler.table, "write", slow)
+    monkeypatch.setattr(feed, "WINDOW", 30)
+    for _ in Fed(batches, TableTeacher(filler, WindowLogits(CPU))).epoch(0, 1):
+        pass
+    assert len(threads) == 1 and threading.get_ident() not in threads
+    assert filler.computed == filler.table.filled == IMAGES
+
+    def broken(entries: np.ndarray, logits: torch.Tensor) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(filler.table, "write", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        for _ in Fed(batches, TableTeacher(filler, WindowLogits(CPU))).epoch(1, 2):
+            pass
+
+
+def test_only_entries_that_are_there_are_read(tmp_path, monkeypatch):
+    """A hole of the sparse file is a page fault each."""
+    live, data = make_live(), make_data()
+    filler = make_filler(tmp_path, live, data, make_batches(data))
+    filler.fill(np.arange(0, 60, 2))
+    asked, read = [], filler.table.read
+    monkeypatch.setattr(filler.table, "read", lambda entries: (asked.extend(entries.tolist()), read(entries))[1])
+    logits = filler.load(np.arange(60))
+    assert sorted(asked) == list(range(0, 60, 2)) and filler.computed == 60
+    assert torch.equal(logits, make_filler(tmp_path / "other", live, data, make_batches(data)).load(np.arange(60)))
