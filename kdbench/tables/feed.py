@@ -41,18 +41,21 @@ class Filler:
             return to_device(self.table.read(entries), self.batches.device)
         shape = self.table.shape
         logits = torch.empty(len(entries), shape.classes, dtype=shape.dtype, device=self.batches.device)
-        self._place(logits, np.flatnonzero(good), self.table.read(entries[good]))
+        self._read(logits, entries, np.flatnonzero(good))
         for part in self._shares(np.flatnonzero(~good)):
             # Another process may have written some since.
             there = self.table.valid(entries[part])
-            self._place(logits, part[there], self.table.read(entries[part[there]]))
-            self._place(logits, part[~there], self._new(entries[part[~there]]))
+            self._read(logits, entries, part[there])
+            if not there.all():
+                _place(logits, part[~there], self._new(entries[part[~there]]))
         return logits
 
     def fill(self, entries: np.ndarray, advance: Callable[[int], None] = lambda done: None) -> None:
         """Make sure that the table has the entries [n]; `advance` is told how many more are there."""
         for part in self._shares(np.arange(len(entries))):
-            self._new(entries[part[~self.table.valid(entries[part])]])
+            missing = part[~self.table.valid(entries[part])]
+            if len(missing):
+                self._new(entries[missing])
             self.flush()
             advance(len(part))
 
@@ -61,15 +64,12 @@ class Filler:
         while self._pending:
             self._pending.popleft().result()
 
-    def _place(self, logits: Tensor, places: np.ndarray, values: Tensor) -> None:
+    def _read(self, logits: Tensor, entries: np.ndarray, places: np.ndarray) -> None:
         if len(places):
-            device = logits.device
-            logits.index_copy_(0, to_device(torch.from_numpy(places), device), to_device(values, device))
+            _place(logits, places, self.table.read(entries[places]))
 
     def _new(self, entries: np.ndarray) -> Tensor:
         """Entries' logits, computed now and written soon."""
-        if not len(entries):
-            return torch.empty(0)
         logits = self.compute(entries)
         done = None
         if logits.device.type == "cuda":
@@ -174,12 +174,17 @@ class Fed:
         here = ready = 0
         for batch in self.batches.epoch(epoch, epochs):
             after = here + len(batch.view)
-            if after > ready:
-                ready = max(here + WINDOW, after)
+            if after > ready:  # whole batches, so that no entry is in two windows
+                ready = here + max(1, WINDOW // len(batch.view)) * len(batch.view)
                 self.teacher.prepare(entries[here:ready])
             here = after
             yield batch
         self.teacher.filler.flush()
+
+
+def _place(logits: Tensor, places: np.ndarray, values: Tensor) -> None:
+    device = logits.device
+    logits.index_copy_(0, to_device(torch.from_numpy(places), device), to_device(values, device))
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -35,7 +35,7 @@ def test_the_device_check_finds_nothing_wrong_and_would_find_it(script, tmp_path
     # A table that gives other logits is found out, and so is a check that breaks.
     monkeypatch.setattr(device.Workbench, "table", lambda bench: (bench.batches, lambda batch: _other(bench, batch)))
     check.judge("table", check._table)
-    monkeypatch.setattr(device.Workbench, "live", lambda bench: 1 / 0)
+    monkeypatch.setattr(device.Workbench, "table", lambda bench: 1 / 0)
     check.judge("cohort", check._cohort)
     assert [verdict.ok for verdict in check.verdicts[3:]] == [False, False]
     assert "ZeroDivisionError" in check.verdicts[4].detail and "FAIL" in capsys.readouterr().out

@@ -76,6 +76,7 @@ def test_a_damaged_entry_is_computed_again(tmp_path):
     filler = make_filler(tmp_path, live, data, make_batches(data))
     entries = np.arange(200)
     logits = filler.load(entries)
+    filler.flush()
     with open(filler.table.path, "r+b") as file:
         file.seek(filler.table.shape.data + 77 * 4 * CLASSES)
         file.write(b"\xff" * 4)
