@@ -82,6 +82,7 @@ def test_a_damaged_entry_is_computed_again(tmp_path):
         file.write(b"\xff" * 4)
     again = make_filler(tmp_path, live, data, make_batches(data))
     assert torch.equal(again.load(entries), logits) and again.computed == 1 and again.table.damaged
+    again.flush()
     assert make_filler(tmp_path, live, data, make_batches(data)).table.valid(entries).all()
 
 
