@@ -42,6 +42,8 @@ def _make_noise(
 ) -> Tensor:
     if not 0 <= rate <= 1:
         raise UserError(f"dataset.noise.rate must be in [0, 1], got {rate}")
+    if kind == "none" and rate > 0:
+        raise UserError(f"dataset.noise.kind must be symmetric | asymmetric | pairflip where noise.rate is {rate}")
     if kind == "none" or rate == 0:
         return labels
     return flipped(labels, names, kind, rate, seed, any_class)

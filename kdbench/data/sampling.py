@@ -22,7 +22,7 @@ def count_of(amount: float, total: int, key: str, whole: bool) -> int:
 
     whole: whether the share may be 1. Raises UserError naming `key`.
     """
-    fine = amount == amount and (amount <= 1 or amount == int(amount)) and (amount < 1 or whole or amount > 1)
+    fine = abs(amount) < float("inf") and (amount <= 1 or amount == int(amount)) and (amount < 1 or whole or amount > 1)
     if not fine or amount < 0 or (whole and amount == 0):
         low, high = ("(0, 1]" if whole else "[0, 1)"), total if whole else total - 1
         raise UserError(f"{key} must be a share in {low} or a count from 2 to {high}, got {amount}")

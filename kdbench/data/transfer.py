@@ -101,7 +101,7 @@ def _share(split: Split, fraction: float | None, per_class: float | None, seed: 
         split, keys = split.select(rows), keys[rows]
     if per_class is None:
         return split
-    if per_class <= 0 or (per_class > 1 and per_class != int(per_class)):
+    if not 0 < per_class < float("inf") or (per_class > 1 and per_class != int(per_class)):
         raise UserError(f"dataset.transfer.per_class must be a share in (0, 1] or a number of images, got {per_class}")
     labels, sizes = torch.unique(_true(split), return_counts=True)
     wanted = [max(1, int(per_class if per_class > 1 else per_class * n + 0.5)) for n in sizes.tolist()]
