@@ -11,25 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose
+import yaml
+from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from kdbench.arguments import locate
-from kdbench.configure import check_node, config_hash, construct
+from kdbench.configure import check_node, config_hash, construct, register
 from kdbench.data.augment.mix import make_mix
 from kdbench.data.augment.views import Identity
 from kdbench.data.bundle import Bundle
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
 from kdbench.engine.schedule import lr_factors
-from kdbench.errors import UserError
+from kdbench.errors import UserError, nearest
+from kdbench.paths import CONFIG_DIR
+from kdbench.results.metrics import TASKS
 from kdbench.results.report import show
 from kdbench.results.result import RunResult, is_finished, read_result
 from kdbench.runs import fill
 from kdbench.runs.fill import Filled, Watch
 from kdbench.runs.origin import origin_of
-from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec
+from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec, flatten
 from kdbench.runs.serving import refuse_table
 from kdbench.types import ImageInfo
 
@@ -98,6 +102,25 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def load_data(dataset: str) -> Bundle:
     """The data of a dataset node (as JSON), read once for all runs of this process that use it."""
     return construct(json.loads(dataset), "dataset")
+
+
+def dataset_node(node: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A dataset's plain node after overrides; a `dataset=<name>` replaces it, a key changes it."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "dataset":
+            register()
+            with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+                node = ConfigCatalogue().node("dataset", value)
+            continue
+        changed = OmegaConf.create({"dataset": node})
+        OmegaConf.set_struct(changed, True)
+        try:
+            OmegaConf.update(changed, key, yaml.safe_load(value))
+        except (ConfigKeyError, ConfigAttributeError) as error:
+            raise UserError(f"{key}: {nearest(key, flatten({'dataset': node}), 'no such key. Nearest: {}')}") from error
+        node = plain(changed)["dataset"]
+    return node
 
 
 def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSpec:
@@ -208,7 +231,8 @@ class ConfigCatalogue:
 def monitored(result: RunResult, name: str) -> float | None:
     """The figure that a sweeper optimises: one of result.json's `last`, or of `best` as best/val/top1."""
     if name == "auto":
-        return result.last.get("val/top1", result.last.get("train/top1"))
+        task = TASKS[result.task]
+        return result.last.get(task.on("val"), result.last.get(task.on("train")))
     value = result.figure(name)
     if value is None:
         raise UserError(f"monitor = {name}: must be auto or one of {', '.join(result.figure_names())}")

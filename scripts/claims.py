@@ -134,7 +134,7 @@ def against_teacher(name: str) -> Of:
 
 @functools.cache
 def _against_teacher(folder: Path) -> dict[str, float]:
-    from kdbench.evaluate import evaluate_run, teacher_folder  # loads torch
+    from kdbench.commands.evaluate import evaluate_run, teacher_folder  # loads torch
 
     return evaluate_run(folder, "train", [], against=teacher_folder(folder))
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from kdbench.errors import UserError, nearest
+from kdbench.results.metrics import metric_of
 from kdbench.results.read import Run, read_runs
 from kdbench.results.render import as_csv, as_json, markdown, table
 from kdbench.results.rows import Comparison, Row, compare, metric_names
-
-_LESS_IS_MORE = ("nll", "ece", "loss", "seconds")  # metrics that are sorted from small to large
 
 
 def main() -> int:
@@ -89,7 +88,7 @@ def _order(comparison: Comparison, key: str | None, metrics: list[str]) -> Calla
     if key is not None and key not in known:
         raise UserError(f"--sort {key}: there is no such column. {nearest(key, known)} Columns: {', '.join(known)}")
     name = key or metrics[0]
-    sign = 1 if name in comparison.columns or name.rsplit("/", 1)[-1] in _LESS_IS_MORE else -1
+    sign = 1 if name in comparison.columns else -metric_of(name).better
 
     def order(row: Row) -> tuple[int, float, str]:
         fixed = {"teacher": row.teacher.mean, "agreement": row.agreement.mean, "seconds": row.seconds.mean}

@@ -7,16 +7,14 @@ import json
 from pathlib import Path
 
 from kdbench.errors import UserError
-
-_PERCENT = ("top1", "top5", "agreement", "teacher_top1")  # shares, shown in percent
+from kdbench.results.metrics import metric_of
+from kdbench.results.result import is_finished, read_result
 
 
 def main() -> int:
     arguments = _parse()
     folder = find_run(Path(arguments.run))
     overrides = [f"dataset={arguments.dataset}"] if arguments.dataset else []
-    from kdbench.evaluate import evaluate_run, teacher_folder  # loads torch
-
     against = None
     if arguments.against is not None:
         against = teacher_folder(folder) if arguments.against == "teacher" else find_run(Path(arguments.against))
@@ -29,6 +27,58 @@ def main() -> int:
         width = max(map(len, figures), default=0)
         print("\n".join(f"  {name:<{width}}  {_show(name, value)}" for name, value in figures.items()))
     return 0
+
+
+def evaluate_run(
+    folder: Path, split: str, overrides: list[str], weights: str = "student.safetensors", against: Path | None = None
+) -> dict[str, float]:
+    """A run's student on one split ("test", "val" or "train", un-augmented) of its own or another dataset.
+
+    `overrides` are `dataset=<name>` or `dataset.<key>=<value>`; `against` is the folder of another run. Returns the
+    number of images and `metrics.measure_logits`, with `against` also `evaluate.compare_networks` to the network there.
+    Raises UserError if a folder holds no finished student or if the dataset does not fit it.
+    """
+    import yaml
+
+    from kdbench.build import ConfigCatalogue, dataset_node, load_data  # all of this loads torch
+    from kdbench.data.batches import EvaluationBatches, Loading
+    from kdbench.engine.device import place
+    from kdbench.engine.evaluate import compare_networks, evaluate
+    from kdbench.engine.options import TrainerOptions, require
+    from kdbench.runs.folder import network_of_run
+
+    tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    dataset = dataset_node(tree["dataset"], overrides)
+    data = load_data(json.dumps(dataset))
+    _, network, info = network_of_run(folder, ConfigCatalogue(), weights)
+    require(info == data.info, "dataset", f"{data.name} {tuple(data.info)}", f"like the run's: {tuple(info)}")
+    images = getattr(data, split)
+    require(images is not None, "--split", split, "test or train: this dataset has no validation split")
+    known = TrainerOptions.__dataclass_fields__  # a run of an earlier version may have had others
+    placement = place(TrainerOptions(**{key: value for key, value in tree["trainer"].items() if key in known}))
+    batches = EvaluationBatches(data, images, Loading(batch_size=500, device=placement.device))
+    network = placement.put(network)
+    if against is None:
+        return {"images": len(images), **evaluate(network, batches)}
+    other, theirs = network_of_run(against, ConfigCatalogue())[1:]
+    require(theirs == info, "--against", f"{against} {tuple(theirs)}", f"for images like the run's: {tuple(info)}")
+    return {"images": len(images), **compare_networks(network, placement.put(other), batches)}
+
+
+def teacher_folder(folder: Path) -> Path:
+    """Where a finished run's teacher lies. Raises UserError if it has none, or one that is no run of its own."""
+    if not is_finished(folder):
+        raise UserError(f"{folder}: not finished, so it does not say who taught it; --against takes a run folder, too")
+    teacher = read_result(folder).teacher
+    if teacher is None or not teacher.folder:
+        name = f"teacher {teacher.name} is no run of its own" if teacher else "no teacher taught it"
+        raise UserError(f"{folder}: {name}; --against takes a run folder, too")
+    # Named from where the run was started: the current folder, or one above the run.
+    places = [Path(), *folder.resolve().parents]
+    found = next((place / teacher.folder for place in places if (place / teacher.folder).exists()), None)
+    if found is None:
+        raise UserError(f"{folder}: its teacher {teacher.folder} is not here any more")
+    return found
 
 
 def find_run(path: Path) -> Path:
@@ -63,9 +113,5 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def _show(name: str, value: object) -> str:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and name.rsplit("/", 1)[-1] in _PERCENT:
-        return f"{100 * value:.2f} %"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _show(name: str, value: float) -> str:
+    return metric_of(name).text(value) if isinstance(value, float) else str(value)

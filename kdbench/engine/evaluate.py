@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.metrics import report
+from kdbench.engine.fidelity import fidelity
+from kdbench.engine.metrics import measure_logits
 from kdbench.types import Batch
 
 
@@ -60,6 +61,28 @@ class Evaluator:
 
 
 def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Tensor | None = None) -> dict[str, float]:
-    """`metrics.report` of a network; `teacher` [N, C] are the teacher's logits on the same set, in the same order."""
+    """`measure_logits` of a network; `teacher` [N, C] are the teacher's logits on the same set, in the same order."""
     logits, labels = all_logits(network, batches)
-    return report(logits, labels, teacher)
+    return measure_logits(logits, labels, teacher)
+
+
+def compare_networks(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    """`measure_logits` of the student against the teacher's logits, and `fidelity` (Kim et al. 2021) of the two."""
+    logits, norm, labels = _answers(student, batches)
+    guide, guide_norm, _ = _answers(teacher, batches)
+    norms = {"feature_norm": norm, "teacher_feature_norm": guide_norm}
+    known = {name: value for name, value in norms.items() if value is not None}
+    return measure_logits(logits, labels, guide) | fidelity(logits, guide, labels) | known
+
+
+def _answers(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, float | None, Tensor]:
+    """Logits [N, C], the mean Euclidean norm of the last linear layer's input, and labels [N]."""
+    logits, norms, labels = [], [], []
+    with evaluating(network), in_float32():
+        for batch in batches:
+            outputs = network(batch.input)
+            logits.append(outputs.logits.float())
+            norms += [outputs.features["pooled"].float().norm(dim=1)] if "pooled" in outputs.features else []
+            labels.append(batch.target.label)
+    norm = float(torch.cat(norms).mean()) if norms else None
+    return torch.cat(logits), norm, torch.cat(labels)

@@ -2,23 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
-
-from kdbench.engine.evaluate import evaluating, in_float32
-from kdbench.engine.metrics import report
-from kdbench.types import Batch
-
-
-def compare_networks(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-    """`metrics.report` of the student against the teacher's logits, and `fidelity` (Kim et al. 2021) of the two."""
-    logits, norm, labels = _answers(student, batches)
-    guide, guide_norm, _ = _answers(teacher, batches)
-    norms = {"feature_norm": norm, "teacher_feature_norm": guide_norm}
-    known = {name: value for name, value in norms.items() if value is not None}
-    return report(logits, labels, guide) | fidelity(logits, guide, labels) | known
+from torch import Tensor
 
 
 def fidelity(student: Tensor, teacher: Tensor, label: Tensor) -> dict[str, float]:
@@ -43,16 +28,3 @@ def top_logit_difference(logits: Tensor, label: Tensor) -> Tensor:
     own = logits.gather(1, label[:, None])[:, 0]
     others = logits.scatter(1, label[:, None], -torch.inf)
     return own - others.max(1).values
-
-
-def _answers(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, float | None, Tensor]:
-    """Logits [N, C], the mean Euclidean norm of the last linear layer's input, and labels [N]."""
-    logits, norms, labels = [], [], []
-    with evaluating(network), in_float32():
-        for batch in batches:
-            outputs = network(batch.input)
-            logits.append(outputs.logits.float())
-            norms += [outputs.features["pooled"].float().norm(dim=1)] if "pooled" in outputs.features else []
-            labels.append(batch.target.label)
-    norm = float(torch.cat(norms).mean()) if norms else None
-    return torch.cat(logits), norm, torch.cat(labels)

@@ -1,4 +1,4 @@
-"""What is measured: running sums during training, and the report of a network on a labelled set."""
+"""What is measured: running sums during training, and what a network's logits on a labelled set come to."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _labels(label: Tensor) -> Tensor:
     return largest.masked_fill(weight <= 0, -1)
 
 
-def report(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
+def measure_logits(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
     """Accuracy, calibration and fidelity of `logits` [N, C] against `label` [N] and, if given, `teacher` logits [N, C].
 
     top1, top5 and agreement are fractions; nll and teacher_kl (KL from teacher to student at temperature 1, the

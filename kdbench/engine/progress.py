@@ -8,6 +8,8 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kdbench.results.metrics import CLASSIFICATION, metric_of
+
 PLAIN_EVERY = 5.0  # seconds between plain lines: a log file stays readable
 
 
@@ -57,6 +59,5 @@ class ProgressView:
 
 
 def _short(values: dict[str, float]) -> str:
-    names = {"train/loss": "loss", "val/top1": "val", "test/top1": "test"}
-    shown = [(names[k], values[k]) for k in names if k in values]
-    return "  ".join(f"{name} {value:.4f}" if name == "loss" else f"{name} {100 * value:.2f}%" for name, value in shown)
+    names = {"train/loss": "loss", **{CLASSIFICATION.on(split): split for split in ("val", "test")}}
+    return "  ".join(f"{names[k]} {metric_of(k).text(values[k])}" for k in names if k in values)

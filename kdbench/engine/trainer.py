@@ -16,6 +16,7 @@ from kdbench.engine.log import RunLog
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.writer import Writer
 from kdbench.errors import UserError
+from kdbench.results.metrics import CLASSIFICATION
 from kdbench.types import Epochs, Teacher
 
 
@@ -58,9 +59,10 @@ class Member:
         return values
 
     def _is_best(self) -> bool:
-        """By validation accuracy; the test set is never looked at to choose."""
-        score = self.last.get("val/top1")
-        return score is not None and (self.best is None or score > self.best["val/top1"])
+        """By the primary metric on the validation set; the test set is never looked at to choose."""
+        key = CLASSIFICATION.on("val")
+        score = self.last.get(key)
+        return score is not None and (self.best is None or CLASSIFICATION.is_better(score, self.best[key]))
 
     def state(self) -> dict[str, Any]:
         kept = {"epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best}

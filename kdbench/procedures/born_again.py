@@ -10,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from kdbench.data.bundle import Bundle
-from kdbench.engine.metrics import report
+from kdbench.engine.metrics import measure_logits
 from kdbench.engine.options import require
 from kdbench.errors import UserError
 from kdbench.models.base import first_layer_name, last_layer_name
@@ -63,7 +63,7 @@ def ensemble_figures(members: Sequence[TaughtBy], data: Bundle, prefix: str) -> 
     for name, split in (("val", data.val), ("test", data.test)):
         if split is not None:
             logits = ensemble_logits([member.reference[name] for member in members])
-            found = report(logits, split.labels.to(logits.device))
+            found = measure_logits(logits, split.labels.to(logits.device))
             figures |= {f"{prefix}/{name}/{key}": found[key] for key in ("top1", "nll", "ece")}
     return figures
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdbench.data.bundle import Bundle, Split
 from kdbench.data.seeds import torch_generator
-from kdbench.engine.metrics import report
+from kdbench.engine.metrics import measure_logits
 from kdbench.engine.options import require
 from kdbench.models.base import last_layer_name
 from kdbench.models.fusion import Fused
@@ -236,7 +236,7 @@ def _fused_result(series: Series, generalist: TaughtBy, fused: TaughtBy) -> Mapp
     for name, split in (("val", series.data.val), ("test", series.data.test)):
         if split is not None:
             logits = fused.reference[name]
-            found = report(logits, split.labels.to(logits.device), generalist.reference[name])
+            found = measure_logits(logits, split.labels.to(logits.device), generalist.reference[name])
             last |= {f"{name}/{key}": value for key, value in found.items()}
     student = NetworkResult("fused", parameters=fused.parameters, weights=fused.weights)
     formula = "min_q KL(generalist || q) + sum over active specialists KL(specialist || q)"

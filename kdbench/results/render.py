@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
+from kdbench.results.metrics import CLASSIFICATION, METRICS, Metric, metric_of
 from kdbench.results.rows import Comparison, Figure, Row
 
-_SHARES = ("top1", "top5", "agreement")  # metrics that are shares; all others are shown as they are
 TITLES = {"last": "test top-1 (last)", "best": "test top-1 (best by val)"}
 
 
@@ -76,29 +76,22 @@ def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]]) -> str:
     return json.dumps(whole, indent=2, default=str)
 
 
-def figure(value: Figure, share: bool) -> str:
+def figure(value: Figure, metric: Metric) -> str:
     """ "91.23 ± 0.40", without the deviation for a single run; "-" for nothing."""
-    if value.mean is None:
-        return "-"
-    scale, digits = (100, 2) if share else (1, 4)
-    spread = "" if value.std is None else f" ± {scale * value.std:.{digits}f}"
-    return f"{scale * value.mean:.{digits}f}{spread}"
-
-
-def is_share(name: str) -> bool:
-    return name in TITLES or name.rsplit("/", 1)[-1] in _SHARES
+    spread = "" if value.std is None else f" ± {metric.number(value.std)}"
+    return f"{metric.number(value.mean)}{spread}"
 
 
 def _columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
     names = list(comparison.rows[0].metrics) if comparison.rows else []
     columns: list[tuple[str, Callable[[Row], str]]] = [(key, partial(_differing, key)) for key in comparison.columns]
-    columns.append(("teacher %", lambda row: figure(_one(row.teacher), True)))
+    columns.append(("teacher %", lambda row: figure(_one(row.teacher), CLASSIFICATION.primary)))
     for name in names:
-        unit = " %" if is_share(name) else ""
+        unit = " %" if metric_of(name).unit == "%" else ""
         columns.append((TITLES.get(name, name) + unit, partial(_metric, name)))
     columns.append(("n", lambda row: str(len(row.runs))))
-    columns.append(("agreement %", lambda row: figure(row.agreement, True)))
-    columns.append(("seconds", lambda row: "-" if row.seconds.mean is None else f"{row.seconds.mean:.0f}"))
+    columns.append(("agreement %", lambda row: figure(row.agreement, METRICS["agreement"])))
+    columns.append(("seconds", lambda row: METRICS["seconds"].number(row.seconds.mean)))
     return columns
 
 
@@ -108,7 +101,7 @@ def _one(value: Figure) -> Figure:
 
 
 def _metric(name: str, row: Row) -> str:
-    return figure(row.metrics[name], is_share(name))
+    return figure(row.metrics[name], metric_of(name))
 
 
 def _differing(key: str, row: Row) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from kdbench.results.metrics import METRICS, TASKS, Task, metric_of
 from kdbench.results.result import RunResult, StageResult
 
 SPLITS = ("test", "val", "train")
@@ -22,9 +23,9 @@ def show(result: RunResult, folder: Path, already: bool) -> None:
         folder = folder.relative_to(Path.cwd())
     console.print(_table(result))
     if result.stages:
-        console.print(_stages(result.stages))
+        console.print(_stages(result.stages, TASKS[result.task]))
     if result.figures:
-        console.print(_figures(result.figures))
+        console.print(_figures(result.figures, TASKS[result.task]))
     for name, rows in result.tables.items():
         console.print(_rows(name, rows))
     last, best = result.last, result.best
@@ -33,54 +34,56 @@ def show(result: RunResult, folder: Path, already: bool) -> None:
     console.print(f"loss  {result.formula}", markup=False, highlight=False)
     console.print(f"run   {folder}  ({epochs})", markup=False, highlight=False)
     if best and best["epoch"] != last["epoch"]:
-        figures = f"{_percent(best['val/top1'])} on val, {_percent(best['test/top1'])} on test"
+        task = TASKS[result.task]
+        figures = ", ".join(f"{task.primary.text(best[task.on(split)])} on {split}" for split in ("val", "test"))
         console.print(f"best  epoch {int(best['epoch'])} by validation: {figures}", highlight=False)
     if already:
         console.print("This run was finished before; force=true runs it again.", highlight=False)
+    outputs = _outputs(result, folder)
+    command = f"evaluate {folder}" if outputs is None else f"compare {outputs}"
     console.print(
-        f"next  kdbench compare {_root(folder)}   |   tensorboard --logdir {_root(folder)}",
-        markup=False,
-        highlight=False,
+        f"next  kdbench {command}   |   tensorboard --logdir {outputs or folder}", markup=False, highlight=False
     )
 
 
 def _table(result: RunResult) -> Table:
-    teacher, student, last = result.teacher, result.student, result.last
-    splits = [split for split in SPLITS if f"{split}/top1" in last]
+    task, teacher, student, last = TASKS[result.task], result.teacher, result.student, result.last
+    splits = [split for split in SPLITS if task.on(split) in last]
     numbers = [Column(name, justify="right") for name in ("parameters", *splits, "agreement")]
     table = Table("", "network", *numbers, box=None, header_style="bold", pad_edge=False)
     if teacher:
-        figures = [_percent(teacher.metrics.get(f"{split}/top1")) for split in splits]
+        figures = [task.primary.text(teacher.metrics.get(task.on(split))) for split in splits]
         table.add_row("teacher", teacher.name, f"{teacher.parameters:,}", *figures, "")
-    figures = [_percent(last[f"{split}/top1"]) for split in splits]
-    table.add_row("student", student.name, f"{student.parameters:,}", *figures, _percent(last.get("test/agreement")))
+    figures = [task.primary.text(last[task.on(split)]) for split in splits]
+    agreement = METRICS["agreement"].text(last.get("test/agreement"))
+    table.add_row("student", student.name, f"{student.parameters:,}", *figures, agreement)
     return table
 
 
-def _stages(stages: Sequence[StageResult]) -> Table:
-    splits = [split for split in SPLITS if any(f"{split}/top1" in stage.metrics for stage in stages)]
+def _stages(stages: Sequence[StageResult], task: Task) -> Table:
+    splits = [split for split in SPLITS if any(task.on(split) in stage.metrics for stage in stages)]
     table = Table("stage", "teacher", "student", *splits, box=None, header_style="bold", pad_edge=False)
     for stage in stages:
-        figures = [_percent(stage.metrics.get(f"{split}/top1")) for split in splits]
+        figures = [task.primary.text(stage.metrics.get(task.on(split))) for split in splits]
         table.add_row(stage.name, stage.teacher or "-", stage.student, *figures)
     return table
 
 
-def _figures(figures: Mapping[str, float | None]) -> Table:
-    """Accuracies with their sets side by side, then single numbers; likelihoods and calibration are in result.json."""
-    shares: dict[str, dict[str, float | None]] = {}
+def _figures(figures: Mapping[str, float | None], task: Task) -> Table:
+    """The primary metric, its sets side by side, then single numbers; the task's other metrics are in result.json."""
+    primary: dict[str, dict[str, float | None]] = {}
     single: dict[str, float | None] = {}
     for key, value in figures.items():
         name, _, measure = key.rpartition("/")
         name, _, split = name.rpartition("/")
-        if measure == "top1":
-            shares.setdefault(name, {})[split] = value
-        elif measure not in ("nll", "ece"):
+        if measure == task.primary.name:
+            primary.setdefault(name, {})[split] = value
+        elif metric_of(measure) not in task.metrics:
             single[key] = value
-    splits = [split for split in SPLITS if any(split in row for row in shares.values())]
+    splits = [split for split in SPLITS if any(split in row for row in primary.values())]
     table = Table("figure", *(splits or [""]), box=None, header_style="bold", pad_edge=False)
-    for name, row in shares.items():
-        table.add_row(name, *(_percent(row.get(split)) for split in splits))
+    for name, row in primary.items():
+        table.add_row(name, *(task.primary.text(row.get(split)) for split in splits))
     for name, value in single.items():
         table.add_row(name, _plain(value))
     return table
@@ -101,13 +104,9 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _root(folder: Path) -> Path:
-    """The outputs folder that a run lies in, so that what is printed can be typed."""
-    for parent in folder.parents:
-        if parent.name == "outputs":
-            return parent
-    return folder
+def _outputs(result: RunResult, folder: Path) -> Path | None:
+    """The outputs folder that a run lies in, so that what is printed can be typed; None for a run by itself."""
+    own = result.config.get("paths.outputs")
+    if isinstance(own, str) and Path(own).resolve() in folder.resolve().parents:
+        return Path(own)
+    return next((parent for parent in folder.parents if parent.name == "outputs"), None)

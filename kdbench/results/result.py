@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from kdbench.errors import UserError
 from kdbench.files import read_json, write_json
+from kdbench.results.metrics import TASKS
 
 RESULT = "result.json"
 RESULT_FORMAT = 2  # raise it when a field changes its meaning; 1 is the first edition's, which did not say so
@@ -66,6 +67,7 @@ class RunResult:
     tags: Sequence[str] = ()
     formula: str = ""
     seed: int = 0
+    task: str = "classification"  # of kdbench.results.metrics.TASKS
     figures: Figures = field(default_factory=dict)  # what a procedure or an ensemble found besides
     images: Mapping[str, int] = field(default_factory=dict)  # in each split
     device: str = ""
@@ -80,12 +82,13 @@ class RunResult:
     def figure(self, name: str) -> float | None:
         """A number by its name; None if this run has none of that name.
 
-        "last" and "best" are the test accuracy after the last epoch and at the best one by validation; else a name of
-        `last` or `figures` ("test/nll", "ensemble/3/test/top1"), or of `best` as "best/val/top1".
+        "last" and "best" are the task's primary metric on the test set, after the last epoch and at the best one by
+        validation; else a name of `last` or `figures` ("test/nll", "ensemble/3/test/top1"), or of `best` as
+        "best/val/top1".
         """
         best = self.best or {}
         if name in ("last", "best"):
-            return (self.last if name == "last" else best).get("test/top1")
+            return (self.last if name == "last" else best).get(TASKS[self.task].on("test"))
         if name.startswith("best/"):
             return best.get(name.removeprefix("best/"))
         return self.last[name] if name in self.last else self.figures.get(name)
@@ -112,6 +115,8 @@ def read_result(folder: Path) -> RunResult:
         raise UserError(f"{path}: format {edition}, written by a newer kdbench; this one reads up to {RESULT_FORMAT}")
     try:
         result = _made(RunResult, tree)
+        if result.task not in TASKS:
+            raise ValueError(f"task {result.task} is none of {', '.join(TASKS)}")
         for values in (result.last, result.best or {}):
             _numbers(values)
         return replace(

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import all_logits
-from kdbench.engine.metrics import report
+from kdbench.engine.metrics import measure_logits
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
 from kdbench.models.fold import fold_batchnorm
 from kdbench.models.weights import weight_hash
+from kdbench.results.metrics import CLASSIFICATION, metric_of
 from kdbench.runs.recipe import Recipe, TeacherSpec
 from kdbench.runs.stage import eval_sets
 from kdbench.runs.taught import TaughtBy
@@ -67,17 +68,18 @@ def _tables(folder: Path | None, recipe: Recipe) -> Tables:
 def measure(
     network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Logits on the validation and test sets, and the report on each."""
+    """Logits on the validation and test sets, and `metrics.measure_logits` on each."""
     reference: dict[str, Tensor] = {}
     metrics: dict[str, float] = {}
     for split, batches in eval_sets(data, recipe.trainer, placement).items():
         reference[split], labels = all_logits(network, batches)
-        metrics |= {f"{split}/{k}": v for k, v in report(reference[split], labels).items()}
+        metrics |= {f"{split}/{k}": v for k, v in measure_logits(reference[split], labels).items()}
     return reference, metrics
 
 
 def _accuracies(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{100 * metrics[f'{s}/top1']:.2f} % on {s}" for s in ("val", "test") if f"{s}/top1" in metrics)
+    names = {CLASSIFICATION.on(split): split for split in ("val", "test")}
+    return ", ".join(f"{metric_of(key).text(metrics[key])} on {names[key]}" for key in names if key in metrics)
 
 
 def _shown(folder: Path) -> Path:
@@ -86,14 +88,13 @@ def _shown(folder: Path) -> Path:
 
 
 def _refuse_chance(given: TaughtBy, data: Bundle, longer: str) -> None:
-    """A guess is right with probability 1/C; three standard deviations above it are still a guess."""
-    chance = 1 / len(data.classes)
-    limit = chance + 3 * (chance * (1 - chance) / len(data.test.labels)) ** 0.5
-    top1 = given.metrics["test/top1"]
-    if top1 <= limit:
+    """A teacher that is no better than guessing teaches nothing."""
+    value, classes = given.metrics[CLASSIFICATION.on("test")], len(data.classes)
+    if CLASSIFICATION.is_chance(value, classes, len(data.test.labels)):
+        show = CLASSIFICATION.primary.text
         raise UserError(
-            f"teacher {given.name}: {100 * top1:.2f} % on test is no better than guessing "
-            f"({100 * chance:.2f} %). "
+            f"teacher {given.name}: {show(value)} on test is no better than guessing "
+            f"({show(CLASSIFICATION.chance(classes))}). "
             f"Check its weights and that its classes are this dataset's, or train it longer ({longer}). "
             "teacher.allow_chance=true goes on regardless."
         )

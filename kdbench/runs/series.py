@@ -18,7 +18,7 @@ from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import STUDENT, save_weights
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import all_logits
-from kdbench.engine.metrics import report
+from kdbench.engine.metrics import measure_logits
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
@@ -125,7 +125,7 @@ class Series:
         for name, split in (("val", self.data.val), ("test", self.data.test)):
             if split is not None:
                 logits, theirs = reference[name], teacher.reference.get(name) if teacher else None
-                values = report(logits, split.labels.to(logits.device), theirs)
+                values = measure_logits(logits, split.labels.to(logits.device), theirs)
                 found |= {f"{name}/{key}": value for key, value in values.items()}
         return found
 

@@ -39,7 +39,7 @@ class Costs:
     @property
     def saved(self) -> float:
         """The share of this run's teacher passes that the table saves; later runs save up to all of them."""
-        return 1 - self.computed / self.asked if self.asked else 0.0
+        return max(0.0, 1 - self.computed / self.asked) if self.asked else 0.0  # rounding may leave less than 0
 
     @property
     def share(self) -> float:

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchmetrics.functional.classification as oracle
 
-from kdbench.engine.metrics import Meters, report
+from kdbench.engine.metrics import Meters, measure_logits
 from kdbench.types import LossTerms, Outputs, StepOutput, Target
 from tests.support.engine import CLASSES
 
@@ -10,7 +10,7 @@ from tests.support.engine import CLASSES
 def test_report_agrees_with_torchmetrics():
     torch.manual_seed(0)
     logits, label = 3 * torch.randn(200, 10), torch.randint(10, (200,))
-    got = report(logits, label)
+    got = measure_logits(logits, label)
     kwargs = {"num_classes": 10, "average": "micro"}
     assert got["top1"] == pytest.approx(oracle.multiclass_accuracy(logits, label, **kwargs).item())
     assert got["top5"] == pytest.approx(oracle.multiclass_accuracy(logits, label, top_k=5, **kwargs).item())
@@ -22,11 +22,11 @@ def test_report_agrees_with_torchmetrics():
 def test_fidelity_to_a_teacher():
     torch.manual_seed(0)
     student, teacher, label = torch.randn(50, 4), torch.randn(50, 4), torch.randint(4, (50,))
-    got = report(student, label, teacher)
+    got = measure_logits(student, label, teacher)
     p, q = teacher.softmax(1), student.softmax(1)
     assert got["teacher_kl"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-5)
     assert got["agreement"] == pytest.approx((student.argmax(1) == teacher.argmax(1)).float().mean().item())
-    same = report(teacher, label, teacher)
+    same = measure_logits(teacher, label, teacher)
     assert same["agreement"] == 1.0 and same["teacher_kl"] == pytest.approx(0.0, abs=1e-7)
 
 
@@ -70,6 +70,6 @@ def test_ties_are_broken_one_way_for_every_figure():
     torch.manual_seed(0)
     logits = torch.randint(0, 3, (500, 20)).float()
     label = torch.randint(20, (500,))
-    got = report(logits, label, logits)
+    got = measure_logits(logits, label, logits)
     assert got["agreement"] == 1.0 and got["top5"] >= got["top1"]
     assert got["top1"] == pytest.approx((logits.argmax(1) == label).float().mean().item())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from kdbench.results.report import show
 from kdbench.results.result import NetworkResult, RunResult, StageResult
@@ -24,3 +27,19 @@ def test_figures_and_tables(capsys):
     assert lines[4:8] == ["figure test val", "fused 75.00 % 50.00 %", "gain - -", "offset 2.5"]
     assert lines[8:11] == ["covering specialists classes relative_gain", "1 0 a, b -", "2 1 - -0.25"]
     assert not any("nll" in line for line in lines)
+
+
+def closing(capsys) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("outputs", ["outputs", "elsewhere/sweeps", "results"])
+def test_the_closing_line_names_the_runs_own_outputs_folder(outputs, capsys):
+    result = replace(RESULT, config={"paths.outputs": outputs})
+    show(result, Path.cwd() / outputs / "runs" / "fake" / "a", already=False)
+    assert closing(capsys) == f"next  kdbench compare {outputs}   |   tensorboard --logdir {outputs}"
+
+
+def test_the_closing_line_of_a_run_by_itself_compares_it_with_nothing(capsys):
+    show(replace(RESULT, config={"paths.outputs": "outputs"}), Path("elsewhere/a"), already=False)
+    assert closing(capsys) == "next  kdbench evaluate elsewhere/a   |   tensorboard --logdir elsewhere/a"

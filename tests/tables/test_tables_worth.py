@@ -41,6 +41,13 @@ def test_a_table_that_is_there_pays_for_a_short_run():
     assert choose(replace(CIFAR100, epochs=2, views=1))[0]
 
 
+@pytest.mark.parametrize("images", [7, 48, 96, 1294, 50_000])
+def test_one_epoch_saves_nothing_and_not_less(images):
+    for views in (1, 2, 3, 18, 162):
+        costs = replace(CIFAR100, epochs=1, images=images, views=views)
+        assert 0 <= costs.saved < 1e-9 and "-0" not in choose(costs)[1]
+
+
 def test_saved_passes_are_those_of_uniform_draws():
     views, epochs, images = 18, 10, 4000
     drawn = torch.randint(views, (images, epochs), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,101 @@
+"""Metrics and tasks: what a number of a run is called, its unit, which way is better. The only list of them.
+
+A new metric is an entry here, and the function that computes it in `engine/metrics.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+
+class Metric(NamedTuple):
+    name: str  # the last part of a figure's name: "top1" of "val/top1"
+    unit: str  # "%": a share, which files hold as a fraction and people read in percent
+    better: Literal[1, -1]  # 1: more is better
+
+    @property
+    def scale(self) -> int:
+        """From the numbers in files to those that people read."""
+        return 100 if self.unit == "%" else 1
+
+    @property
+    def digits(self) -> int:
+        return {"%": 2, "s": 0, "epochs": 0}.get(self.unit, 4)
+
+    def number(self, value: float | None) -> str:
+        """A value without its unit: "91.23"; "-" for none."""
+        return "-" if value is None else f"{self.scale * value:.{self.digits}f}"
+
+    def text(self, value: float | None) -> str:
+        """A value with its unit, if that is percent: "91.23 %"."""
+        return f"{self.number(value)} %" if self.unit == "%" and value is not None else self.number(value)
+
+
+_ALL = (
+    Metric("top1", "%", 1),
+    Metric("top5", "%", 1),
+    Metric("nll", "nats", -1),
+    Metric("ece", "", -1),
+    Metric("agreement", "%", 1),  # with the teacher's answers
+    Metric("teacher_kl", "nats", -1),
+    Metric("clean_top1", "%", 1),  # against the true labels, where the training labels are noisy
+    Metric("loss", "", -1),
+    Metric("teacher_top1", "%", 1),
+    Metric("logit_distance", "", -1),
+    Metric("logit_shift", "", -1),
+    Metric("tld", "", 1),
+    Metric("teacher_tld", "", 1),
+    Metric("feature_norm", "", 1),
+    Metric("teacher_feature_norm", "", 1),
+    Metric("seconds", "s", -1),
+    Metric("images_per_second", "images/s", 1),
+    Metric("epoch", "epochs", -1),
+)
+METRICS = {metric.name: metric for metric in _ALL}
+
+
+class Task(NamedTuple):
+    """What networks are asked to do, and how they are judged."""
+
+    metrics: tuple[Metric, ...]  # of a network on a labelled set
+    primary: Metric  # what chooses an epoch, and puts settings in order
+    chance: Callable[[int], float]  # the primary metric of an answer without looking, by the number of classes
+
+    def on(self, split: str) -> str:
+        """The name of the primary figure: "val/top1"."""
+        return f"{split}/{self.primary.name}"
+
+    def is_better(self, value: float, other: float) -> bool:
+        return self.primary.better * (value - other) > 0
+
+    def is_chance(self, value: float, classes: int, images: int) -> bool:
+        """Whether the primary metric over `images` may be chance: three standard deviations above it are still a guess.
+
+        A share has the binomial's deviation; other metrics have none that follows from the number of images alone.
+        """
+        level = self.chance(classes)
+        margin = 3 * math.sqrt(level * (1 - level) / images) if self.primary.unit == "%" else 0.0
+        return self.primary.better * (value - level) <= margin
+
+
+CLASSIFICATION = Task(
+    metrics=tuple(METRICS[name] for name in ("top1", "top5", "nll", "ece", "agreement", "teacher_kl")),
+    primary=METRICS["top1"],
+    chance=lambda classes: 1 / classes,
+)
+TASKS = {"classification": CLASSIFICATION}
+
+
+def metric_of(name: str) -> Metric:
+    """What a figure measures, by its name: "best/val/top1", "train/loss_task". "last" and "best" are test accuracies.
+
+    A name that is not in the list (a procedure's own number) has no unit, and more of it is better.
+    """
+    leaf = name.rsplit("/", 1)[-1]
+    if leaf in ("last", "best"):
+        return CLASSIFICATION.primary
+    if leaf.startswith("loss_"):
+        leaf = "loss"
+    return METRICS.get(leaf) or Metric(leaf, "", 1)
