@@ -1,0 +1,172 @@
+"""Statistics of a handful of runs: an interval for the difference of two settings, and what may be said of it.
+
+t intervals, paired where the seeds match. A percentile bootstrap over three seeds calls one in five comparisons of a
+setting with itself BETTER, two deviations that do not overlap one in thirteen; these do so in at most one of twenty.
+Only scipy.special is loaded: scipy.stats takes longer than reading a thousand runs.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from scipy.special import bdtr, stdtr, stdtrit
+
+LEVEL = 0.05  # of all of a table's comparisons together
+MARGIN = 0.005  # a difference below it matters to nobody: half a point
+FEWEST = 3  # runs a side, or pairs, below which nothing is said
+
+Verdict = Literal["BETTER", "WORSE", "NO DIFFERENCE SHOWN", "CANNOT BE TOLD", "TOO FEW RUNS"]
+
+
+class Difference(NamedTuple):
+    """One setting less another."""
+
+    mean: float | None  # None: a side has no figure
+    low: float | None  # of the interval at 1 - LEVEL, of this comparison alone; None below two runs a side
+    high: float | None
+    p: float | None  # two-sided; raw
+    n: int  # pairs, or runs of the smaller side
+    paired: bool
+    error: float | None = None  # the standard error of the mean difference
+    freedom: float = 0.0  # degrees of freedom
+    wins: float | None = None  # share of the pairs (of all pairs, if unpaired) in which it has the larger figure
+
+
+class Judged(NamedTuple):
+    """A difference beside the others of its table."""
+
+    difference: Difference
+    p: float | None  # after Holm
+    low: float | None  # at the level that Holm tested it at
+    high: float | None
+    verdict: Verdict
+    runs: int | None  # a side that would show a difference of this size; None where that says nothing
+
+
+def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> Difference:
+    """Two settings' figures by seed. Paired if both have the same seeds: they share initial weights and order.
+
+    Student's interval of the pairs' differences, or Welch's for unequal variances (Welch 1947).
+    """
+    paired = ours.keys() == theirs.keys()
+    if not ours or not theirs:
+        return Difference(None, None, None, None, 0, paired)
+    if paired:
+        gaps = [ours[seed] - theirs[seed] for seed in ours]
+        spread, freedom = _variance_of_mean(gaps), float(len(gaps) - 1)
+    else:
+        gaps = [one - other for one in ours.values() for other in theirs.values()]
+        sides = [(_variance_of_mean(list(side.values())), len(side) - 1) for side in (ours, theirs)]
+        spread, freedom = sum(v for v, _ in sides), _welch_freedom(sides)
+    mean = statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
+    wins = (sum(gap > 0 for gap in gaps) + 0.5 * sum(gap == 0 for gap in gaps)) / len(gaps)
+    n = min(len(ours), len(theirs))
+    if n < 2:
+        return Difference(mean, None, None, None, n, paired, wins=wins)
+    error = math.sqrt(spread)
+    low, high = _interval(mean, error, freedom, LEVEL)
+    return Difference(mean, low, high, _p_value(mean, error, freedom), n, paired, error, freedom, wins)
+
+
+def judge(differences: Sequence[Difference], better: int = 1, margin: float = MARGIN) -> list[Judged]:
+    """A verdict on each of a table's comparisons; with Holm's steps their false ones together stay below LEVEL.
+
+    `better` is the metric's: -1 turns the words round. `margin` is in the figures' own numbers.
+    """
+    adjusted, levels = holm([one.p for one in differences])
+    return [
+        _judged(one, p, level, better, margin) for one, p, level in zip(differences, adjusted, levels, strict=True)
+    ]
+
+
+def holm(ps: Sequence[float | None]) -> tuple[list[float | None], list[float]]:
+    """Adjusted p values (Holm 1979), and the level that each was tested at; None stays, and counts as no comparison."""
+    ranked = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    adjusted: list[float | None] = [None] * len(ps)
+    levels = [LEVEL / max(len(ranked), 1)] * len(ps)
+    reached, open_ = 0.0, True
+    level = LEVEL / max(len(ranked), 1)
+    for rank, (p, i) in enumerate(ranked):
+        left = len(ranked) - rank
+        reached = max(reached, min(1.0, left * p))
+        adjusted[i] = reached
+        level = LEVEL / left if open_ else level  # once a step fails, all later ones fail at its level
+        levels[i] = level
+        open_ = open_ and p < level
+    return adjusted, levels
+
+
+def runs_needed(gap: float, deviation: float, paired: bool, power: float = 0.8, most: int = 1000) -> int | None:
+    """Runs a side with which a true difference of `gap` is shown with probability `power` (about: the t quantiles of
+    level and power added). `deviation` of a pair's difference, or of a side. None beyond `most`."""
+    if not gap:
+        return None
+
+    def enough(n: int) -> bool:
+        freedom = n - 1 if paired else 2 * n - 2
+        error = deviation * math.sqrt((1 if paired else 2) / n)
+        return abs(gap) >= float(stdtrit(freedom, 1 - LEVEL / 2) + stdtrit(freedom, power)) * error
+
+    if not enough(most):
+        return None
+    return bisect_left(range(most), True, lo=FEWEST, key=enough)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's interval of a mean at 1 - LEVEL; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    return _interval(statistics.fmean(values), math.sqrt(_variance_of_mean(values)), len(values) - 1, LEVEL)
+
+
+def mcnemar(only_ours: int, only_theirs: int) -> float:
+    """Mid-p of McNemar's exact test for one network against one, by the images that only one has right
+    (Fagerland, Lydersen and Laake 2013): a statement about images like these, not about other seeds."""
+    n, k = only_ours + only_theirs, min(only_ours, only_theirs)
+    if n == 0:
+        return 1.0
+    upto, below = bdtr(k, n, 0.5), bdtr(k - 1, n, 0.5) if k else 0.0
+    return float(min(1.0, upto + below))  # 2 P(X <= k) - P(X = k)
+
+
+def image_interval(gaps: Sequence[float]) -> tuple[float, float] | None:
+    """The interval of a difference over test images: each image's difference, averaged over the seeds."""
+    return interval(gaps)
+
+
+def _judged(one: Difference, p: float | None, level: float, better: int, margin: float) -> Judged:
+    if one.mean is None or one.error is None or one.n < FEWEST:
+        return Judged(one, p, one.low, one.high, "TOO FEW RUNS", None)
+    low, high = _interval(one.mean, one.error, one.freedom, level)
+    sides = 1 if one.paired else 2
+    needed = runs_needed(one.mean, one.error * math.sqrt(one.n / sides), one.paired)
+    if low > 0 or high < 0:
+        return Judged(one, p, low, high, "BETTER" if (low > 0) == (better > 0) else "WORSE", None)
+    narrow = low >= -margin and high <= margin
+    return Judged(one, p, low, high, "NO DIFFERENCE SHOWN" if narrow else "CANNOT BE TOLD", None if narrow else needed)
+
+
+def _interval(mean: float, error: float, freedom: float, level: float) -> tuple[float, float]:
+    half = float(stdtrit(freedom, 1 - level / 2)) * error
+    return mean - half, mean + half
+
+
+def _p_value(mean: float, error: float, freedom: float) -> float:
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(freedom, -abs(mean) / error))
+
+
+def _variance_of_mean(values: Sequence[float]) -> float:
+    return statistics.variance(values) / len(values) if len(values) > 1 else 0.0
+
+
+def _welch_freedom(sides: Sequence[tuple[float, int]]) -> float:
+    """Welch and Satterthwaite's, of the sides' variances of the mean and their degrees of freedom."""
+    below = sum(v * v / freedom for v, freedom in sides if freedom)
+    whole = sum(v for v, _ in sides)
+    return whole * whole / below if below else float(sum(freedom for _, freedom in sides))

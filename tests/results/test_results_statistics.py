@@ -1,0 +1,108 @@
+"""Statistics against scipy and hand computations, and how often a setting is called better than itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kdbench.results.statistics import difference, holm, interval, judge, mcnemar, runs_needed
+
+OURS = {0: 0.91, 1: 0.92, 2: 0.935, 3: 0.90}
+THEIRS = {0: 0.90, 1: 0.905, 2: 0.92, 3: 0.89}
+
+
+def test_paired_where_the_seeds_match():
+    found, wanted = difference(OURS, THEIRS), stats.ttest_rel(list(OURS.values()), list(THEIRS.values()))
+    low, high = wanted.confidence_interval()
+    assert found.paired and found.n == 4 and found.wins == 1.0
+    assert (found.p, found.low, found.high) == pytest.approx((wanted.pvalue, low, high))
+
+
+def test_pairs_are_by_seed_and_not_by_place():
+    assert difference(OURS, dict(reversed(THEIRS.items()))) == difference(OURS, THEIRS)
+
+
+def test_welch_where_they_do_not():
+    theirs = {10: 0.90, 11: 0.905, 12: 0.92}
+    wanted = stats.ttest_ind(list(OURS.values()), list(theirs.values()), equal_var=False)
+    low, high = wanted.confidence_interval()
+    found = difference(OURS, theirs)
+    assert not found.paired and found.n == 3
+    assert (found.p, found.low, found.high) == pytest.approx((wanted.pvalue, low, high))
+    assert found.freedom == pytest.approx(wanted.df) and found.wins == pytest.approx(8 / 12)
+
+
+def test_interval_of_a_mean():
+    values = [0.9, 0.91, 0.95]
+    wanted = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert interval(values) == pytest.approx(wanted) and interval([0.5]) is None
+
+
+def test_holm_by_hand():
+    # 4 x 0.01, then 3 x 0.02, then the largest so far: 2 x 0.03 = 0.06 and 1 x 0.2; None is no comparison.
+    assert holm([0.2, 0.01, None, 0.03, 0.02])[0] == pytest.approx([0.2, 0.04, None, 0.06, 0.06])
+    assert holm([0.2, 0.01, None, 0.03, 0.02])[1][1] == 0.05 / 4
+    assert holm([0.9, 0.8])[0] == [1.0, 1.0] and holm([]) == ([], [])
+
+
+def test_mcnemar_mid_p_by_hand():
+    # 2 of 7: 2 (1 + 7 + 21) / 128 - 21 / 128.
+    assert mcnemar(2, 5) == mcnemar(5, 2) == pytest.approx((2 * 29 - 21) / 128)
+    assert mcnemar(0, 0) == 1.0 and mcnemar(0, 10) == pytest.approx(2**-10)
+    assert mcnemar(6, 30) == pytest.approx(stats.binomtest(6, 36).pvalue - stats.binom.pmf(6, 36, 0.5))
+    assert mcnemar(50, 50) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "verdict"),
+    [
+        ([0.010, 0.012, 0.011], "BETTER"),
+        ([-0.010, -0.012, -0.011], "WORSE"),
+        ([0.001, -0.001, 0.0005], "NO DIFFERENCE SHOWN"),
+        ([0.02, -0.01, 0.015], "CANNOT BE TOLD"),
+        ([0.010, 0.012], "TOO FEW RUNS"),
+        ([0.010], "TOO FEW RUNS"),
+        ([], "TOO FEW RUNS"),
+        ([0.0, 0.0, 0.0], "NO DIFFERENCE SHOWN"),
+    ],
+)
+def test_words(gaps, verdict):
+    ours, theirs = dict(enumerate(gaps)), dict.fromkeys(range(len(gaps)), 0.0)
+    (judged,) = judge([difference(ours, theirs)])
+    assert judged.verdict == verdict
+    turned = {"BETTER": "WORSE", "WORSE": "BETTER"}
+    assert judge([difference(ours, theirs)], better=-1)[0].verdict == turned.get(verdict, verdict)
+
+
+def test_many_comparisons_are_judged_more_strictly():
+    pair = difference(dict(enumerate([0.010, 0.013, 0.016])), dict.fromkeys(range(3), 0.0))
+    assert pair.p is not None and 0.01 < pair.p < 0.05
+    noise = difference(dict(enumerate([0.01, -0.02, 0.005])), dict.fromkeys(range(3), 0.0))
+    assert judge([pair])[0].verdict == "BETTER"
+    alone, *_ = judge([pair, noise, noise, noise])
+    assert alone.verdict == "CANNOT BE TOLD" and alone.p == pytest.approx(4 * pair.p)
+    assert alone.low is not None and pair.low is not None and alone.low < 0 < pair.low
+
+
+def test_how_many_runs_would_do():
+    (judged,) = judge([difference(dict(enumerate([0.02, -0.01, 0.015])), dict.fromkeys(range(3), 0.0))])
+    assert judged.runs is not None and judged.runs > 3
+    assert runs_needed(1.0, 1.0, paired=True) == 10  # the textbook's 9.9 for 80 % at an effect of one deviation
+    assert runs_needed(1.0, 1.0, paired=False) in (16, 17)
+    assert runs_needed(0.0, 1.0, paired=True) is None and runs_needed(1e-6, 1.0, paired=True) is None
+
+
+@pytest.mark.parametrize(("n", "rho"), [(3, 0.0), (3, 0.6), (5, 0.3)])
+def test_a_setting_is_seldom_better_than_itself(n, rho):
+    """1,000 tables of three settings without a difference against a baseline: a wrong BETTER in at most 5 % of them."""
+    random = np.random.default_rng(n)
+    wrong, tables = {True: 0, False: 0}, 1000
+    for _ in range(tables):
+        shared = random.normal(size=n) * rho**0.5
+        runs = [shared + random.normal(size=n) * (1 - rho) ** 0.5 for _ in range(4)]
+        for paired in (True, False):
+            base = dict(enumerate(runs[0])) if paired else {i + 100: value for i, value in enumerate(runs[0])}
+            found = judge([difference(dict(enumerate(run)), base) for run in runs[1:]])
+            wrong[paired] += any(one.verdict == "BETTER" for one in found)
+    assert wrong[True] / tables <= 0.05 and wrong[False] / tables <= 0.05
