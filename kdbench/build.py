@@ -23,9 +23,9 @@ from kdbench.data.augment.mix import make_mix
 from kdbench.data.augment.views import Identity
 from kdbench.data.bundle import Bundle
 from kdbench.engine.optimizer import make_optimizer
-from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
-from kdbench.engine.schedule import lr_factors
-from kdbench.errors import UserError, nearest
+from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
+from kdbench.engine.schedule import check_durations
+from kdbench.errors import UserError, nearest, require, under
 from kdbench.paths import CONFIG_DIR
 from kdbench.results.metrics import TASKS
 from kdbench.results.report import show
@@ -141,9 +141,9 @@ def try_networks(recipe: Recipe) -> None:
         recipe.teacher.origin.describe(recipe.catalogue).sketch(info)
 
 
-def make_loss(choice: str, node: Mapping[str, Any]) -> LossSpec:
+def make_loss(choice: str, node: Mapping[str, Any], key: str = "loss") -> LossSpec:
     config = dict(node)
-    return LossSpec(choice, config, functools.partial(construct, config, "loss"))
+    return LossSpec(choice, config, functools.partial(construct, config, key), key)
 
 
 def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
@@ -155,12 +155,7 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
     own["schedule"] = make_schedule(node["schedule"], "teacher.schedule")
     spec = TeacherSpec(make_origin(choice, node), **own)
     epochs = spec.schedule.epochs
-    require(
-        spec.stop_epoch is None or 1 <= spec.stop_epoch <= epochs,
-        "teacher.stop_epoch",
-        spec.stop_epoch,
-        f"in 1..{epochs}",
-    )
+    require((spec.stop_epoch or 1) <= epochs, "teacher.stop_epoch", spec.stop_epoch, f"in 1..{epochs}")
     return spec
 
 
@@ -178,14 +173,16 @@ def make_origin(choice: str, node: Mapping[str, Any]) -> Origin:
 def make_optimizer_options(node: Mapping[str, Any], prefix: str) -> OptimizerOptions:
     """An optimizer's options, tried on one parameter: an unknown name or argument shows before any work."""
     options = check_node(node, OptimizerOptions, prefix)
-    make_optimizer(options, [torch.nn.Linear(1, 1)])
+    with under(prefix):
+        make_optimizer(options, [torch.nn.Linear(1, 1)])
     return options
 
 
 def make_schedule(node: Mapping[str, Any], prefix: str) -> ScheduleOptions:
     """A schedule whose durations fit its length; how many steps an epoch has is not known yet, and does not matter."""
     options = check_node(node, ScheduleOptions, prefix)
-    lr_factors(options, steps_per_epoch=100)
+    with under(prefix):
+        check_durations(options)
     return options
 
 
@@ -203,14 +200,14 @@ class ConfigCatalogue:
     def __init__(self) -> None:
         self._nodes: dict[tuple[str, str], dict[str, Any]] = {}  # composing takes 0.15 s, and an ensemble asks often
 
-    def network(self, name: str, options: Mapping[str, Any] | None = None) -> NetworkSpec:
-        return make_network(name, {**self.node("student", name), **(options or {})}, "student")
+    def network(self, name: str, options: Mapping[str, Any] | None = None, key: str = "student") -> NetworkSpec:
+        return make_network(name, {**self.node("student", name), **(options or {})}, key)
 
     def network_from(self, name: str, config: Mapping[str, Any]) -> NetworkSpec:
         return make_network(name, config, "student")
 
-    def loss(self, name: str, options: Mapping[str, Any] | None = None) -> LossSpec:
-        return make_loss(name, {**self.node("loss", name), **(options or {})})
+    def loss(self, name: str, options: Mapping[str, Any] | None = None, key: str = "loss") -> LossSpec:
+        return make_loss(name, {**self.node("loss", name), **(options or {})}, key)
 
     def node(self, group: str, name: str) -> dict[str, Any]:
         """The configuration of one option of a group. Raises UserError if there is none of this name."""
@@ -235,5 +232,5 @@ def monitored(result: RunResult, name: str) -> float | None:
         return result.last.get(task.on("val"), result.last.get(task.on("train")))
     value = result.figure(name)
     if value is None:
-        raise UserError(f"monitor = {name}: must be auto or one of {', '.join(result.figure_names())}")
+        raise UserError("monitor", name, f"auto or one of {', '.join(result.figure_names())}")
     return value

@@ -3,12 +3,70 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Something the user typed or pointed at cannot work. The message names the key, the value and what is allowed."""
+    """Something the user typed or pointed at cannot work: which key, the value it has, and what is allowed there.
+
+    With one argument that is the whole message, for what is no value of a key (a file that is not there, a command that
+    does not exist). What refuses a value names it as it knows it, `tau`; what called it with the user's keys says below
+    which key it stands (`under`), so that the message names `procedure.losses[0].tau`, as it was typed.
+    """
+
+    def __init__(self, key: str, value: object = None, allowed: str = "", hint: str = "") -> None:
+        super().__init__(key, value, allowed, hint)
+        self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
+
+    def __str__(self) -> str:
+        if not self.allowed:
+            return self.key
+        return f"{self.key} = {show(self.value)}: must be {self.allowed}{f'. {self.hint}' if self.hint else ''}"
+
+    def move_under(self, prefix: str) -> None:
+        """Say that its key stands below `prefix`; one that begins with it already stays as it is."""
+        if self.key == prefix or self.key.startswith((f"{prefix}.", f"{prefix}[", f"{prefix} ", f"{prefix}:")):
+            return
+        self.key = joined(prefix, self.key) if self.allowed else f"{prefix}: {self.key}"
+        self.args = (self.key, *self.args[1:])
+
+
+def require(ok: bool, key: str, value: object, allowed: str) -> None:
+    """Raise a UserError that names the key, the value and what is allowed, unless `ok`."""
+    if not ok:
+        raise UserError(key, value, allowed)
+
+
+@contextmanager
+def under(prefix: str) -> Iterator[None]:
+    """What is refused in here stands below this key; any ValueError is a refusal."""
+    try:
+        yield
+    except UserError as error:
+        error.move_under(prefix)
+        raise
+    except ValueError as error:
+        raise UserError(f"{prefix}: {error}") from error
+
+
+def joined(prefix: str, key: str) -> str:
+    """The key `key` below `prefix`: loss and tau, members and [1]."""
+    return f"{prefix}{'' if not prefix or key.startswith('[') else '.'}{key}"
+
+
+def show(value: object) -> str:
+    """A value as the user would type it."""
+    if isinstance(value, str):
+        return value or "''"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(show, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{show(key)}: {show(item)}' for key, item in value.items())}}}"
+    return str(value)
 
 
 def nearest(word: str, known: Iterable[str], question: str = "Did you mean {}?") -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from kdbench.arguments.fit import fit
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, nearest, under
 
 T = TypeVar("T")
 Values = Mapping[str, Any]
@@ -39,11 +40,33 @@ def bind(
 
 
 def run(target: Callable[..., T], arguments: Values, key: str) -> T:
-    """target(**arguments); a ValueError becomes a UserError that starts with the key as the user types it."""
-    try:
+    """target(**arguments); what it refuses with a ValueError is a UserError whose key stands below `key`."""
+    with under(key):
         return target(**arguments)
-    except ValueError as error:  # UserError is one
-        raise UserError(_with_key(str(error), key, arguments)) from error
+
+
+def checked(target: T) -> T:
+    """A class or function whose arguments are fitted to their annotations whoever calls it, ranges included.
+
+    Raises UserError naming the argument. For what is built in Python as well as from a configuration.
+    """
+    if inspect.isclass(target):
+        target.__init__ = checked(target.__init__)  # type: ignore[misc, method-assign]
+        return target
+    signature = inspect.signature(target)  # type: ignore[arg-type]
+    wanted: dict[str, inspect.Parameter] = {}
+
+    @functools.wraps(target)  # type: ignore[arg-type]
+    def fitted(*args: Any, **kwargs: Any) -> Any:
+        if not wanted:  # at the first call: an annotation may name what its module defines later
+            wanted.update(parameters(target))  # type: ignore[arg-type]
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            if wanted[name].kind in _NAMED:
+                bound.arguments[name] = fit(value, wanted[name].annotation, name)
+        return target(*bound.args, **bound.kwargs)  # type: ignore[operator]
+
+    return fitted  # type: ignore[return-value]
 
 
 def fit_arguments(
@@ -101,19 +124,6 @@ def _evaluate(annotation: Any, scope: dict[str, Any]) -> Any:
 
     holder.__annotations__ = {"value": annotation}
     try:
-        return get_type_hints(holder, globalns=scope)["value"]
+        return get_type_hints(holder, globalns=scope, include_extras=True)["value"]
     except Exception:  # a name that is only imported for type checkers
         return Any
-
-
-def _with_key(message: str, key: str, arguments: Values) -> str:
-    """Make a target's message start with the key as the user types it: "tau must be" -> "loss.tau: must be"."""
-    subject, _, rest = message.partition(" ")
-    last = key.rsplit(".", 1)[-1]
-    if subject.rstrip(":") == key or subject.startswith(f"{key}."):
-        return message
-    if subject.startswith(f"{last}."):
-        return f"{key}{subject.removeprefix(last)} {rest}"
-    if subject.split(".")[0].split("[")[0] in arguments:
-        return f"{key}.{subject}{'' if rest.startswith('=') else ':'} {rest}"
-    return f"{key}: {message}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from kdbench.errors import UserError, nearest
+from kdbench.arguments.ranges import LARGEST, Range
+from kdbench.errors import UserError, nearest, show
 
 _LISTS = (list, tuple, set, frozenset, Sequence)
 _MAPPINGS = (dict, Mapping)
@@ -36,28 +36,22 @@ class Misfit(Exception):
 def fit(value: Any, annotation: Any, key: str) -> Any:
     """`value` as `annotation` wants it: an int becomes a float, a list a tuple, "inf" a number where that is asked for.
 
-    Raises UserError naming `key`, the value and what is allowed. Annotations it does not know let everything pass.
+    `Annotated[float, above(0)]` wants a value in that range, too. Raises UserError naming `key`, the value and what is
+    allowed. Annotations it does not know let everything pass.
     """
     try:
         return _fit(value, annotation)
     except Misfit as misfit:
-        hint = f". {misfit.hint}" if misfit.hint else ""
-        raise UserError(f"{key}{misfit.where} = {show(misfit.value)}: must be {misfit.expected}{hint}") from None
-
-
-def show(value: Any) -> str:
-    """A value as the user would type it."""
-    if isinstance(value, str):
-        return value or "''"
-    try:
-        return json.dumps(value)
-    except TypeError:
-        return str(value)
+        raise UserError(f"{key}{misfit.where}", misfit.value, misfit.expected, misfit.hint) from None
 
 
 def words(annotation: Any) -> str:
     """What an annotation allows, in words."""
     origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        ranges = [part.words for part in args[1:] if isinstance(part, Range)]
+        kind = [words(args[0])] if args[0] in (int, float) or not ranges else []
+        return ", ".join(kind + ranges)
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(show(arg) for arg in args)
     if origin in (Union, types.UnionType):
@@ -74,6 +68,8 @@ def words(annotation: Any) -> str:
 
 def _fit(value: Any, annotation: Any) -> Any:
     origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _fit_range(value, args, annotation)
     if origin in (Union, types.UnionType):
         return _fit_union(value, annotation)
     if origin is Literal:
@@ -87,8 +83,26 @@ def _fit(value: Any, annotation: Any) -> Any:
     return value
 
 
+def _fit_range(value: Any, args: Sequence[Any], annotation: Any) -> Any:
+    try:
+        fitted = _fit(value, args[0])
+    except Misfit as misfit:
+        raise misfit if misfit.where else Misfit(value, words(annotation), hint=misfit.hint) from None
+    for part in args[1:]:
+        if isinstance(part, Range) and not part.holds(fitted):
+            huge = isinstance(fitted, float) and abs(fitted) > LARGEST
+            raise Misfit(value, f"{part.words}{f', no larger than {LARGEST:g}' if huge else ''}")
+    return fitted
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
 def _fit_class(value: Any, wanted: type) -> Any:
     built = dataclasses.is_dataclass(wanted) or wanted is Path
+    if wanted is float and isinstance(value, float) and math.isnan(value):
+        raise Misfit(value, words(wanted))
     if type(value) is wanted or (built and isinstance(value, wanted)):
         return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -123,10 +137,15 @@ def _fit_literal(value: Any, allowed: Sequence[Any]) -> Any:
 def _fit_union(value: Any, annotation: Any) -> Any:
     """An exact type first (3 stays an int in float | int), then what converts; text takes a number as a last resort."""
     members = get_args(annotation)
-    if any(type(value) is member for member in members):
-        return value
+    exact = next((member for member in members if type(value) is _bare(member)), None)
+    if exact is not None:
+        try:
+            return _fit(value, exact)
+        except Misfit as misfit:
+            others = [words(member) for member in members if member is not exact]
+            raise Misfit(value, " or ".join([misfit.expected, *others])) from None
     deepest: Misfit | None = None
-    for member in sorted(members, key=lambda member: member is str):
+    for member in sorted(members, key=lambda member: _bare(member) is str):
         try:
             return _fit(value, member)
         except Misfit as misfit:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from kdbench.arguments.fit import show
 from kdbench.errors import UserError, nearest
 
 # Modules under the names that configurations of the first edition (0.1) give them: their run folders can still be read.
@@ -33,7 +32,7 @@ def locate(path: object, key: str = "_target_") -> Any:
                 raise UserError(f"{key} = {path}: {module_name} has no {name}. {nearest(name, vars(found))}".rstrip())
             found = getattr(found, name)
         return found
-    raise UserError(f"{key} = {show(path)}: must be the dotted path of a class or function, e.g. package.module.name")
+    raise UserError(key, path, "the dotted path of a class or function, e.g. package.module.name")
 
 
 def _current(path: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.results.metrics import metric_of
 from kdbench.results.result import is_finished, read_result
 
@@ -44,7 +44,7 @@ def evaluate_run(
     from kdbench.data.batches import EvaluationBatches, Loading
     from kdbench.engine.device import place
     from kdbench.engine.evaluate import compare_networks, evaluate
-    from kdbench.engine.options import TrainerOptions, require
+    from kdbench.engine.options import TrainerOptions
     from kdbench.runs.folder import network_of_run
 
     tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

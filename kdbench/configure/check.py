@@ -10,11 +10,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from kdbench.arguments import fit, locate, parameters, show, unknown_key
+from kdbench.arguments import fit, locate, parameters, unknown_key
 from kdbench.configure.naming import flat, without_hydra
 from kdbench.configure.nodes import fit_node
 from kdbench.configure.reference import reference
-from kdbench.errors import UserError
+from kdbench.errors import UserError, show
 
 # Nodes that are plain options, by the dataclass that reads them (imported when a run starts, not before).
 OPTIONS = {

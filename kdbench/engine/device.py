@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.options import TrainerOptions, require
-from kdbench.errors import UserError
+from kdbench.engine.options import TrainerOptions
+from kdbench.errors import UserError, require
 
 # `auto` keeps off what scripts/device_check.py has not passed on a GPU yet: it was written and tested without one, and
 # a training that is fast and wrong is worth nothing. `on` asks for it all the same. The script's page names the flags
@@ -25,6 +25,8 @@ PROVEN_COMPILE = False  # trainer.compile: fused kernels of the student's networ
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
 
 
 class Placement(NamedTuple):
@@ -154,13 +156,14 @@ def named_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"trainer.device = {name}: must be auto, cpu, cuda, cuda:<number> or mps") from error
+        raise UserError("trainer.device", name, DEVICES) from error
+    require(device.type in ("cpu", "cuda", "mps"), "trainer.device", name, DEVICES)
     if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"trainer.device = {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
+        count = torch.cuda.device_count()
+        require((device.index or 0) < count, "trainer.device", name, f"another: torch sees {count} CUDA devices here")
         device = torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("trainer.device = mps: torch sees no MPS device here")
+        raise UserError("trainer.device", name, "another: torch sees no MPS device here")
     return device
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from kdbench.engine import device as placement
-from kdbench.engine.options import OptimizerOptions, TrainerOptions, require
-from kdbench.errors import UserError
+from kdbench.engine.options import OptimizerOptions, TrainerOptions
+from kdbench.errors import UserError, require
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import Batch, Outputs, Teacher
 

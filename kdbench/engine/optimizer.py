@@ -40,7 +40,7 @@ def make_optimizer(
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer.name = {options.name}: {error}") from error
+        raise UserError("name", options.name, f"an optimizer that takes these options: {error}") from error
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -97,5 +97,5 @@ def _from_timm(options: OptimizerOptions, groups: list[dict[str, Any]], extra: d
     if options.name not in known:
         names = sorted({*_TORCH, *known})
         near = difflib.get_close_matches(options.name, names, n=5) or [*_TORCH, "lamb", "lion", "muon"]
-        raise UserError(f"optimizer.name = {options.name}: no such optimizer. Nearest: {', '.join(near)}")
+        raise UserError("name", options.name, "sgd, adamw, adam or an optimizer of timm", f"Nearest: {', '.join(near)}")
     return create_optimizer_v2(groups, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, **extra)

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import math
 
-from kdbench.engine.options import Duration, ScheduleOptions, require
+from kdbench.engine.options import Duration, ScheduleOptions, amount
+from kdbench.errors import require
 
 
-def to_steps(duration: Duration, key: str, steps_per_epoch: int, total: int) -> int:
-    """Steps of a duration given in epochs (5, 2.5, "5 epochs"), percent of the training ("10%") or steps ("500 steps").
-
-    Raises UserError naming `key` if the text is none of these or the number is negative.
-    """
-    text = str(duration).strip().lower()
-    number, unit = text, "epochs"
-    for suffix, name in (
-        ("%", "percent"),
-        ("steps", "steps"),
-        ("step", "steps"),
-        ("epochs", "epochs"),
-        ("epoch", "epochs"),
-    ):
-        if text.endswith(suffix):
-            number, unit = text.removesuffix(suffix).strip(), name
-            break
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    require(math.isfinite(value) and value >= 0, key, duration, 'a duration: epochs (5), "10%" or "500 steps"')
+def to_steps(duration: Duration, steps_per_epoch: int, total: int) -> int:
+    """Steps of a duration: in epochs (5, 2.5, "5 epochs"), percent of the training ("10%") or steps ("500 steps")."""
+    value, unit = amount(duration)
     scale = {"percent": total / 100, "steps": 1.0, "epochs": float(steps_per_epoch)}[unit]
     return round(value * scale)
+
+
+def check_durations(options: ScheduleOptions, steps_per_epoch: int = 10**6) -> None:
+    """Refuse a warm-up longer than the training, without listing its steps.
+
+    As long as it is not known how many steps an epoch has, one given in steps passes.
+    """
+    total = options.epochs * steps_per_epoch
+    warmup = to_steps(options.warmup, steps_per_epoch, total)
+    require(warmup <= total, "warmup", options.warmup, f"no longer than the training ({options.epochs} epochs)")
 
 
 def lr_factors(options: ScheduleOptions, steps_per_epoch: int) -> list[float]:
@@ -40,11 +32,9 @@ def lr_factors(options: ScheduleOptions, steps_per_epoch: int) -> list[float]:
     Milestones count from the start of the training and act from the first step after them.
     """
     total = options.epochs * steps_per_epoch
-    warmup = to_steps(options.warmup, "schedule.warmup", steps_per_epoch, total)
-    require(
-        warmup <= total, "schedule.warmup", options.warmup, f"no longer than the training ({options.epochs} epochs)"
-    )
-    marks = [to_steps(m, "schedule.milestones", steps_per_epoch, total) for m in options.milestones]
+    check_durations(options, steps_per_epoch)
+    warmup = to_steps(options.warmup, steps_per_epoch, total)
+    marks = [to_steps(m, steps_per_epoch, total) for m in options.milestones]
     rise = [(step + 1) / warmup for step in range(warmup)]
     return rise + [_shape(options, step, warmup, total, marks) for step in range(warmup, total)]
 

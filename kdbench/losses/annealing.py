@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import choice, count, share
+from kdbench.arguments.ranges import Count, Share
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import real
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -33,16 +32,16 @@ class Annealing(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        tau_max: int = 10,
-        switch: float = 0.5,
+        weights: Weights,
+        tau_max: Count = 10,
+        switch: Share = 0.5,
         reduction: Literal["mean", "sum"] = "mean",
-        label_smoothing: float = 0.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau_max = count("tau_max", tau_max)
-        self.switch = share("switch", switch)
-        self.reduction = choice("reduction", reduction, ("mean", "sum"))
+        self.tau_max = tau_max
+        self.switch = switch
+        self.reduction = reduction
 
     @property
     def formula(self) -> str:

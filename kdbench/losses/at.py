@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, number
-from kdbench.losses.checks import positive
-from kdbench.losses.features import layer_names, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.arguments.ranges import Positive
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
+from kdbench.losses.features import Layers, needs_maps, same_size, student_maps, teacher_maps
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -39,14 +39,14 @@ class AT(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        layers: list[str],
-        power: float = 2.0,
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        layers: Layers,
+        power: Positive = 2.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layers", layers)
-        self.power = positive("power", power)
+        self.needs = tuple(layers)
+        self.power = power
 
     @property
     def formula(self) -> str:

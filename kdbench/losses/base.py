@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.errors import UserError
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import NotNegative, from_to
+from kdbench.errors import UserError, require
 from kdbench.losses.functional import real
 from kdbench.types import Calibration, LossTerms, Outputs, Target
+
+Weights = Mapping[str, NotNegative]
+Smoothing = Annotated[float, from_to(0, 1)]
 
 
 class DistillationLoss(nn.Module):
@@ -31,12 +36,22 @@ class DistillationLoss(nn.Module):
     terms: ClassVar[tuple[str, ...]] = ()  # what `weights` may name; (): anything
     paper: ClassVar[str] = ""  # "Hinton et al. 2015, eq. 1", for `kdbench list loss`
 
-    def __init__(self, weights: Mapping[str, float], label_smoothing: float = 0.0) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Values out of the ranges of a loss's own annotations are refused, whoever builds it."""
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            checked(cls)
+
+    @checked
+    def __init__(self, weights: Weights, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__()
-        if isinstance(label_smoothing, str) or not 0.0 <= label_smoothing < 1.0:
-            raise UserError(f"loss.label_smoothing must be in [0, 1), got {label_smoothing}")
-        self.weights = _checked_weights(weights, self.terms)
-        self.label_smoothing = float(label_smoothing)
+        self.weights = dict(weights)
+        for name in self.weights.keys() - set(self.terms or self.weights):
+            allowed = f"left out: this loss has the terms {', '.join(self.terms)}"
+            raise UserError(f"weights.{name}", self.weights[name], allowed)
+        nothing = bool(self.terms) and all(self.weights.get(term, 1.0) == 0.0 for term in self.terms)
+        require(not nothing, "weights", self.weights, "above 0 for one of them: nothing to train on")
+        self.label_smoothing = label_smoothing
 
     @property
     def formula(self) -> str:
@@ -74,7 +89,7 @@ class DistillationLoss(nn.Module):
             self.weights.get(name, 1.0) * part for name, part in parts.items() if self.weights.get(name, 1.0) != 0.0
         )
         if not isinstance(total, Tensor):
-            raise UserError(f"loss.weights are all zero ({', '.join(self.weights)}): nothing to train on")
+            raise UserError("weights", self.weights, "above 0 for one of them: nothing to train on")
         return LossTerms(total, {name: part.detach() for name, part in parts.items()})
 
     @property
@@ -91,17 +106,6 @@ class DistillationLoss(nn.Module):
 def number(value: float) -> str:
     """A coefficient as text, without digits that it does not have."""
     return format(value, ".10g")
-
-
-def _checked_weights(weights: Mapping[str, float], terms: tuple[str, ...]) -> dict[str, float]:
-    for name, weight in weights.items():
-        if terms and name not in terms:
-            raise UserError(f"loss.weights.{name}: this loss has the terms {', '.join(terms)}")
-        if not isinstance(weight, (int, float)) or weight != weight or abs(weight) == float("inf") or weight < 0:
-            raise UserError(f"loss.weights.{name} must be a finite number >= 0, got {weight}")
-    if terms and all(weights.get(term, 1.0) == 0.0 for term in terms):
-        raise UserError(f"loss.weights are all zero ({', '.join(weights)}): nothing to train on")
-    return {name: float(weight) for name, weight in weights.items()}
 
 
 def task_cross_entropy(logits: Tensor, label: Tensor, label_smoothing: float = 0.0) -> Tensor:

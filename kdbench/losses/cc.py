@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kdbench.losses.base import DistillationLoss
-from kdbench.losses.checks import count
-from kdbench.losses.features import layer_names, student_maps, teacher_maps
+from kdbench.arguments.ranges import Width
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights
+from kdbench.losses.features import Layer, student_maps, teacher_maps
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -29,14 +28,14 @@ class CC(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        layer: str = "pooled",
-        dimensions: int = 128,
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        layer: Layer = "pooled",
+        dimensions: Width = 128,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layer", [layer])
-        self.dimensions = count("dimensions", dimensions)
+        self.needs = (layer,)
+        self.dimensions = dimensions
         self.embed = nn.ModuleList()
 
     @property

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-from kdbench.losses.base import DistillationLoss
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -20,7 +19,7 @@ class CE(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task",)
     paper: ClassVar[str] = "cross-entropy; label smoothing: Szegedy et al. 2016, section 7"
 
-    def __init__(self, weights: Mapping[str, float], label_smoothing: float = 0.0) -> None:
+    def __init__(self, weights: Weights, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)
 
     @property

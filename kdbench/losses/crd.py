@@ -4,17 +4,16 @@ others."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.arguments.ranges import Count, Inside, Positive, Width
 from kdbench.errors import UserError
-from kdbench.losses.base import DistillationLoss, number
-from kdbench.losses.checks import count, inside, positive
-from kdbench.losses.features import layer_names, student_maps, teacher_maps
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
+from kdbench.losses.features import Layer, student_maps, teacher_maps
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -82,21 +81,21 @@ class CRD(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        images: int | None = None,
-        negatives: int = 16384,
-        tau: float = 0.07,
-        momentum: float = 0.5,
-        dimensions: int = 128,
-        layer: str = "pooled",
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        images: Count | None = None,
+        negatives: Count = 16384,
+        tau: Positive = 0.07,
+        momentum: Inside = 0.5,
+        dimensions: Width = 128,
+        layer: Layer = "pooled",
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layer", [layer])
-        self.images = None if images is None else count("images", images)
-        self.negatives = count("negatives", negatives)
-        self.tau, self.momentum = positive("tau", tau), inside("momentum", momentum)
-        self.dimensions = count("dimensions", dimensions)
+        self.needs = (layer,)
+        self.images = images
+        self.negatives = negatives
+        self.tau, self.momentum = tau, momentum
+        self.dimensions = dimensions
         self.embed = nn.ModuleList()
         self.memory = nn.ModuleList()
 
@@ -113,7 +112,7 @@ class CRD(DistillationLoss):
         self.embed = nn.ModuleList(nn.Linear(f.flatten(1).shape[1], self.dimensions, device=device) for f in both)
         self.images = self.images or self.train_rows
         if self.images is None:
-            raise UserError("loss.images must be the size of the training set, got null")
+            raise UserError("images", None, "the size of the training set")
         self.memory = nn.ModuleList(Memory(self.images, self.dimensions) for _ in range(2)).to(device)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import finite, positive, share
+from kdbench.arguments.ranges import Finite, NotNegative, Positive, Share
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import ramp, tempered_kl_rows
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -36,17 +35,17 @@ class CTKD(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        start: float = 1.0,
-        span: float = 20.0,
-        init: float = 1.0,
-        ramp: float = 10 / 240,
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        start: Positive = 1.0,
+        span: NotNegative = 20.0,
+        init: Finite = 1.0,
+        ramp: Share = 10 / 240,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.start, self.span = positive("start", start), finite("span", span, 0.0)
-        self.ramp = share("ramp", ramp)
-        self.init = finite("init", init)
+        self.start, self.span = start, span
+        self.ramp = ramp
+        self.init = init
         self.theta = nn.Parameter(torch.tensor(self.init))
 
     @property

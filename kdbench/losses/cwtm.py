@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached
 from kdbench.losses.functional import distribution, log_probs
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -30,7 +29,7 @@ class CWTM(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Furlanello et al. 2018 (BAN), CWTM"
 
-    def __init__(self, weights: Mapping[str, float], label_smoothing: float = 0.0) -> None:
+    def __init__(self, weights: Weights, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)
 
     @property

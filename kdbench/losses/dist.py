@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import finite, positive
+from kdbench.arguments.ranges import NotNegative, Positive
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import correlation_rows, log_probs
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -34,15 +33,15 @@ class DIST(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        tau: float = 4.0,
-        inter: float = 1.0,
-        intra: float = 1.0,
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        tau: Positive = 4.0,
+        inter: NotNegative = 1.0,
+        intra: NotNegative = 1.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau = positive("tau", tau)
-        self.inter, self.intra = finite("inter", inter, 0.0), finite("intra", intra, 0.0)
+        self.tau = tau
+        self.inter, self.intra = inter, intra
 
     @property
     def formula(self) -> str:

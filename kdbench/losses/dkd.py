@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import finite, positive, share
+from kdbench.arguments.ranges import NotNegative, Positive, Share
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import class_index, mean_over, ramp, real, split_at, without
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -44,17 +43,17 @@ class DKD(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        tau: float = 4.0,
-        tckd: float = 1.0,
-        nckd: float = 8.0,
-        warmup: float = 20 / 240,
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        tau: Positive = 4.0,
+        tckd: NotNegative = 1.0,
+        nckd: NotNegative = 8.0,
+        warmup: Share = 20 / 240,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau = positive("tau", tau)
-        self.tckd, self.nckd = finite("tckd", tckd, 0.0), finite("nckd", nckd, 0.0)
-        self.warmup = share("warmup", warmup)
+        self.tau = tau
+        self.tckd, self.nckd = tckd, nckd
+        self.warmup = warmup
 
     @property
     def formula(self) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import choice, finite, positive
+from kdbench.arguments.ranges import Positive, Seed
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import kl_rows, log_probs
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -32,7 +31,8 @@ def hashed_keys(row: Tensor, classes: int, seed: int) -> Tensor:
 
     Two rounds of multiply and shift modulo 2^64, each one-to-one: no two classes of a sample share a key.
     """
-    x = row.long().unsqueeze(-1) * classes + torch.arange(classes, device=row.device) + seed * 0x2545F4914F6CDD1D
+    start = (seed * 0x2545F4914F6CDD1D + 2**63) % 2**64 - 2**63  # wrapped by hand, as int64 arithmetic wraps a tensor
+    x = row.long().unsqueeze(-1) * classes + torch.arange(classes, device=row.device) + start
     for multiplier in (0x5851F42D4C957F2D, 0x369DEA0F31A53F85):
         x = x * multiplier
         x = x ^ ((x >> 32) & 0xFFFFFFFF)
@@ -54,16 +54,16 @@ class DKPP(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
+        weights: Weights,
         permutation: Literal["fresh", "fixed"] = "fresh",
-        seed: int = 0,
-        tau: float = 1.0,
-        label_smoothing: float = 0.0,
+        seed: Seed = 0,
+        tau: Positive = 1.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.permutation = choice("permutation", permutation, ("fresh", "fixed"))
-        self.seed = int(finite("seed", seed)) % 2**16
-        self.tau = positive("tau", tau)
+        self.permutation = permutation
+        self.seed = seed
+        self.tau = tau
 
     @property
     def formula(self) -> str:

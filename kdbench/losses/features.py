@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.arguments.ranges import Range, listed
 from kdbench.errors import UserError, nearest
 from kdbench.losses.functional import real
 from kdbench.types import Outputs
 
-
-def layer_names(key: str, layers: Sequence[str]) -> tuple[str, ...]:
-    """The features that a loss will read, as its `needs`. Raises UserError unless it is a list of different names."""
-    listed = isinstance(layers, Sequence) and not isinstance(layers, str) and all(isinstance(x, str) for x in layers)
-    if not listed or not layers or len(set(layers)) < len(layers):
-        raise UserError(f"loss.{key} must be a list of different feature names such as [stage1,stage2], got {layers}")
-    return tuple(layers)
+# A feature that networks give, and several of them.
+Layer = Annotated[str, Range("a feature's name such as stage1", lambda name: bool(name) and not name.isdigit())]
+Layers = Annotated[
+    list[Layer], listed(1, "a list of different feature names such as [stage1,stage2]", different=True)
+]
 
 
 def student_maps(student: Outputs, layers: Sequence[str]) -> list[Tensor]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.losses.base import DistillationLoss
-from kdbench.losses.features import layer_names, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights
+from kdbench.losses.features import Layer, needs_maps, same_size, student_maps, teacher_maps
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -31,9 +30,9 @@ class FitNet(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Romero et al. 2015 (FitNets), eq. 3"
 
-    def __init__(self, weights: Mapping[str, float], layer: str = "stage2", label_smoothing: float = 0.0) -> None:
+    def __init__(self, weights: Weights, layer: Layer = "stage2", label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layer", [layer])
+        self.needs = (layer,)
         self.regressor: nn.Module = nn.Identity()
 
     @property

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, number
-from kdbench.losses.checks import finite
+from kdbench.arguments.ranges import NotNegative
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
 from kdbench.losses.functional import distribution, log_probs, mean_over
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -31,9 +30,9 @@ class Focal(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task",)
     paper: ClassVar[str] = "Lin et al. 2017, eq. 4"
 
-    def __init__(self, weights: Mapping[str, float], gamma: float = 2.0, label_smoothing: float = 0.0) -> None:
+    def __init__(self, weights: Weights, gamma: NotNegative = 2.0, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)
-        self.gamma = finite("gamma", gamma, 0.0)
+        self.gamma = gamma
 
     @property
     def formula(self) -> str:

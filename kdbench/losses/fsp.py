@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from kdbench.arguments.ranges import Share
 from kdbench.errors import UserError
-from kdbench.losses.base import DistillationLoss, number
-from kdbench.losses.checks import share
-from kdbench.losses.features import layer_names, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
+from kdbench.losses.features import Layers, needs_maps, same_size, student_maps, teacher_maps
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -38,16 +38,16 @@ class FSP(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        layers: list[str],
-        switch: float = 30 / 270,
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        layers: Layers,
+        switch: Share = 30 / 270,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layers", layers)
+        self.needs = tuple(layers)
         if len(self.needs) < 2:
-            raise UserError(f"loss.layers must name two layers or more, got {layers}")
-        self.switch = share("switch", switch)
+            raise UserError("layers", layers, "a list of two layers or more")
+        self.switch = switch
 
     @property
     def formula(self) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import inside, positive
+from kdbench.arguments.ranges import Inside, Positive
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import kl_rows, log_probs
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -37,11 +36,11 @@ class JS(DistillationLoss):
     paper: ClassVar[str] = "Lin 1991, eq. 4.1; Agarwal et al. 2024 (GKD), eq. 1"
 
     def __init__(
-        self, weights: Mapping[str, float], tau: float = 4.0, mix: float = 0.5, label_smoothing: float = 0.0
+        self, weights: Weights, tau: Positive = 4.0, mix: Inside = 0.5, label_smoothing: Smoothing = 0.0
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau = positive("tau", tau)
-        self.mix = inside("mix", mix)
+        self.tau = tau
+        self.mix = mix
 
     @property
     def formula(self) -> str:

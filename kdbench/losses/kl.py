@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
+from kdbench.arguments.ranges import Range
 from kdbench.errors import UserError
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import choice, temperature_or_limit
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import kl_rows, log_probs, real, tempered_kl_rows
 from kdbench.types import LossTerms, Outputs, Target
+
+
+def temperature(value: float | str) -> float:
+    """The number that a temperature stands for: the text "inf" or ".inf" counts as infinity; NaN if it is no number."""
+    text = str(value).strip().lower()
+    try:
+        return math.inf if text in ("inf", ".inf", "+.inf") else float(text)
+    except ValueError:
+        return math.nan
+
+
+# A temperature, or 0 or inf for the losses that are its limits.
+Temperature = Annotated[float | str, Range("a number > 0, or 0 or inf for the limits", lambda v: temperature(v) >= 0)]
 
 
 def logit_matching_rows(student: Tensor, teacher: Tensor) -> Tensor:
@@ -54,18 +66,17 @@ class KL(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        tau: float | str = 4.0,
+        weights: Weights,
+        tau: Temperature = 4.0,
         scale: Literal["tau2", "none"] = "tau2",
-        label_smoothing: float = 0.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau = temperature_or_limit(tau)
-        self.scale = choice("scale", scale, ("tau2", "none"))
+        self.tau = temperature(tau)
+        self.scale = scale
         if self.scale == "none" and self.tau in (0.0, math.inf):
-            raise UserError(
-                f"loss.scale must be tau2 with loss.tau={tau}: without the factor the loss has no limit there"
-            )
+            allowed = f"tau2 with tau={number(self.tau)}: without the factor the loss has no limit there"
+            raise UserError("scale", scale, allowed)
 
     @property
     def formula(self) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import positive
+from kdbench.arguments.ranges import Positive
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import tempered_kl_rows
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -18,9 +17,9 @@ class ReverseKL(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Gu et al. 2024 (MiniLLM), section 2.1"
 
-    def __init__(self, weights: Mapping[str, float], tau: float = 4.0, label_smoothing: float = 0.0) -> None:
+    def __init__(self, weights: Weights, tau: Positive = 4.0, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau = positive("tau", tau)
+        self.tau = tau
 
     @property
     def formula(self) -> str:

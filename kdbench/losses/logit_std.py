@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import choice, finite, positive, share
+from kdbench.arguments.ranges import NotNegative, Positive, Share
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.dkd import decoupled_rows, warmup_text
 from kdbench.losses.functional import class_index, mean_over, ramp, standardize, tempered_kl_rows
 from kdbench.types import LossTerms, Outputs, Target
@@ -28,19 +27,19 @@ class LogitStd(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
+        weights: Weights,
         base: Literal["kl", "dkd"] = "kl",
-        tau: float = 2.0,
-        tckd: float = 1.0,
-        nckd: float = 8.0,
-        warmup: float = 20 / 240,
-        label_smoothing: float = 0.0,
+        tau: Positive = 2.0,
+        tckd: NotNegative = 1.0,
+        nckd: NotNegative = 8.0,
+        warmup: Share = 20 / 240,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.base = choice("base", base, ("kl", "dkd"))
-        self.tau = positive("tau", tau)
-        self.tckd, self.nckd = finite("tckd", tckd, 0.0), finite("nckd", nckd, 0.0)
-        self.warmup = share("warmup", warmup) if self.base == "dkd" else 0.0
+        self.base = base
+        self.tau = tau
+        self.tckd, self.nckd = tckd, nckd
+        self.warmup = warmup if self.base == "dkd" else 0.0
 
     @property
     def formula(self) -> str:

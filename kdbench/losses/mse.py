@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached
-from kdbench.losses.checks import choice
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached
 from kdbench.losses.functional import real, standardize
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -52,16 +50,16 @@ class MSE(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
+        weights: Weights,
         reduction: Literal["mean", "sum"] = "mean",
         center: Literal["none", "zero_mean", "standardize"] = "none",
         kind: Literal["squared", "smooth_l1"] = "squared",
-        label_smoothing: float = 0.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.reduction = choice("reduction", reduction, ("mean", "sum"))
-        self.center = choice("center", center, ("none", "zero_mean", "standardize"))
-        self.kind = choice("kind", kind, ("squared", "smooth_l1"))
+        self.reduction = reduction
+        self.center = center
+        self.kind = kind
 
     @property
     def formula(self) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import finite, positive
+from kdbench.arguments.ranges import NotNegative, Positive
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import class_index, log_probs, mean_over, real, split_at, without
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -38,10 +37,10 @@ class NKD(DistillationLoss):
     paper: ClassVar[str] = "Yang et al. 2023, L_nkd"
 
     def __init__(
-        self, weights: Mapping[str, float], tau: float = 3.0, gamma: float = 3.5, label_smoothing: float = 0.0
+        self, weights: Weights, tau: Positive = 3.0, gamma: NotNegative = 3.5, label_smoothing: Smoothing = 0.0
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau, self.gamma = positive("tau", tau), finite("gamma", gamma, 0.0)
+        self.tau, self.gamma = tau, gamma
 
     @property
     def formula(self) -> str:

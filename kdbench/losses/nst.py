@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss
-from kdbench.losses.features import layer_names, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights
+from kdbench.losses.features import Layers, needs_maps, same_size, student_maps, teacher_maps
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -37,9 +37,9 @@ class NST(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Huang and Wang 2017 (NST), polynomial kernel"
 
-    def __init__(self, weights: Mapping[str, float], layers: list[str], label_smoothing: float = 0.0) -> None:
+    def __init__(self, weights: Weights, layers: Layers, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layers", layers)
+        self.needs = tuple(layers)
 
     @property
     def formula(self) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss
-from kdbench.losses.features import layer_names, student_maps, teacher_maps
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights
+from kdbench.losses.features import Layer, student_maps, teacher_maps
 from kdbench.types import LossTerms, Outputs, Target
 
 EPSILON = 1e-7  # the authors'
@@ -33,9 +32,9 @@ class PKT(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Passalis and Tefas 2018 (PKT), cosine kernel"
 
-    def __init__(self, weights: Mapping[str, float], layer: str = "pooled", label_smoothing: float = 0.0) -> None:
+    def __init__(self, weights: Weights, layer: Layer = "pooled", label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layer", [layer])
+        self.needs = (layer,)
 
     @property
     def formula(self) -> str:

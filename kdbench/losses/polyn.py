@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from kdbench.errors import UserError
-from kdbench.losses.base import DistillationLoss, number
-from kdbench.losses.checks import finite
+from kdbench.arguments.ranges import Finite, listed
+from kdbench.errors import require
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
 from kdbench.losses.functional import distribution, log_probs, mean_over
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -41,14 +40,17 @@ class PolyN(DistillationLoss):
     paper: ClassVar[str] = "Leng et al. 2022 (PolyLoss), Poly-N and Poly-1"
 
     def __init__(
-        self, weights: Mapping[str, float], epsilon: float | list[float] = 1.0, label_smoothing: float = 0.0
+        self,
+        weights: Weights,
+        epsilon: Finite | Annotated[list[Finite], listed(1)] = 1.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        values = [epsilon] if isinstance(epsilon, (int, float)) else list(epsilon)
-        if not values or isinstance(epsilon, str):
-            raise UserError(f"loss.epsilon must be a number or a list of numbers, got {epsilon}")
-        name = "epsilon" if len(values) == 1 else "epsilon[{}]"
-        self.epsilon = [finite(name.format(j), value, -1 / (j + 1)) for j, value in enumerate(values)]
+        self.epsilon = [float(value) for value in (epsilon if isinstance(epsilon, list) else [epsilon])]
+        for j, value in enumerate(self.epsilon):
+            key = f"epsilon[{j}]" if isinstance(epsilon, list) else "epsilon"
+            allowed = f"at least -1/{j + 1}, or the coefficient of (1 - p)^{j + 1} turns negative"
+            require(value >= -1 / (j + 1), key, value, allowed)
 
     @property
     def formula(self) -> str:

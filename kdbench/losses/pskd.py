@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-from kdbench.losses.base import DistillationLoss, detached, number
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import kl_rows, log_probs
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -21,7 +20,7 @@ class PSKD(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Kim et al. 2021 (PS-KD), eq. 5 and 6"
 
-    def __init__(self, weights: Mapping[str, float], label_smoothing: float = 0.0) -> None:
+    def __init__(self, weights: Weights, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)
 
     @property

@@ -3,18 +3,18 @@ teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.arguments.ranges import Share, Width
 from kdbench.errors import UserError
-from kdbench.losses.base import DistillationLoss, number
-from kdbench.losses.checks import count, share
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
 from kdbench.losses.dkd import warmup_text
-from kdbench.losses.features import layer_names, student_maps, teacher_maps
+from kdbench.losses.features import Layers, student_maps, teacher_maps
 from kdbench.losses.functional import ramp
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -78,15 +78,15 @@ class ReviewKD(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        layers: list[str],
-        middle: int = 512,
-        warmup: float = 20 / 240,
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        layers: Layers,
+        middle: Width = 512,
+        warmup: Share = 20 / 240,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layers", layers)
-        self.middle, self.warmup = count("middle", middle), share("warmup", warmup)
+        self.needs = tuple(layers)
+        self.middle, self.warmup = middle, warmup
         self.fusions = nn.ModuleList()
 
     @property
@@ -99,7 +99,7 @@ class ReviewKD(DistillationLoss):
         s = [as_map(f) for f in student_maps(student, self.needs)]
         t = [as_map(f) for f in teacher_maps(teacher, self.needs, "reviewkd")]
         if any(shallow.shape[2] < deep.shape[2] for shallow, deep in zip(s, s[1:])):  # noqa: RUF007
-            raise UserError(f"loss.layers must go from shallow to deep, got {', '.join(self.needs)}")
+            raise UserError("layers", list(self.needs), "from shallow to deep")
         middle = min(self.middle, s[-1].shape[1])
         last = len(s) - 1
         made = [Fusion(a.shape[1], middle, b.shape[1], i == last) for i, (a, b) in enumerate(zip(s, t))]

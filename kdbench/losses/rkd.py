@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, number
-from kdbench.losses.checks import finite
-from kdbench.losses.features import layer_names, student_maps, teacher_maps
+from kdbench.arguments.ranges import NotNegative
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
+from kdbench.losses.features import Layer, student_maps, teacher_maps
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -48,15 +47,15 @@ class RKD(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        layer: str = "pooled",
-        distance: float = 25.0,
-        angle: float = 50.0,
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        layer: Layer = "pooled",
+        distance: NotNegative = 25.0,
+        angle: NotNegative = 50.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layer", [layer])
-        self.distance, self.angle = finite("distance", distance, 0.0), finite("angle", angle, 0.0)
+        self.needs = (layer,)
+        self.distance, self.angle = distance, angle
 
     @property
     def formula(self) -> str:

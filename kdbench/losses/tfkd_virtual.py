@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, number
-from kdbench.losses.checks import inside, positive
+from kdbench.arguments.ranges import Inside, Positive
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
 from kdbench.losses.functional import distribution, kl_rows, log_probs, mean_over
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -39,10 +38,10 @@ class TfKDVirtual(DistillationLoss):
     paper: ClassVar[str] = "Yuan et al. 2020, Tf-KD_reg"
 
     def __init__(
-        self, weights: Mapping[str, float], tau: float = 20.0, correct: float = 0.99, label_smoothing: float = 0.0
+        self, weights: Weights, tau: Positive = 20.0, correct: Inside = 0.99, label_smoothing: Smoothing = 0.0
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau, self.correct = positive("tau", tau), inside("correct", correct)
+        self.tau, self.correct = tau, correct
 
     @property
     def formula(self) -> str:

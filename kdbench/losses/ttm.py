@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import positive
+from kdbench.arguments.ranges import Positive
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import kl_rows, log_probs
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -30,10 +29,10 @@ class TTM(DistillationLoss):
     paper: ClassVar[str] = "Zheng and Yang 2024 (TTM, WTTM)"
 
     def __init__(
-        self, weights: Mapping[str, float], tau: float = 10.0, weighted: bool = False, label_smoothing: float = 0.0
+        self, weights: Weights, tau: Positive = 10.0, weighted: bool = False, label_smoothing: Smoothing = 0.0
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau, self.weighted = positive("tau", tau), bool(weighted)
+        self.tau, self.weighted = tau, weighted
 
     @property
     def formula(self) -> str:

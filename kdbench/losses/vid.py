@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -11,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.losses.base import DistillationLoss, number
-from kdbench.losses.checks import positive
-from kdbench.losses.features import layer_names, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.arguments.ranges import Positive
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
+from kdbench.losses.features import Layers, needs_maps, same_size, student_maps, teacher_maps
 from kdbench.types import LossTerms, Outputs, Target
 
 FLOOR = 1e-5  # least variance
@@ -50,14 +49,14 @@ class VID(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        layers: list[str],
-        variance: float = 5.0,
-        label_smoothing: float = 0.0,
+        weights: Weights,
+        layers: Layers,
+        variance: Positive = 5.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.needs = layer_names("layers", layers)
-        self.variance = positive("variance", variance)
+        self.needs = tuple(layers)
+        self.variance = variance
         self.predictors = nn.ModuleList()
 
     @property

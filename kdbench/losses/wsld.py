@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import positive
+from kdbench.arguments.ranges import Positive
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.functional import distribution, log_probs, mean_over
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -30,9 +29,9 @@ class WSLD(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Zhou et al. 2021 (WSLD), weighted soft labels"
 
-    def __init__(self, weights: Mapping[str, float], tau: float = 4.0, label_smoothing: float = 0.0) -> None:
+    def __init__(self, weights: Weights, tau: Positive = 4.0, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)
-        self.tau = positive("tau", tau)
+        self.tau = tau
 
     @property
     def formula(self) -> str:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.device import place
-from kdbench.engine.options import require
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.models.base import last_layer
 from kdbench.results.result import RunResult
 from kdbench.runs.folder import network_of_run

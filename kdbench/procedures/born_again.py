@@ -11,8 +11,7 @@ from torch import nn
 
 from kdbench.data.bundle import Bundle
 from kdbench.engine.metrics import measure_logits
-from kdbench.engine.options import require
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.models.base import first_layer_name, last_layer_name
 from kdbench.models.ensemble import ensemble_logits
 from kdbench.results.result import RunResult

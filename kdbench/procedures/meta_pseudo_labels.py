@@ -14,7 +14,8 @@ from kdbench.data.unlabelled import Pool, make_pool
 from kdbench.engine.checkpoint import resume_epoch
 from kdbench.engine.device import place
 from kdbench.engine.optimizer import make_optimizer
-from kdbench.engine.options import OptimizerOptions, require
+from kdbench.engine.options import OptimizerOptions
+from kdbench.errors import require
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import measured, obtain
 from kdbench.runs.recipe import Recipe

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.arguments import call, locate
-from kdbench.engine.options import require
+from kdbench.errors import require
 from kdbench.losses.base import DistillationLoss
 from kdbench.procedures.born_again import ensemble_figures
 from kdbench.results.result import RunResult

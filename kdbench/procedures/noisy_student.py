@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdbench.data.bundle import Split
 from kdbench.data.unlabelled import Pool, joined, make_pool, trusted
-from kdbench.engine.options import require
+from kdbench.errors import require
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import obtain
 from kdbench.runs.recipe import Recipe

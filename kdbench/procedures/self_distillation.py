@@ -7,7 +7,7 @@ from typing import Literal
 
 from kdbench.data.order import Order
 from kdbench.engine.device import place
-from kdbench.engine.options import require
+from kdbench.errors import require
 from kdbench.results.result import RunResult
 from kdbench.runs.lifecycle import run_stage
 from kdbench.runs.recipe import Recipe

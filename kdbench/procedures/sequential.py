@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdbench.engine.options import require
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import obtain
 from kdbench.runs.origin import origin_of
@@ -76,9 +75,8 @@ def _networks(recipe: Recipe, chain: list[str] | None) -> list[NetworkSpec]:
     for key, place, end in (("teacher", 0, "begin"), ("student", -1, "end")):
         typed = next((entry.split("=", 1)[1] for entry in recipe.record.overrides if entry.startswith(f"{key}=")), None)
         if chain and typed is not None and typed != chain[place]:
-            raise UserError(
-                f"procedure.chain = {chain}: must {end} with {typed}, as {key}={typed} says; or leave {key}= out"
-            )
+            allowed = f"a list that {end}s with {typed}, as {key}={typed} says; or leave {key}= out"
+            raise UserError("procedure.chain", chain, allowed)
     return [_spec(recipe, name, place == 0) for place, name in enumerate(chain)]
 
 
@@ -90,18 +88,18 @@ def _spec(recipe: Recipe, name: str, head: bool) -> NetworkSpec:
 def _losses(recipe: Recipe, losses: list[str | dict[str, Any]] | None) -> list[LossSpec]:
     """The losses by name; the recipe's own keeps the options typed for it."""
     found = []
-    for entry in losses or []:
-        name, options = (entry, {}) if isinstance(entry, str) else _named(entry)
+    for i, entry in enumerate(losses or []):
+        key = f"procedure.losses[{i}]"
+        name, options = (entry, {}) if isinstance(entry, str) else _named(entry, key)
         same = name == recipe.loss.name and not options
-        found.append(recipe.loss if same else recipe.catalogue.loss(name, options))
+        found.append(recipe.loss if same else recipe.catalogue.loss(name, options, key))
         found[-1].make()  # refuses values out of range before anything is trained
     return found
 
 
-def _named(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _named(entry: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
     options = dict(entry)
-    if "name" not in options:
-        raise UserError(f"procedure.losses: {entry} must have the key name, e.g. {{name: kl, tau: 4}}")
+    require("name" in options, key, options, "a loss's name, or a mapping with the key name: {name: kl, tau: 4}")
     return str(options.pop("name")), options
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from kdbench.engine.options import ScheduleOptions, require
+from kdbench.engine.options import ScheduleOptions
+from kdbench.errors import require
 from kdbench.models.ensemble import Ensemble, Mean, check_mean
 from kdbench.results.result import RunResult
 from kdbench.runs.ensemble import ensemble_of, refuse_features

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdbench.data.bundle import Bundle, Split
 from kdbench.data.seeds import torch_generator
 from kdbench.engine.metrics import measure_logits
-from kdbench.engine.options import require
+from kdbench.errors import require
 from kdbench.models.base import last_layer_name
 from kdbench.models.fusion import Fused
 from kdbench.results.result import NetworkResult, RunResult

@@ -16,10 +16,9 @@ from kdbench.engine.checkpoint import STUDENT, Checkpoints, resume_epoch, save_w
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.log import RunLog
-from kdbench.engine.options import require
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Member, fit
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.files import read_json, write_json
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
-from kdbench.engine.options import require
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.losses.ce import CE
 from kdbench.models.weights import load_into, read_weights
 from kdbench.runs.folder import RESULT, network_of_run, spec_of_run

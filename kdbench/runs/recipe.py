@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import nn
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Count, Seed, from_to
 from kdbench.data.bundle import Bundle
-from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions, require
+from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
+from kdbench.errors import require
 from kdbench.losses.base import DistillationLoss
 from kdbench.runs.taught import TaughtBy
 from kdbench.types import ImageInfo
@@ -45,6 +48,7 @@ class LossSpec:
     name: str
     config: Mapping[str, Any]
     make: Callable[[], DistillationLoss]
+    key: str = "loss"  # where the user typed it, for what is refused later
 
 
 class Origin(Protocol):
@@ -61,6 +65,7 @@ class Origin(Protocol):
         """The teacher, with its weights, measured (kdbench.runs.obtain). Raises UserError if it cannot be had."""
 
 
+@checked
 @dataclass(frozen=True)
 class TeacherSpec:
     """A teacher to be had: its origin, how it is trained where it has to be, and how it is used."""
@@ -68,9 +73,9 @@ class TeacherSpec:
     origin: Origin
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
-    seed: int = 0
-    stop_epoch: int | None = None
-    label_smoothing: float = 0.0
+    seed: Seed = 0
+    stop_epoch: Count | None = None
+    label_smoothing: Annotated[float, from_to(0, 1)] = 0.0
     allow_chance: bool = False
     table: Literal["auto", "on", "off"] = "auto"
 
@@ -78,20 +83,21 @@ class TeacherSpec:
 TEACHER_KEYS = frozenset(field.name for field in fields(TeacherSpec)) - {"origin"}
 
 
+@checked
 @dataclass(frozen=True)
 class Seeds:
-    init: int
-    data: int
+    init: Seed
+    data: Seed
 
 
 class Catalogue(Protocol):
     """Parts by name, for procedures whose options name networks and losses."""
 
-    def network(self, name: str, options: Mapping[str, Any] | None = None) -> NetworkSpec: ...
+    def network(self, name: str, options: Mapping[str, Any] | None = None, key: str = "student") -> NetworkSpec: ...
 
     def network_from(self, name: str, config: Mapping[str, Any]) -> NetworkSpec: ...
 
-    def loss(self, name: str, options: Mapping[str, Any] | None = None) -> LossSpec: ...
+    def loss(self, name: str, options: Mapping[str, Any] | None = None, key: str = "loss") -> LossSpec: ...
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from kdbench.engine.evaluate import evaluating
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.schedule import lr_factors
+from kdbench.errors import under
 from kdbench.losses.base import DistillationLoss
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.taught import TaughtBy
@@ -94,7 +95,8 @@ def make_learner(
         teacher.teacher.attach(student)
     student = placement.put(student)
     loss = recipe.loss.make()
-    _prepare_loss(loss, student, teacher, stage.data, sets, placement)
+    with under(recipe.loss.key):
+        _prepare_loss(loss, student, teacher, stage.data, sets, placement)
     distiller = Distiller(student, loss.to(placement.device), placement)
     factors, truth = lr_factors(recipe.schedule, batches.steps), _truth(stage)
     return Learner(distiller, recipe.optimizer, recipe.trainer, factors, batches.steps, recipe.seeds.init, truth)

@@ -15,8 +15,10 @@ class Reader:
 
 def read(root: str, size: float = 8, mode: Missing = None) -> tuple:  # type: ignore[name-defined]  # noqa: F821
     """An annotation that cannot be evaluated lets everything pass."""
+    if size > 1000:
+        raise ValueError("too large for this machine")
     if size > 100:
-        raise ValueError("size must be at most 100")
+        raise UserError("size", size, "at most 100")
     if size < 0:
         raise UserError("dataset must have a size of at least 0")
     return root, size, mode
@@ -48,7 +50,8 @@ def test_what_a_function_has_no_parameter_for_can_be_left_out():
         (read_any, {"root": 3}, {"root": ""}, "dataset.root: kdbench sets this one itself; leave it out"),
         (read, {"size": "x"}, {"root": ""}, "dataset.size = x: must be a number (float)"),
         (read, {"size": 3}, {}, "dataset.root: needs a value"),
-        (read, {"size": 200}, {"root": ""}, "dataset.size: must be at most 100"),
+        (read, {"size": 200}, {"root": ""}, "dataset.size = 200.0: must be at most 100"),
+        (read, {"size": 2000}, {"root": ""}, "dataset: too large for this machine"),
         (read, {"size": -1}, {"root": ""}, "dataset must have a size of at least 0"),
     ],
 )

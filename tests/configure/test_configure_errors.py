@@ -44,7 +44,7 @@ MISTAKES = [
     ("train loss.tau=abc", ["loss.tau", "abc", "number"]),
     ("train loss.tau=-1", ["loss.tau", "-1"]),
     ("train loss.scale=tau", ["loss.scale = tau", "one of tau2, none", "Did you mean tau2?"]),
-    ("train teacher.schedule.epochs=0", ["teacher.schedule.epochs = 0", "at least 1"]),
+    ("train teacher.schedule.epochs=0", ["kdbench: teacher.schedule.epochs = 0: must be at least 1"]),
     ("train 'loss.tau=${nope}'", ["loss.tau = ${nope}", "does not have"]),
     ("train loss.tau=???", ["loss.tau: needs a value"]),
     ("train loss._target_=kdbench.losses.kl.KLL", ["loss._target_", "Did you mean KL?"]),

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import pytest
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import at_least
 from kdbench.configure import check_node, construct
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 
 
+@checked
 @dataclass
 class Options:
-    lr: float
+    lr: Annotated[float, at_least(0)]
     name: str = "sgd"
     betas: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.lr < 0:
-            raise UserError(f"optimizer.lr = {self.lr}: must be at least 0")
 
 
 class Part:
     """A target with a nested one."""
 
     def __init__(self, size: int, inner: Part | None = None, hidden: Hidden = 3) -> None:  # type: ignore[name-defined]  # noqa: F821
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        require(size >= 1, "size", size, "at least 1")
         if size == 13:
             raise ValueError("an unlucky number")
         self.size, self.inner, self.hidden = size, inner, hidden
@@ -46,7 +45,7 @@ def test_a_dataclass_of_options():
         ({"lr": 1, "beta": 2}, "optimizer", "optimizer.beta: there is no such key. Did you mean optimizer.betas?"),
         ({}, "optimizer", "optimizer.lr: needs a value"),
         ({"lr": "x"}, "optimizer", "optimizer.lr = x: must be a number"),
-        ({"lr": -1}, "teacher.optimizer", "teacher.optimizer.lr = -1.0: must be at least 0"),
+        ({"lr": -1}, "teacher.optimizer", "teacher.optimizer.lr = -1: must be at least 0"),
     ],
 )
 def test_options_that_cannot_be(node, prefix, message):
@@ -63,9 +62,9 @@ def test_construct_builds_nested_nodes_and_takes_what_kdbench_gives():
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"size": 0}, "part.size: must be at least 1, got 0"),
+        ({"size": 0}, "part.size = 0: must be at least 1"),
         ({"size": 13}, "part: an unlucky number"),
-        ({"size": 1, "inner": {"_target_": PART, "size": 0}}, "part.inner.size: must be at least 1, got 0"),
+        ({"size": 1, "inner": {"_target_": PART, "size": 0}}, "part.inner.size = 0: must be at least 1"),
         ({"size": 1, "inner": {"_target_": PART, "sizes": 0}}, "part.inner.sizes: there is no such key"),
         ({}, "part.size: needs a value"),
     ],

@@ -40,18 +40,18 @@ def test_a_temperature_of_zero_is_the_limit(tau):
     ],
 )  # fmt: skip
 def test_values_out_of_range_name_their_key(name, key, bad):
-    with pytest.raises(UserError, match=rf"loss\.{key}"):
+    with pytest.raises(UserError, match=rf"^loss\.{key}"):
         build(name, **{key: bad})
 
 
 @pytest.mark.parametrize("tau", [0, "inf"])
 def test_limits_need_the_factor(tau):
-    with pytest.raises(UserError, match=r"loss\.scale must be tau2 with loss\.tau"):
+    with pytest.raises(UserError, match=r"loss\.scale = none: must be tau2 with tau="):
         build("kl", tau=tau, scale="none")
 
 
 def test_unknown_weights_are_refused():
-    with pytest.raises(UserError, match=r"loss\.weights\.soft: this loss has the terms task, distill"):
+    with pytest.raises(UserError, match=r"^loss\.weights\.soft = 0\.9: .* this loss has the terms task, distill"):
         build("kl", weights={"task": 0.1, "soft": 0.9})
 
 

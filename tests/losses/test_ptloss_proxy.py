@@ -228,7 +228,7 @@ def test_failure_is_never_silent():
     [
         (torch.randn(3, 4), torch.zeros(2), "finite probabilities"),
         (torch.rand(3, 4), torch.zeros(2), "rows that sum to 1"),
-        (torch.full((3, 4), 0.25), torch.zeros(5, 2), "5 rows, the teacher has 4"),
+        (torch.full((3, 4), 0.25), torch.zeros(5, 2), "epsilon = 5 rows: must be one row for each of 4 classes"),
         (torch.full((3, 4), 0.25), torch.tensor([0.0, float("nan")]), "finite numbers"),
         (torch.full((4,), 0.25), torch.zeros(2), r"\[N, C\]"),
     ],

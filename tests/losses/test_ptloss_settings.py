@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, under
 from kdbench.losses.ptloss import PTLoss, perturbed_kl
 from kdbench.losses.ptloss.loss import log
 from kdbench.types import Outputs, Target
@@ -19,7 +19,8 @@ TABLE = [[0.1, 0.2], [0.3, 0.4], [-0.5, 0.6]]
 
 
 def loss(**changes):
-    return PTLoss({"task": 0.1, "distill": 0.9}, **{"order": 2, **changes})
+    with under("loss"):
+        return PTLoss({"task": 0.1, "distill": 0.9}, **{"order": 2, **changes})
 
 
 @pytest.mark.parametrize(
@@ -59,17 +60,17 @@ def test_epsilon_from_files(tmp_path):
 @pytest.mark.parametrize(
     "epsilon, message",
     [
-        ([0.1, 0.2, 0.3], "has 3 numbers a row, loss.order is 2: set loss.order=3"),
-        ([[0.1], [0.1, 0.2]], "rows of one length, got rows of 1 and 2"),
-        ([[0.1], 0.2], "must be a number, a list"),
+        ([0.1, 0.2, 0.3], "must be at most order = 2 numbers a row; with 3 set order=3"),
+        ([[0.1], [0.1, 0.2]], "must be rows of one length, not of 1 and 2"),
+        ([[0.1], 0.2], r"epsilon\[0\] = \[0.1\]: must be a number"),
         ([], "must be a number, a list"),
         ([[], []], "must be a number, a list"),
-        (["a"], "must be a number, a list"),
-        (True, "must be a number, a list"),
-        ([0.1, float("nan")], "must be finite: eps_2 is nan"),
-        ([[0.1], [float("inf")]], "must be finite: row 1, eps_1 is inf"),
-        ("serch", "there is no file serch"),
-        ("none.json", "there is no file none.json"),
+        (["a"], r"epsilon\[0\] = a: must be a number"),
+        (True, "epsilon = true: must be a number .* or a list"),
+        ([0.1, float("nan")], r"epsilon\[1\] = nan: must be a number"),
+        ([[0.1], [float("inf")]], "must be finite, and row 1, eps_1 is inf"),
+        ("serch", "= serch: must be a number, a list.*There is no such file"),
+        ("none.json", "= none.json: must be a number, a list.*There is no such file"),
     ],
 )
 def test_epsilon_that_cannot_be(epsilon, message):
@@ -81,15 +82,15 @@ def test_epsilon_that_cannot_be(epsilon, message):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.json", b"{", "cannot be read"),
-        ("b.json", b'{"eps": [1]}', "it has no key epsilon"),
-        ("c.csv", b"eps_1,eps_2\n1,2\n", "cannot be read"),
-        ("d.txt", b"1", "must end in .json, .pt, .npy or .csv"),
-        ("e.pt", b"no torch file", "cannot be read"),
-        ("f.npy", b"no array", "cannot be read"),
+        ("a.json", b"{", "must be readable"),
+        ("b.json", b'{"eps": [1]}', "must be a file with the key epsilon"),
+        ("c.csv", b"eps_1,eps_2\n1,2\n", "must be readable"),
+        ("d.txt", b"1", "must be a file that ends in .json, .pt, .npy or .csv"),
+        ("e.pt", b"no torch file", "must be readable"),
+        ("f.npy", b"no array", "must be readable"),
         ("g.json", b"[NaN]", "must be finite"),
         ("h.csv", b"", "must be a number, a list"),
-        ("i.json", b"\xff\xfe", "cannot be read"),
+        ("i.json", b"\xff\xfe", "must be readable"),
     ],
 )
 def test_files_that_cannot_be(tmp_path, name, content, message):
@@ -97,12 +98,12 @@ def test_files_that_cannot_be(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
         loss(epsilon=str(path))
-    assert str(caught.value).startswith(f"loss.epsilon = {path}") or "must end in" in str(caught.value)
+    assert str(caught.value).startswith(f"loss.epsilon = {path}")
 
 
 def test_the_number_of_classes_must_fit():
     student = Outputs(torch.zeros(2, 4), {})
-    with pytest.raises(UserError, match=r"loss\.epsilon has 3 rows, the networks have 4 classes"):
+    with pytest.raises(UserError, match=r"^epsilon = 3 rows: must be one row for each of the 4 classes"):
         loss(epsilon=TABLE).setup(student, student)
     loss(epsilon=[TABLE[0]] * 4).setup(student, student)
 
@@ -110,25 +111,25 @@ def test_the_number_of_classes_must_fit():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"order": 0}, "loss.order must be a whole number >= 1, got 0"),
-        ({"tau": 0.0}, "loss.tau must be"),
-        ({"tau": float("inf")}, "loss.tau must be"),
-        ({"scale": "tau"}, "loss.scale must be one of tau2, none, got tau"),
-        ({"series": "cut"}, "loss.series must be one of exact, truncated, got cut"),
-        ({"search": {"counts": 3}}, "loss.search.counts is not a setting; there are count, seed"),
-        ({"search": {"count": 1}}, "loss.search.count must be a whole number >= 2, got 1"),
-        ({"search": {"seed": -1}}, "loss.search.seed must be"),
-        ({"search": {"families": ["normal"]}}, "loss.search.families must be a list from r/m, uniform"),
-        ({"search": {"orders": [3]}}, "loss.search.orders must be null or whole numbers from 1 to loss.order = 2"),
-        ({"search": {"r": [-1, 3]}}, "loss.search.r must be"),
-        ({"search": {"r": [3, 2]}}, "loss.search.r must be"),
-        ({"search": {"uniform": [-2, 3]}}, "loss.search.uniform must be"),
-        ({"search": {"criterion": "accuracy"}}, "loss.search.criterion must be one of brier, nll, l2, l2_entropy"),
-        ({"search": {"score_at": "teacher"}}, "loss.search.score_at must be student or proxy"),
-        ({"search": {"holdout": 1.0}}, "loss.search.holdout must be between 0 and 1"),
-        ({"search": {"samples": 3}}, "loss.search.samples must be"),
-        ({"search": {"penalties": [0]}}, "loss.search.penalties must be"),
-        ({"search": {"per_class": 1}}, "loss.search.per_class must be true or false"),
+        ({"order": 0}, "loss.order = 0: must be in [1, 100]"),
+        ({"tau": 0.0}, "loss.tau = 0.0: must be above 0"),
+        ({"tau": float("inf")}, "loss.tau = inf: must be above 0"),
+        ({"scale": "tau"}, "loss.scale = tau: must be one of tau2, none"),
+        ({"series": "cut"}, "loss.series = cut: must be one of exact, truncated"),
+        ({"search": {"counts": 3}}, "loss.search.counts: there is no such key. Did you mean search.count?"),
+        ({"search": {"count": 1}}, "loss.search.count = 1: must be at least 2"),
+        ({"search": {"seed": -1}}, "loss.search.seed = -1: must be at least 0"),
+        ({"search": {"families": ["normal"]}}, "loss.search.families[0] = normal: must be one of r/m, uniform"),
+        ({"search": {"orders": [3]}}, "loss.search.orders = [3]: must be null or whole numbers from 1 to order = 2"),
+        ({"search": {"r": [-1, 3]}}, "loss.search.r = [-1, 3]: must be two numbers [low, high] with -1 < low < high"),
+        ({"search": {"r": [3, 2]}}, "loss.search.r = [3, 2]: must be"),
+        ({"search": {"uniform": [-2, 3]}}, "loss.search.uniform = [-2, 3]: must be two numbers [low, high] with -1"),
+        ({"search": {"criterion": "accuracy"}}, "loss.search.criterion = accuracy: must be one of brier, nll"),
+        ({"search": {"score_at": "teacher"}}, "loss.search.score_at = teacher: must be one of student, proxy"),
+        ({"search": {"holdout": 1.0}}, "loss.search.holdout = 1.0: must be in (0, 1)"),
+        ({"search": {"samples": 3}}, "loss.search.samples = 3: must be at least 20"),
+        ({"search": {"penalties": [0]}}, "loss.search.penalties[0] = 0: must be above 0"),
+        ({"search": {"per_class": 1}}, "loss.search.per_class = 1: must be true or false"),
     ],
 )
 def test_settings_that_cannot_be(changes, message):
@@ -169,7 +170,7 @@ def test_the_cut_series_warns():
     cut = loss(series="truncated")
     assert "its best student is not the teacher even with epsilon = 0" in cut.doubts[0]
     assert "sum_(m<=2) (1 - s_c)^m / m" in cut.formula
-    with pytest.raises(UserError, match=r"loss\.series must be exact with loss\.epsilon=search"):
+    with pytest.raises(UserError, match=r"loss\.series = truncated: must be exact with epsilon=search"):
         loss(series="truncated", epsilon="search")
 
 
@@ -218,5 +219,5 @@ def test_it_refuses_to_train_before_the_choice():
     student, teacher, target = batch(1)
     searching = loss(epsilon="search")
     assert searching.needs_calibration
-    with pytest.raises(UserError, match=r"loss\.epsilon=search has not been chosen yet"):
+    with pytest.raises(UserError, match="epsilon=search has not been chosen yet"):
         searching(student, teacher, target)

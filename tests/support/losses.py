@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from kdbench.errors import under
 from kdbench.losses.base import DistillationLoss
 from kdbench.types import Outputs, Target
 
@@ -30,7 +31,8 @@ def build(name: str, **changes: Any) -> DistillationLoss:
     """The loss of configs/loss/<name>.yaml with some values changed."""
     values = settings(name) | changes
     module, _, cls = values.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), cls)(**values)
+    with under("loss"):
+        return getattr(importlib.import_module(module), cls)(**values)
 
 
 def outputs(logits: torch.Tensor, width: int, sizes: tuple[int, int, int], seed: int) -> Outputs:

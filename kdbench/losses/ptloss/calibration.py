@@ -80,9 +80,8 @@ def split(logits: Tensor, label: Tensor, method: str, options: SearchOptions, ta
         )
     labelled = (label >= 0).nonzero().flatten().cpu()
     if len(labelled) < FEWEST:
-        raise UserError(
-            f"loss.epsilon is chosen on at least {FEWEST} labelled validation images, there are {len(labelled)}"
-        )
+        enough = f"given: it is chosen on at least {FEWEST} labelled validation images, there are {len(labelled)}"
+        raise UserError("epsilon", method, enough)
     generator = torch.Generator().manual_seed(options.seed)
     kept = labelled[torch.randperm(len(labelled), generator=generator)][: options.samples].to(logits.device)
     place = logits.device if logits.device.type != "mps" else torch.device("cpu")  # no float64 there

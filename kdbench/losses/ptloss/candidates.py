@@ -8,17 +8,19 @@ the first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kdbench.errors import UserError
-from kdbench.losses.ptloss.criteria import CRITERIA
+from kdbench.arguments import call, checked
+from kdbench.arguments.ranges import BITS, Count, Finite, Inside, Positive, Range, listed, within
+from kdbench.errors import require
 from kdbench.losses.ptloss.functional import orders as counted
 
-FAMILIES = ("r/m", "uniform")
+Family = Literal["r/m", "uniform"]
+FAMILIES: tuple[Family, ...] = ("r/m", "uniform")
 
 
 class Candidate(NamedTuple):
@@ -28,57 +30,42 @@ class Candidate(NamedTuple):
     epsilon: Tensor  # [M] or [C, M] float64, M the loss's order (zeros beyond its own)
 
 
+def _ends(low: float, included: bool) -> Range:
+    """Two numbers, the first of them the smaller, and no smaller than `low`."""
+
+    def holds(value: Sequence[float]) -> bool:
+        return len(value) == 2 and value[0] < value[1] and (value[0] > low or (included and value[0] == low))
+
+    return Range(f"two numbers [low, high] with {low:g} {'<=' if included else '<'} low < high", holds)
+
+
+@checked
 @dataclass(frozen=True)
 class SearchOptions:
     """`loss.search.*`; see configs/loss/ptloss.yaml for what each means. Raises UserError for what cannot be."""
 
-    count: int = 200
-    seed: int = 0
-    families: Sequence[str] = FAMILIES
-    orders: Sequence[int] | None = None
-    r: Sequence[float] = (-0.95, 8.0)
-    uniform: Sequence[float] = (-1.0, 2.0)
+    count: Annotated[int, within(2, 10**6)] = 200
+    seed: Annotated[int, within(0, BITS - 1)] = 0
+    families: Annotated[Sequence[Family], listed(1)] = FAMILIES
+    orders: Annotated[Sequence[Count], listed(1)] | None = None
+    r: Annotated[Sequence[Finite], _ends(-1.0, False)] = (-0.95, 8.0)
+    uniform: Annotated[Sequence[Finite], _ends(-1.0, True)] = (-1.0, 2.0)
     per_class: bool = False
-    criterion: str = "brier"
-    score_at: str = "student"
-    holdout: float = 0.5
-    samples: int = 10000
-    penalties: Sequence[float] = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-
-    def __post_init__(self) -> None:
-        need(isinstance(self.count, int) and self.count >= 2, "count", "a whole number >= 2", self.count)
-        need(isinstance(self.seed, int) and self.seed >= 0, "seed", "a whole number >= 0", self.seed)
-        known = len(self.families) > 0 and set(self.families) <= set(FAMILIES)
-        need(known, "families", f"a list from {', '.join(FAMILIES)}", self.families)
-        need(_range(self.r) and self.r[0] > -1, "r", "two numbers [low, high] with -1 < low < high", self.r)
-        need(
-            _range(self.uniform) and self.uniform[0] >= -1,
-            "uniform",
-            "two numbers [low, high], -1 <= low < high",
-            self.uniform,
-        )
-        need(isinstance(self.per_class, bool), "per_class", "true or false", self.per_class)
-        need(self.criterion in CRITERIA, "criterion", f"one of {', '.join(CRITERIA)}", self.criterion)
-        need(self.score_at in ("student", "proxy"), "score_at", "student or proxy", self.score_at)
-        need(_number(self.holdout) and 0 < self.holdout < 1, "holdout", "between 0 and 1", self.holdout)
-        need(isinstance(self.samples, int) and self.samples >= 20, "samples", "a whole number >= 20", self.samples)
-        positive = len(self.penalties) > 0 and all(_number(x) and x > 0 for x in self.penalties)
-        need(positive, "penalties", "a list of numbers > 0", self.penalties)
+    criterion: Literal["brier", "nll", "l2", "l2_entropy"] = "brier"
+    score_at: Literal["student", "proxy"] = "student"
+    holdout: Inside = 0.5
+    samples: Annotated[int, within(20, 10**9)] = 10000
+    penalties: Annotated[Sequence[Positive], listed(1)] = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 
     @staticmethod
     def of(search: Mapping[str, Any] | None, order: int) -> SearchOptions:
         """From the YAML's mapping; `orders` null becomes 1, 3 and `order`. Raises UserError for unknown keys."""
         given = dict(search or {})
-        names = [field.name for field in fields(SearchOptions)]
-        unknown = sorted(set(given) - set(names))
-        if unknown:
-            raise UserError(f"loss.search.{unknown[0]} is not a setting; there are {', '.join(names)}")
         if given.get("orders") is None:
             given["orders"] = sorted({m for m in (1, 3, order) if m <= order})
-        options = SearchOptions(**given)
-        chosen = options.orders or ()
-        good = len(chosen) > 0 and all(isinstance(m, int) and 1 <= m <= order for m in chosen)
-        need(good, "orders", f"null or whole numbers from 1 to loss.order = {order}", options.orders)
+        options = call(SearchOptions, given, "search")
+        good = all(m <= order for m in options.orders or ())
+        require(good, "search.orders", options.orders, f"null or whole numbers from 1 to order = {order}")
         return options
 
 
@@ -137,17 +124,3 @@ def _spread(generator: torch.Generator) -> float:
 
 def _uniform01(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def need(good: bool, name: str, allowed: str, value: Any) -> None:
-    """Raises UserError unless good."""
-    if not good:
-        raise UserError(f"loss.search.{name} must be {allowed}, got {value}")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _range(value: Any) -> bool:
-    return len(value) == 2 and all(_number(x) for x in value) and value[0] < value[1]

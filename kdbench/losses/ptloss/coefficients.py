@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require, show
 from kdbench.losses.ptloss.functional import orders
 
 METHODS = ("search", "gradient")
@@ -39,11 +39,12 @@ def source_of(epsilon: Any, order: int) -> Source:
     if isinstance(epsilon, (int, float)) and not isinstance(epsilon, bool):
         epsilon = [epsilon]
     if not isinstance(epsilon, str):
-        return Source("given", _padded(_numbers(epsilon, "loss.epsilon"), order, "loss.epsilon"))
+        return Source("given", _padded(_numbers(epsilon, epsilon), order, epsilon))
     if epsilon in METHODS:
         return Source(epsilon, None)
     ratio = RATIO.fullmatch(epsilon)
     if ratio:
+        require(-1 <= float(ratio[1]) <= 1e6, "epsilon", epsilon, "-1/m or more: 1/m + eps_m must not be negative")
         return Source("given", float(ratio[1]) / orders(torch.zeros(order, dtype=torch.float64)))
     return _from_file(epsilon, order)
 
@@ -51,25 +52,23 @@ def source_of(epsilon: Any, order: int) -> Source:
 def _from_file(name: str, order: int) -> Source:
     path = Path(name).expanduser()
     if not path.is_file():
-        raise UserError(f"loss.epsilon must be {ALLOWED}; there is no file {name}")
+        raise UserError("epsilon", name, ALLOWED, "There is no such file")
     read = {".json": _json, ".pt": _torch, ".npy": _numpy, ".csv": _csv}.get(path.suffix)
     if read is None:
-        raise UserError(f"loss.epsilon = {name}: a file must end in .json, .pt, .npy or .csv")
+        raise UserError("epsilon", name, "a file that ends in .json, .pt, .npy or .csv")
     try:
         content = read(path)
     except (OSError, ValueError, RuntimeError, EOFError, ImportError) as error:
-        raise UserError(f"loss.epsilon = {name}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError("epsilon", name, f"readable: {str(error).splitlines()[0]}") from error
     except Exception as error:  # an unpickler's own errors
-        raise UserError(f"loss.epsilon = {name}: cannot be read ({type(error).__name__})") from error
+        raise UserError("epsilon", name, f"readable: {type(error).__name__}") from error
     tau = None
     if isinstance(content, dict):
         if "epsilon" not in content:
-            raise UserError(f"loss.epsilon = {name}: it has no key epsilon")
+            raise UserError("epsilon", name, "a file with the key epsilon")
         tau, content = content.get("tau"), content["epsilon"]
-    where = f"loss.epsilon = {name}"
-    return Source(
-        "given", _padded(_numbers(content, where), order, where), tau if isinstance(tau, (int, float)) else None
-    )
+    numbers = _padded(_numbers(content, name), order, name)
+    return Source("given", numbers, tau if isinstance(tau, (int, float)) else None)
 
 
 def _json(path: Path) -> Any:
@@ -93,8 +92,8 @@ def _csv(path: Path) -> Any:
     return rows[0] if len(rows) == 1 else rows
 
 
-def _numbers(value: Any, where: str) -> Tensor:
-    """[M] or [C, M] float64 from nested sequences or a tensor. UserError if it is not that."""
+def _numbers(value: Any, typed: Any) -> Tensor:
+    """[M] or [C, M] float64 from nested sequences or a tensor. UserError if not; `typed`: what the user wrote."""
     if isinstance(value, Tensor):
         value = value.tolist()
     rows = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
@@ -103,28 +102,26 @@ def _numbers(value: Any, where: str) -> Tensor:
     lengths = sorted({len(row) for row in table})
     numeric = all(isinstance(x, (int, float)) and not isinstance(x, bool) for row in table for x in row)
     if not numeric or 0 in lengths:
-        raise UserError(f"{where} must be {ALLOWED}, got {_short(value)}")
+        raise UserError("epsilon", _short(typed), ALLOWED)
     if len(lengths) > 1:
-        raise UserError(f"{where} must have rows of one length, got rows of {lengths[0]} and {lengths[-1]} numbers")
+        raise UserError("epsilon", _short(typed), f"rows of one length, not of {lengths[0]} and {lengths[-1]} numbers")
     numbers = torch.tensor(table, dtype=torch.float64)
     bad = (~torch.isfinite(numbers)).nonzero()
     if len(bad):
         row, column = bad[0].tolist()
-        raise UserError(
-            f"{where} must be finite: {f'row {row}, ' if nested else ''}eps_{column + 1} is {table[row][column]}"
-        )
+        place = f"{f'row {row}, ' if nested else ''}eps_{column + 1}"
+        raise UserError("epsilon", _short(typed), f"finite, and {place} is {table[row][column]}")
     return numbers if nested else numbers[0]
 
 
-def _padded(numbers: Tensor, order: int, where: str) -> Tensor:
-    missing = order - numbers.shape[-1]
-    if missing < 0:
-        raise UserError(
-            f"{where} has {numbers.shape[-1]} numbers a row, loss.order is {order}: set loss.order={numbers.shape[-1]}"
-        )
+def _padded(numbers: Tensor, order: int, typed: Any) -> Tensor:
+    width = numbers.shape[-1]
+    missing = order - width
+    allowed = f"at most order = {order} numbers a row; with {width} set order={width}"
+    require(missing >= 0, "epsilon", _short(typed), allowed)
     return torch.nn.functional.pad(numbers, (0, missing))
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = show(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from kdbench.errors import UserError
-from kdbench.losses.base import DistillationLoss, detached, number
-from kdbench.losses.checks import choice, count, positive
+from kdbench.arguments.ranges import Positive, within
+from kdbench.errors import UserError, require
+from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.ptloss.calibration import calibrate
 from kdbench.losses.ptloss.candidates import SearchOptions
 from kdbench.losses.ptloss.coefficients import source_of
@@ -44,20 +44,20 @@ class PTLoss(DistillationLoss):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        order: int = 5,
+        weights: Weights,
+        order: Annotated[int, within(1, 100)] = 5,
         epsilon: float | list[float] | list[list[float]] | str | None = "0.5/m",
-        tau: float = 4.0,
+        tau: Positive = 4.0,
         scale: Literal["tau2", "none"] = "tau2",
         series: Series = "exact",
         search: Mapping[str, Any] | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
-        self.order = count("order", order)
-        self.tau = positive("tau", tau)
-        self.scale = choice("scale", scale, ("tau2", "none"))
-        self.series: Series = choice("series", series, ("exact", "truncated"))  # type: ignore[assignment]
+        self.order = order
+        self.tau = tau
+        self.scale = scale
+        self.series: Series = series
         self.search = SearchOptions.of(search, self.order)
         source = source_of(epsilon, self.order)
         self.method = source.method
@@ -66,9 +66,8 @@ class PTLoss(DistillationLoss):
         self.register_buffer("epsilon", unknown if source.values is None else source.values.float())
         self.fitted_tau = source.tau
         if self.series == "truncated" and not self.known:
-            raise UserError(
-                f"loss.series must be exact with loss.epsilon={self.method}: a cut series has no proxy teacher"
-            )
+            allowed = f"exact with epsilon={self.method}: a cut series has no proxy teacher"
+            raise UserError("series", series, allowed)
 
     @property
     def formula(self) -> str:
@@ -103,8 +102,8 @@ class PTLoss(DistillationLoss):
         classes = student.logits.shape[-1]
         if not self.known and self.search.per_class:
             self.epsilon = self.epsilon.new_full((classes, self.order), torch.nan)
-        if self.epsilon.dim() == 2 and self.epsilon.shape[0] != classes:
-            raise UserError(f"loss.epsilon has {self.epsilon.shape[0]} rows, the networks have {classes} classes")
+        rows = self.epsilon.shape[0] if self.epsilon.dim() == 2 else classes
+        require(rows == classes, "epsilon", f"{rows} rows", f"one row for each of the {classes} classes")
 
     @property
     def needs_calibration(self) -> bool:
@@ -114,7 +113,7 @@ class PTLoss(DistillationLoss):
         """Choose epsilon on the validation split; see calibration.py for the method and SearchOptions for the
         settings."""
         if self.method == "given":
-            raise UserError("loss.epsilon must be search or gradient to be calibrated")
+            raise UserError("epsilon", "given", "search or gradient to be calibrated")
         method: Literal["search", "gradient"] = "search" if self.method == "search" else "gradient"
         chosen, found = calibrate(teacher_logits, label, method, self.search, self.order, self.tau)
         self.epsilon = chosen.to(self.epsilon)
@@ -123,7 +122,7 @@ class PTLoss(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         if not self.known:
-            raise UserError(f"loss.epsilon={self.method} has not been chosen yet: call calibrate first")
+            raise UserError(f"epsilon={self.method} has not been chosen yet: call calibrate first")
         rows = perturbed_kl(student.logits, detached(teacher, "ptloss"), self.epsilon, self.tau, self.series)
         factor = self.tau**2 if self.scale == "tau2" else 1.0
         return self.combine(task=self.task(student.logits, target.label), distill=factor * rows.mean())

@@ -51,7 +51,7 @@ def proxy_teacher(
     """
     t, epsilon = _checked(teacher_probs, epsilon)
     if definition not in ("minimiser", "value_match"):
-        raise UserError(f"definition must be minimiser or value_match, got {definition}")
+        raise UserError("definition", definition, "minimiser or value_match")
     validity = check(epsilon)
     if not validity.safe:
         warnings.warn(
@@ -80,13 +80,14 @@ def _checked(teacher_probs: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:
     t = teacher_probs.detach().to(torch.float64)
     epsilon = torch.as_tensor(epsilon).detach().to(t)
     if t.dim() != 2 or not bool(torch.isfinite(t).all()) or bool((t < 0).any()):
-        raise UserError(f"teacher_probs must be finite probabilities [N, C], got shape {list(t.shape)}")
+        raise UserError("teacher_probs", list(t.shape), "finite probabilities [N, C]")
     if bool(((t.sum(dim=-1) - 1).abs() > 1e-3).any()):
-        raise UserError("teacher_probs must be probabilities (rows that sum to 1); apply softmax to logits first")
+        allowed = "probabilities (rows that sum to 1); apply softmax to logits first"
+        raise UserError("teacher_probs", t.sum(dim=-1).tolist()[:3], allowed)
     if epsilon.dim() not in (1, 2) or epsilon.shape[-1] < 1 or not bool(torch.isfinite(epsilon).all()):
-        raise UserError(f"epsilon must be finite numbers [M] or [C, M] with M >= 1, got shape {list(epsilon.shape)}")
+        raise UserError("epsilon", list(epsilon.shape), "finite numbers [M] or [C, M] with M >= 1")
     if epsilon.dim() == 2 and epsilon.shape[0] not in (1, t.shape[1]):
-        raise UserError(f"epsilon has {epsilon.shape[0]} rows, the teacher has {t.shape[1]} classes")
+        raise UserError("epsilon", f"{epsilon.shape[0]} rows", f"one row for each of {t.shape[1]} classes")
     return t, epsilon
 
 
