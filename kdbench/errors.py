@@ -11,25 +11,27 @@ from difflib import get_close_matches
 class UserError(ValueError):
     """Something the user typed or pointed at cannot work: which key, the value it has, and what is allowed there.
 
-    With one argument that is the whole message, for what is no value of a key (a file that is not there, a command that
-    does not exist). What refuses a value names it as it knows it, `tau`; what called it with the user's keys says below
-    which key it stands (`under`), so that the message names `procedure.losses[0].tau`, as it was typed.
+    `said` instead: what is wrong with the key itself (there is none of this name). With one argument that is the whole
+    message, for what is no key's value (a file that is not there, a command that does not exist).
+
+    What refuses a value names it as it knows it, `tau`; what called it with the user's keys says below which key it
+    stands (`under`), so that the message names `procedure.losses[0].tau`, as it was typed.
     """
 
-    def __init__(self, key: str, value: object = None, allowed: str = "", hint: str = "") -> None:
-        super().__init__(key, value, allowed, hint)
-        self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
+    def __init__(self, key: str, value: object = None, allowed: str = "", hint: str = "", said: str = "") -> None:
+        super().__init__(key, value, allowed, hint, said)
+        self.key, self.value, self.allowed, self.hint, self.said = key, value, allowed, hint, said
 
     def __str__(self) -> str:
         if not self.allowed:
-            return self.key
+            return f"{self.key}: {self.said}" if self.said else self.key
         return f"{self.key} = {show(self.value)}: must be {self.allowed}{f'. {self.hint}' if self.hint else ''}"
 
     def move_under(self, prefix: str) -> None:
         """Say that its key stands below `prefix`; one that begins with it already stays as it is."""
         if self.key == prefix or self.key.startswith((f"{prefix}.", f"{prefix}[", f"{prefix} ", f"{prefix}:")):
             return
-        self.key = joined(prefix, self.key) if self.allowed else f"{prefix}: {self.key}"
+        self.key = joined(prefix, self.key) if self.allowed or self.said else f"{prefix}: {self.key}"
         self.args = (self.key, *self.args[1:])
 
 

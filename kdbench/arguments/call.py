@@ -35,7 +35,7 @@ def bind(
     arguments = {**fit_arguments(target, options, key, given, beside), **given}
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind in _NAMED and parameter.default is parameter.empty and name not in arguments:
-            raise UserError(f"{key}.{name}: needs a value")
+            raise UserError(f"{key}.{name}", said="needs a value")
     return arguments
 
 
@@ -77,7 +77,7 @@ def fit_arguments(
     arguments = {}
     for name, value in options.items():
         if name in given:
-            raise UserError(f"{key}.{name}: kdbench sets this one itself; leave it out")
+            raise UserError(f"{key}.{name}", said="kdbench sets this one itself; leave it out")
         if name not in typed and not _takes_all(target):
             raise unknown_key(f"{key}.{name}", typed.union(beside), key)
         arguments[name] = fit(value, wanted[name].annotation, f"{key}.{name}") if name in typed else value
@@ -109,7 +109,7 @@ def unknown_key(full_key: str, known: Collection[str], owner: str) -> UserError:
     """The error for a key that nothing reads."""
     hint = nearest(full_key.rsplit(".", 1)[-1], known, f"Did you mean {owner}.{{}}? " if owner else "Did you mean {}? ")
     names = ", ".join(sorted(known)) or "none"
-    return UserError(f"{full_key}: there is no such key. {hint}{f'Keys of {owner}' if owner else 'Keys'}: {names}")
+    return UserError(full_key, said=f"there is no such key. {hint}{f'Keys of {owner}' if owner else 'Keys'}: {names}")
 
 
 def _takes_all(target: Callable[..., Any]) -> bool:

@@ -124,4 +124,4 @@ def _padded(numbers: Tensor, order: int, typed: Any) -> Tensor:
 
 def _short(value: Any) -> str:
     text = show(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 or isinstance(value, str) else text[:57] + "..."
