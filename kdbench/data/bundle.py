@@ -22,6 +22,15 @@ _DECODING = "decode 2"  # raised when other pixels come out of the same files
 
 
 @dataclass(frozen=True)
+class Pack:
+    """Where the pixels of decoded images lie in one file: uint8 [H, W, C] from a byte on."""
+
+    path: str
+    start: np.ndarray  # int64 [N]
+    shapes: np.ndarray  # int32 [N, 2]: height, width
+
+
+@dataclass(frozen=True)
 class ImageFiles:
     """Image files that are decoded when a batch needs them: shorter side to `resize` pixels, then a `size` crop."""
 
@@ -31,6 +40,7 @@ class ImageFiles:
     channels: int  # 1: gray, 3: colour
     background: RGB = WHITE  # what transparent images are laid on
     value_range: tuple[float, float] | None = None  # black and white of gray images of more than 8 bits
+    pack: Pack | None = None  # the images decoded and resized already, row for row
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -40,11 +50,13 @@ class ImageFiles:
         return os.fsdecode(bytes(self.paths[row]))
 
     def __getitem__(self, rows: Tensor) -> ImageFiles:
-        return self.of(self.paths[rows.cpu().numpy()])
+        at = rows.cpu().numpy()
+        pack = None if self.pack is None else replace(self.pack, start=self.pack.start[at], shapes=self.pack.shapes[at])
+        return replace(self, paths=self.paths[at], pack=pack)
 
     def of(self, paths: np.ndarray) -> ImageFiles:
-        """Other files [N], read in the same way."""
-        return replace(self, paths=paths)
+        """Other files [N], read in the same way, but from no pack."""
+        return replace(self, paths=paths, pack=None)
 
 
 Inputs = Tensor | ImageFiles  # images uint8 [N, C, H, W] or files, vectors float [N, D], token ids int64 [N, L]
@@ -176,6 +188,7 @@ def stamp(files: ImageFiles, base: str) -> str:
     Paths count from the folder `base` (absolute). Asks the system once a file: 3 s for ImageNet. Raises UserError.
     """
     done = (_DECODING, files.size, files.resize, files.channels, files.background, files.value_range)
+    done += ("packed",) if files.pack is not None else ()  # type: ignore[assignment]
     hashed, start = hashlib.sha256(repr(done).encode()), base.rstrip(os.sep) + os.sep
     for row in range(len(files.paths)):
         path = files.path(row)

@@ -6,6 +6,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import center_crop_image, resize_image
 
-from kdbench.data.bundle import ImageFiles
+from kdbench.data.bundle import ImageFiles, Pack
 from kdbench.data.pixels import BROKEN, RGB, WHITE, Marked, as_seen
 from kdbench.errors import UserError
 
@@ -53,10 +54,27 @@ def read_file(
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1), marks
 
 
+@lru_cache(maxsize=8)
+def _mapped(path: str) -> np.ndarray:
+    """A pack's bytes, mapped once a process; never written to, though torch asks that they could be."""
+    return np.memmap(path, np.uint8, "c")
+
+
+def _unpacked(pack: Pack, row: int, channels: int) -> Tensor:
+    """uint8 [channels, H, W] of one image of a pack."""
+    (height, width), start = pack.shapes[row].tolist(), int(pack.start[row])
+    pixels = _mapped(pack.path)[start : start + height * width * channels].reshape(height, width, channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def shorter_side(pixels: Tensor, resize: int) -> Tensor:
+    """An image [C, H, W] with `resize` pixels on its shorter side, antialiased; already so large: untouched."""
+    return pixels if min(pixels.shape[-2:]) == resize else resize_image(pixels, [resize], antialias=True)
+
+
 def centred(pixels: Tensor, resize: int, size: int) -> Tensor:
     """Shorter side to `resize` pixels (antialiased), then the middle `size` x `size`; already so large: untouched."""
-    if min(pixels.shape[-2:]) != resize:
-        pixels = resize_image(pixels, [resize], antialias=True)
+    pixels = shorter_side(pixels, resize)
     return pixels if tuple(pixels.shape[-2:]) == (size, size) else center_crop_image(pixels, [size, size])
 
 
@@ -72,6 +90,8 @@ class FileSet(Dataset[Tensor]):
 
     def read(self, row: int) -> tuple[Tensor, int]:
         files = self.files
+        if files.pack is not None:
+            return _unpacked(files.pack, row, files.channels), 0
         return read_file(files.path(row), files.channels, files.background, files.value_range)
 
     def __getitem__(self, key: Key) -> Tensor:
@@ -132,6 +152,15 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
+def workers_for(files: ImageFiles) -> int:
+    """How many processes decode a whole set: a few images are not worth starting them, nor are fewer large ones.
+
+    Processes, not threads: at 32x32 half of the 0.1 ms is Python's own.
+    """
+    work = len(files.paths) * max(1, files.resize // 64)
+    return 0 if work < _MANY else min(os.cpu_count() or 1, 16)
+
+
 def read_images(files: ImageFiles) -> tuple[Tensor, Marked]:
     """All files decoded: uint8 [N, C, size, size], and how many are marked; size 0 keeps the images as they are.
 
@@ -140,9 +169,7 @@ def read_images(files: ImageFiles) -> tuple[Tensor, Marked]:
     count, images = len(files.paths), MarkedSet(files)
     result, marks = torch.empty((count, *images.shape), dtype=torch.uint8), []
     chunks = [[(row, 0) for row in range(first, min(first + _CHUNK, count))] for first in range(0, count, _CHUNK)]
-    # Processes, not threads: at 32x32 half of the 0.1 ms is Python's own. A few images are not worth starting them.
-    workers = 0 if count < _MANY else min(os.cpu_count() or 1, 16)
-    for chunk, batch in zip(chunks, loader(images, chunks, workers)):
+    for chunk, batch in zip(chunks, loader(images, chunks, workers_for(files))):
         if isinstance(batch, UserError):
             raise batch
         result[chunk[0][0] : chunk[-1][0] + 1] = batch[0]

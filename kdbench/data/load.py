@@ -147,7 +147,9 @@ def _normalisation(source: Source, mean: Any, std: Any) -> tuple[tuple[float, ..
         numbers = own if value is None else tuple(float(number) for number in listed)
         numbers = numbers * channels if len(numbers) == 1 else numbers
         # Of pixel / 255, as what is measured: numbers of another scale (123.68) are of pixels.
-        fit = all(0 <= number <= 1 and (key == "mean" or number > 0) for number in numbers)
+        pixels = isinstance(source.inputs, ImageFiles) or source.inputs.dtype == torch.uint8
+        low, high = (0.0, 1.0) if pixels else (-1e6, 1e6)
+        fit = all(low <= number <= high and (key == "mean" or number > 0) for number in numbers)
         if len(numbers) != channels or not fit:
             many = f"{channels} number(s){', above 0 and at most 1' if key == 'std' else ' in [0, 1]'}"
             raise UserError(f"dataset.{key} must be {many}, or null to measure; got {value}")

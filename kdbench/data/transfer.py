@@ -115,7 +115,7 @@ def _extra_files(images: Inputs, files: ImageFiles | None, folder: str) -> Image
     """The images of a folder as files, to be read as the dataset's own are."""
     paths = find_images(folder, "dataset.transfer.extra")
     if isinstance(images, ImageFiles):
-        return replace(images, paths=paths)
+        return images.of(paths)
     own = files or ImageFiles(paths, 0, 0, 3)
     return replace(own, paths=paths, size=images.shape[-1], resize=images.shape[-1], channels=images.shape[1])
 
@@ -143,7 +143,7 @@ def _extras(
 def _joined(parts: Sequence[Inputs]) -> Inputs:
     files = [part for part in parts if isinstance(part, ImageFiles)]
     if files:
-        return replace(files[0], paths=np.concatenate([part.paths for part in files]))
+        return files[0].of(np.concatenate([part.paths for part in files]))
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 

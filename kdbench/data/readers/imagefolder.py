@@ -15,6 +15,7 @@ from kdbench.data.bundle import ImageFiles, Inputs, Source
 from kdbench.data.cache import Decoded, cached_images
 from kdbench.data.decode import FileSet
 from kdbench.data.files import LeftOut, images_below, no_images
+from kdbench.data.pack import packed_files
 from kdbench.data.pixels import Marked, ground, span
 from kdbench.data.readers.folders import class_folders, parts_of
 from kdbench.data.sampling import count_of, order_keys, stratified
@@ -44,6 +45,7 @@ class Reading:
     in_memory_limit: float = 4.0
     background: str = "white"
     value_range: list[float] | None = None
+    packed: bool = False
 
     def __post_init__(self) -> None:
         ground(self.background), span(self.value_range)  # refuse before any file is looked for
@@ -73,6 +75,7 @@ def imagefolder(
     in_memory_limit: float = 4.0,
     background: str = "white",
     value_range: list[float] | None = None,
+    packed: bool = False,
 ) -> Source:
     """A folder of class folders, or one with train/ and test/ (or val/ in place of test/).
 
@@ -81,6 +84,7 @@ def imagefolder(
     (or that many) becomes the test set, always the same; each class keeps an image to train on.
     size: pixels a side after resizing the shorter side to `resize` (null: to `size`) and cutting out the middle;
     null where all images have one size. in_memory_limit in GB of decoded images: above it they stream from the files.
+    packed: streamed images are decoded and resized once, into a file that is mapped into memory (kdbench.data.pack).
     background: what transparent images are laid on. value_range: black and white of gray images of more than 8 bits.
     What is left out is said with its count. Raises UserError that names the path for whatever is missing.
     """
@@ -89,7 +93,7 @@ def imagefolder(
     base = Path(root)
     if not base.is_dir():
         raise UserError(f"dataset.root must be a folder of class folders; there is no folder {base.resolve()}")
-    reading = Reading(base, cache, channels, size, resize, in_memory_limit, background, value_range)
+    reading = Reading(base, cache, channels, size, resize, in_memory_limit, background, value_range, packed)
     left_out = LeftOut()
     where = parts_of(base, left_out)
     names, train = listing(where["train"], left_out)
@@ -102,7 +106,13 @@ def imagefolder(
 
 
 def imagenet(
-    root: str, cache: str, channels: int | None, size: int = 224, resize: int = 256, in_memory_limit: float = 4.0
+    root: str,
+    cache: str,
+    channels: int | None,
+    size: int = 224,
+    resize: int = 256,
+    in_memory_limit: float = 4.0,
+    packed: bool = False,
 ) -> Source:
     """ImageNet-1k (Russakovsky et al. 2015): train/ and val/ with a folder a class; val/ is the test set."""
     base = Path(root)
@@ -117,8 +127,8 @@ def imagenet(
     names, train = listing(base / "train", left_out)
     held_out = listing(base / "val", left_out, names)[1]
     left_out.tell(base)
-    made = source(names, Parts(train, held_out), Reading(base, cache, channels, size, resize, in_memory_limit))
-    return made._replace(published=(1_281_167, 50_000))
+    reading = Reading(base, cache, channels, size, resize, in_memory_limit, packed=packed)
+    return source(names, Parts(train, held_out), reading)._replace(published=(1_281_167, 50_000))
 
 
 def listing(folder: Path, left_out: LeftOut, names: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Listing]:
@@ -164,8 +174,13 @@ def source(names: tuple[str, ...], parts: Parts, reading: Reading) -> Source:
         return _resident(names, parts, files, reading)
     if not files.size:
         raise UserError(f"dataset.size must be set: {count:,} images exceed dataset.in_memory_limit={limit}")
-    held = None if val is None else (files.of(val[0]), val[1])
-    return Source(names, files, train[1], files.of(test[0]), test[1], held, files=files)
+
+    def streamed(paths: np.ndarray) -> ImageFiles:
+        own = files.of(paths)
+        return packed_files(own, reading.base, reading.cache) if reading.packed else own
+
+    held = None if val is None else (streamed(val[0]), val[1])
+    return Source(names, streamed(train[0]), train[1], streamed(test[0]), test[1], held, files=files)
 
 
 def _resident(names: tuple[str, ...], parts: Parts, files: ImageFiles, reading: Reading) -> Source:
