@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import all_logits
+from kdbench.engine.graph import MOST, wants_graph
 from kdbench.engine.metrics import measure_logits
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
@@ -54,7 +55,9 @@ def introduced(given: TaughtBy, data: Bundle, allow_chance: bool, longer: str = 
 def live_teacher(network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement) -> LiveTeacher:
     """What answers batches, and fills tables, in place of a trained network: a copy of it made quick."""
     quick = placement.cast(fold_batchnorm(network, data.info.image_size))
-    chunk = chunk_for(placement.device, recipe.schedule.batch_size)
+    # Where steps are recorded the teacher is asked for many of them at once.
+    ahead = wants_graph(recipe.trainer, placement.device, recipe.optimizer)
+    chunk = chunk_for(placement.device, MOST if ahead else recipe.schedule.batch_size)
     return LiveTeacher(quick, chunk, placement.autocast)
 
 

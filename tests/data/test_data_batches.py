@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
+from kdbench.data import batches as batching
 from kdbench.data.augment.mix import CutMix, Mixup
 from kdbench.data.augment.strong import Cutout
 from kdbench.data.augment.views import Compose, CropFlip, Identity
@@ -57,6 +58,17 @@ def test_a_seed_and_an_epoch_are_the_same_batches_to_the_last_bit(mix, augment):
     other = batches(augment, seed=8, mix=mix)
     assert not same(flattened(first.epoch(3, 5)), flattened(other.epoch(3, 5)))
     assert first.views == (augment.views if mix is None else None)
+
+
+@pytest.mark.parametrize("ahead", [7, 8, 1000])
+def test_batches_that_are_augmented_together_are_the_same(monkeypatch, ahead):
+    """As on a GPU, where that saves launches."""
+    options = {"mix": CutMix(), "channels_last": True}
+    alone = flattened(batches(**options).epoch(2, 5))
+    monkeypatch.setitem(batching.AHEAD, "cpu", ahead)
+    together = flattened(batches(**options).epoch(2, 5))
+    assert same(together, alone) and [t.stride() for t in together] == [t.stride() for t in alone]
+    assert same(flattened(evaluation(4)), flattened(evaluation(4)))
 
 
 def test_every_image_once_with_its_label_and_row():

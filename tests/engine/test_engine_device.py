@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+import gc
+import os
+import weakref
 
+import pytest
 import torch
 from torch import nn
 
 from kdbench.engine.device import place
-from kdbench.engine.options import TrainerOptions
+from kdbench.engine.distiller import Distiller
+from kdbench.engine.learner import Learner
+from kdbench.engine.options import OptimizerOptions, TrainerOptions
+from kdbench.errors import UserError
 from kdbench.models.base import flops
 from kdbench.types import ImageInfo
+from tests.support.engine import Stream, make_learner
 
 
 def network() -> nn.Sequential:
@@ -73,3 +81,98 @@ def test_a_copy_of_a_network_computes_with_its_own_weights():
 def test_arithmetic_is_counted_alike_in_either_precision():
     bf16, info = place(TrainerOptions(device="cpu", precision="bf16")), ImageInfo(2, 3, 8)
     assert flops(bf16.cast(bf16.put(network()).eval()), info) == flops(network(), info) > 0
+
+
+def test_what_a_process_computes_with_is_set_and_said(monkeypatch):
+    """float32 on a GPU is float32 unless TF32 is asked for; the device of all new streams and graphs is the run's."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = {}
+    for precision in ("fp32", "tf32", "bf16", "fp16", "auto"):
+        placement = place(TrainerOptions(device="cuda:1", precision=precision))
+        allowed = {torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32}
+        found[precision] = (placement.precision, placement.dtype, allowed)
+    assert found == {
+        "fp32": ("fp32", torch.float32, {False}),
+        "tf32": ("tf32", torch.float32, {True}),
+        "bf16": ("bf16", torch.bfloat16, {False}),
+        "fp16": ("fp16", torch.float16, {False}),
+        "auto": ("bf16", torch.bfloat16, {False}),
+    }
+    assert chosen == [torch.device("cuda:1")] * 5
+    assert place(TrainerOptions(device="cuda")).device == torch.device("cuda:0")
+    with pytest.raises(UserError, match="torch sees 2 CUDA devices"):
+        place(TrainerOptions(device="cuda:2"))
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_a_precision_that_a_device_does_not_have_is_refused(precision):
+    with pytest.raises(UserError, match=rf"trainer\.precision = {precision}: must be auto, fp32 or bf16 on cpu"):
+        place(TrainerOptions(device="cpu", precision=precision))
+
+
+def test_deterministic_kernels_are_asked_for_and_given_up_again(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        place(TrainerOptions(device="cpu", deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        assert torch.is_deterministic_algorithms_warn_only_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    finally:
+        place(TrainerOptions(device="cpu"))
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+
+
+def test_a_loss_in_half_precision_is_scaled_and_a_step_that_overflows_is_left_out():
+    learner = make_learner()
+    half = learner.distiller.placement._replace(dtype=torch.float16)
+    learner = Learner(
+        Distiller(learner.distiller.student, learner.distiller.loss, half), OptimizerOptions("sgd", 0.1),
+        TrainerOptions(device="cpu", clip=1.0), [1.0] * 9, 9, 0,
+    )  # fmt: skip
+    assert half.precision == "fp16" and learner.scaler.is_enabled()
+    learner.begin_epoch(0)
+    batches = list(Stream(72).epoch(0, 1))
+    scale = learner.scaler.get_scale()
+    before = [p.detach().clone() for p in learner.distiller.parameters()]
+    learner.step(batches[0]._replace(input=batches[0].input * float("inf")), None)
+    assert learner.failure is None and learner.scaler.get_scale() < scale
+    assert all(torch.equal(p, b) for p, b in zip(learner.distiller.parameters(), before, strict=True))
+    for batch in batches[1:]:
+        learner.step(batch, None)
+    assert learner.failure is None
+    assert any(not torch.equal(p, b) for p, b in zip(learner.distiller.parameters(), before, strict=True))
+    again = make_learner()
+    again.restore(learner.state())  # in float32 it goes on without a scale
+
+
+def test_a_step_that_fails_gives_back_what_it_held():
+    learner, held = make_learner(), []
+
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise torch.cuda.OutOfMemoryError("no memory left")
+
+    forward = learner.distiller.loss.forward
+
+    def loss(student, teacher, target):
+        logits = Broken.apply(student.logits)
+        held.append(weakref.ref(logits))
+        return forward(student._replace(logits=logits), teacher, target)
+
+    learner.distiller.loss.forward = loss
+    learner.begin_epoch(0)
+    batch = next(iter(Stream().epoch(0, 1)))
+    learner.step(batch, None)
+    gc.collect()
+    assert isinstance(learner.failure, torch.cuda.OutOfMemoryError) and held[0]() is None
+    assert all(p.grad is None for p in learner.distiller.parameters())
+    learner.step(batch, None)  # it takes no part any more
+    assert learner.steps_done == 1 and len(held) == 1
