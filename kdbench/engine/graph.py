@@ -195,7 +195,7 @@ class CohortGraph:
         if seen:
             said = f"{type(learner.distiller.loss).__name__}'s step waits for the device ({seen[0]})"
             if learner.trainer.cuda_graph == "on":
-                learner.fail(UserError(f"trainer.cuda_graph = on: must be auto or off: {said}"))
+                learner.fail(UserError("trainer.cuda_graph", "on", f"auto or off: {said}"))
             log.warning("%s: not recorded, it runs step by step", said)
             self._refused.add(id(learner))
 

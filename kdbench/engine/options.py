@@ -96,7 +96,7 @@ class TrainerOptions:
     ema: Inside | None = None
     limit_steps: Count | None = None
     drop_last: bool = False
-    eval_batch_size: Count = 500
+    eval_batch_size: Count | Literal["auto"] = "auto"
     evaluate_every: Count = 1
     checkpoint_every: Count = 1
     progress: Literal["auto", "bar", "plain", "none"] = "auto"

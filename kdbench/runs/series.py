@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdbench.data.batches import EvaluationBatches, Loading
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import STUDENT, save_weights
-from kdbench.engine.device import place
+from kdbench.engine.device import evaluation_batch, place
 from kdbench.engine.evaluate import all_logits
 from kdbench.engine.metrics import measure_logits
 from kdbench.errors import UserError
@@ -140,7 +140,8 @@ class Series:
 
     def answers(self, teacher: TaughtBy, split: Split) -> Tensor:
         """A teacher's logits [N, C] on the inputs of a split as they are, not augmented."""
-        size, placement = self.recipe.trainer.eval_batch_size, place(self.recipe.trainer)
+        placement = place(self.recipe.trainer)
+        size = evaluation_batch(self.recipe.trainer, placement.device, self.data.info)
         loading = Loading(size, device=placement.device, channels_last=placement.channels_last)
         return all_logits(teacher.trained(), EvaluationBatches(self.data, split, loading))[0]
 

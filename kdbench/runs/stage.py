@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.bundle import Bundle, Split
-from kdbench.engine.device import Placement
+from kdbench.engine.device import Placement, evaluation_batch
 from kdbench.engine.distiller import Distiller
 from kdbench.engine.evaluate import evaluating
 from kdbench.engine.learner import Learner
@@ -74,7 +74,8 @@ def eval_sets(data: Bundle, trainer: TrainerOptions, placement: Placement) -> di
     """ "val" (where there is one) and "test", as batches on the device."""
     splits = {"val": data.val, "test": data.test}
     kept = {name: split for name, split in splits.items() if split is not None}
-    loading = Loading(trainer.eval_batch_size, device=placement.device, channels_last=placement.channels_last)
+    size = evaluation_batch(trainer, placement.device, data.info)
+    loading = Loading(size, device=placement.device, channels_last=placement.channels_last)
     return {name: EvaluationBatches(data, split, loading) for name, split in kept.items()}
 
 
