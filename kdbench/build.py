@@ -26,6 +26,7 @@ from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.engine.schedule import check_durations
 from kdbench.errors import UserError, nearest, require, under
+from kdbench.models.base import refuse_kind
 from kdbench.paths import CONFIG_DIR
 from kdbench.results.metrics import TASKS
 from kdbench.results.report import show
@@ -35,7 +36,7 @@ from kdbench.runs.fill import Filled, Watch
 from kdbench.runs.origin import origin_of
 from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec, flatten
 from kdbench.runs.serving import refuse_table
-from kdbench.types import ImageInfo
+from kdbench.types import Info
 
 log = logging.getLogger(__name__)
 
@@ -125,20 +126,27 @@ def dataset_node(node: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSpec:
     """A network's factory. A `name` key (timm, torchvision) names it better than the choice of the group."""
-    config = dict(node)
+    config, name = dict(node), str(node.get("name") or choice)
 
-    def make(info: ImageInfo) -> Any:
+    def make(info: Info) -> Any:
+        network = locate(config.get("_target_"), f"{prefix}._target_")
+        refuse_kind(network, f"{prefix} = {name}:", info)
         return construct(config, prefix, **info._asdict())
 
-    return NetworkSpec(str(config.get("name") or choice), config, make)
+    return NetworkSpec(name, config, make)
 
 
 def try_networks(recipe: Recipe) -> None:
     """Build student and teacher without memory (on the meta device): what cannot be built shows before any training."""
-    info = recipe.data().info
-    recipe.student.sketch(info)
+    data = recipe.data()
+    named = {"student": recipe.student}
     if recipe.teacher is not None:
-        recipe.teacher.origin.describe(recipe.catalogue).sketch(info)
+        named["teacher"] = recipe.teacher.origin.describe(recipe.catalogue)
+    for key, spec in named.items():
+        if "_target_" in spec.config:
+            network = locate(spec.config["_target_"], f"{key}._target_")
+            refuse_kind(network, f"{key} = {spec.name}:", data.info, f"dataset={data.name}")
+        spec.sketch(data.info)
 
 
 def make_loss(choice: str, node: Mapping[str, Any], key: str = "loss") -> LossSpec:

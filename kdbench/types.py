@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -59,11 +60,59 @@ class Calibration(NamedTuple):
 
 
 class ImageInfo(NamedTuple):
-    """What a network must know of the data to be built for it."""
+    """What a network must know of images to be built for them."""
 
     num_classes: int
     in_channels: int
     image_size: int  # pixels a side
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_classes} classes of images with {self.in_channels} channels and {self.image_size} pixels a side"
+        )
+
+    def example(self, n: int, device: torch.device | str = "cpu", shape: Sequence[int] | None = None) -> Tensor:
+        """n random images uint8 [n, C, H, W], always the same. `shape`: [C, H, W], where they are not square."""
+        shape = shape or (self.in_channels, self.image_size, self.image_size)
+        return torch.randint(256, (n, *shape), generator=_generator(), dtype=torch.uint8).to(device)
+
+
+class VectorInfo(NamedTuple):
+    """What a network must know of vectors."""
+
+    num_classes: int
+    dimensions: int
+
+    def __str__(self) -> str:
+        return f"{self.num_classes} classes of vectors with {self.dimensions} dimensions"
+
+    def example(self, n: int, device: torch.device | str = "cpu", shape: Sequence[int] | None = None) -> Tensor:
+        """n random vectors float32 [n, D], always the same."""
+        return torch.randn((n, *(shape or (self.dimensions,))), generator=_generator()).to(device)
+
+
+class TokenInfo(NamedTuple):
+    """What a network must know of token sequences."""
+
+    num_classes: int
+    vocab_size: int  # ids are in [0, vocab_size); 0 is padding
+    length: int  # tokens of the longest sequence
+
+    def __str__(self) -> str:
+        return f"{self.num_classes} classes of token sequences from {self.vocab_size} up to {self.length} long"
+
+    def example(self, n: int, device: torch.device | str = "cpu", shape: Sequence[int] | None = None) -> Tensor:
+        """n random sequences int64 [n, L] without padding, always the same."""
+        return torch.randint(1, self.vocab_size, (n, *(shape or (self.length,))), generator=_generator()).to(device)
+
+
+# An Info's fields are keywords of a network's constructor, so a network's signature says what data it takes. `example`
+# makes inputs as a dataset holds them, before augmentation and normalisation.
+Info = ImageInfo | VectorInfo | TokenInfo
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 class Teacher(Protocol):

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from kdbench.data.augment.views import CropFlip
-from kdbench.data.bundle import Bundle, ImageFiles, Inputs
+from kdbench.data.bundle import Bundle, ImageFiles, Inputs, are_images
 from kdbench.engine.device import named_device
 from kdbench.engine.options import OptimizerOptions
 from kdbench.errors import UserError
@@ -33,7 +33,7 @@ class PlainImages(Dataset[tuple[Any, int, int]]):
         from torchvision import transforms as tv
 
         self.images, self.labels = data.transfer.inputs, data.transfer.labels.tolist()
-        size, augment = data.info.image_size, data.augment
+        size, augment = self.images.shape[-1], data.augment
         steps: list[Any] = []
         if isinstance(self.images, ImageFiles):
             steps += [tv.RandomResizedCrop(size), tv.RandomHorizontalFlip()]
@@ -62,6 +62,16 @@ def _arrays(images: Inputs) -> Any:
     return arrays[..., 0] if arrays.shape[-1] == 1 else arrays
 
 
+def _plain(data: Bundle) -> Dataset[Any]:
+    """The training set, one sample at a time."""
+    inputs, labels = data.transfer.inputs, data.transfer.labels
+    if not isinstance(inputs, Tensor) or are_images(inputs):
+        return PlainImages(data)
+    if data.mean:
+        inputs = (inputs - torch.tensor(data.mean)) / torch.tensor(data.std)
+    return TensorDataset(inputs, labels, torch.arange(len(labels)))
+
+
 class ReferenceLoop:
     """One student under a live teacher; `turn(steps)` trains and returns the seconds that it took."""
 
@@ -78,9 +88,7 @@ class ReferenceLoop:
         self.optimizer = _optimizer(recipe.optimizer, self.student)
         pin = self.device.type == "cuda"
         batch = recipe.schedule.batch_size
-        self.loader = DataLoader(
-            PlainImages(data), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pin
-        )
+        self.loader = DataLoader(_plain(data), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pin)
         self._stream: Iterator[Any] | None = None
         self.sums = [0.0, 0.0, 0.0]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdbench.data.augment.mix import Mixer
 from kdbench.data.augment.views import Augment
-from kdbench.data.bundle import Bundle, ImageFiles, Split
+from kdbench.data.bundle import Bundle, Split, are_images
 from kdbench.data.order import Bounds, Order
 from kdbench.data.stream import FileInputs
 from kdbench.errors import UserError
@@ -80,10 +80,9 @@ class Normalise:
     def __init__(self, data: Bundle, device: torch.device, channels_last: bool) -> None:
         inputs = data.train.inputs
         shift, scale = (torch.tensor(numbers, dtype=torch.float64) for numbers in (data.mean, data.std))
-        pixels = isinstance(inputs, ImageFiles) or inputs.dtype == torch.uint8
         ones = [1] * (len(inputs.shape) - 2)
         # input * scale + shift: two passes over the floats instead of three.
-        self.scale = (1 / ((255 if pixels else 1) * scale)).float().view(1, -1, *ones).to(device)
+        self.scale = (1 / ((255 if are_images(inputs) else 1) * scale)).float().view(1, -1, *ones).to(device)
         self.shift = (-shift / scale).float().view(1, -1, *ones).to(device)
         channels_last = channels_last and len(inputs.shape) == 4
         self.layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -16,7 +16,7 @@ from kdbench.data.augment.views import Augment, Identity
 from kdbench.data.content import Content, Part, digest
 from kdbench.data.pixels import RGB, WHITE
 from kdbench.errors import UserError
-from kdbench.types import ImageInfo
+from kdbench.types import ImageInfo, Info, TokenInfo, VectorInfo
 
 _DECODING = "decode 2"  # raised when other pixels come out of the same files
 
@@ -62,6 +62,10 @@ class ImageFiles:
 Inputs = Tensor | ImageFiles  # images uint8 [N, C, H, W] or files, vectors float [N, D], token ids int64 [N, L]
 
 
+def are_images(inputs: Inputs) -> bool:
+    return isinstance(inputs, ImageFiles) or inputs.dtype == torch.uint8
+
+
 @dataclass(frozen=True)
 class Split:
     """Inputs with labels.
@@ -105,6 +109,7 @@ class Source(NamedTuple):
     fingerprint: str | None = None  # where the reader knows it already
     stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std, where the reader knows them
     files: ImageFiles | None = None  # the training images as files, where they are files: read or to be streamed
+    vocab_size: int = 0  # of token ids
     published: tuple[int, int] | None = None  # training and test images that the set is known to have
 
 
@@ -119,7 +124,7 @@ class Bundle:
 
     name: str
     classes: tuple[str, ...]
-    mean: tuple[float, ...]  # of pixel / 255, one a channel
+    mean: tuple[float, ...]  # of pixel / 255, one a channel; of a vector's dimensions; () for token ids
     std: tuple[float, ...]
     train: Split
     transfer: Split
@@ -131,6 +136,7 @@ class Bundle:
     teacher_augment: Augment = field(default_factory=Identity)  # of the teacher's own training
     mix: Any = None  # kdbench.data.augment.mix.Mixup, CutMix, or None
     workers: int = 0  # processes that decode streamed images
+    vocab_size: int = 0  # of token ids
 
     def for_teacher(self) -> Bundle:
         """The same data for the teacher's own training: its augmentation, and no mixing of images."""
@@ -156,9 +162,13 @@ class Bundle:
         )
 
     @property
-    def info(self) -> ImageInfo:
-        shape = self.train.inputs.shape
-        return ImageInfo(num_classes=len(self.classes), in_channels=shape[1], image_size=shape[-1])
+    def info(self) -> Info:
+        inputs, classes = self.train.inputs, len(self.classes)
+        if isinstance(inputs, Tensor) and inputs.dtype == torch.int64:
+            return TokenInfo(classes, self.vocab_size, inputs.shape[1])
+        if len(inputs.shape) == 2:
+            return VectorInfo(classes, inputs.shape[1])
+        return ImageInfo(classes, inputs.shape[1], inputs.shape[-1])
 
 
 def _part(split: Split) -> Part:
@@ -168,7 +178,7 @@ def _part(split: Split) -> Part:
 
 
 def fingerprint(images: Inputs) -> str:
-    """sha256 of the images' content and shape; 0.1 s for CIFAR-10's 154 MB.
+    """sha256 of the inputs' content and shape; 0.1 s for CIFAR-10's 154 MB.
 
     Files are named by their paths below the folder that holds them all, sizes in bytes and times of change: reading
     ImageNet to hash it takes longer than an epoch. So a copy that keeps no times is another set.
@@ -178,6 +188,8 @@ def fingerprint(images: Inputs) -> str:
         ends = [os.path.dirname(path) for path in (min(listed), max(listed))]
         return stamp(images, os.fsdecode(os.path.commonpath(ends)))
     hashed = hashlib.sha256(repr(tuple(images.shape)).encode())
+    if not are_images(images):
+        hashed.update(str(images.dtype).encode())  # the same bytes are other numbers
     hashed.update(images.cpu().contiguous().numpy().data)
     return hashed.hexdigest()
 
@@ -202,7 +214,12 @@ def stamp(files: ImageFiles, base: str) -> str:
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Exact mean and standard deviation a channel of pixel / 255, from histograms. images uint8 [N, C, H, W]."""
+    """Exact mean and standard deviation a channel of pixel / 255, from histograms. images uint8 [N, C, H, W]; for
+    vectors [N, D] those of every dimension, in float64."""
+    if not are_images(images):
+        std, mean = torch.std_mean(images.double(), dim=0, correction=0)
+        # A constant dimension carries nothing; with 1 it becomes 0.
+        return tuple(mean.tolist()), tuple(std.where(std > 0, 1.0).tolist())
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in range(images.shape[1]):

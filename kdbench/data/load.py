@@ -11,15 +11,17 @@ from torch import Tensor
 
 from kdbench.arguments import accepted, call, keys, locate
 from kdbench.data import bundle as bundles
-from kdbench.data.augment.mix import make_mix
+from kdbench.data.augment.mix import CutMix, Mixup, make_mix
 from kdbench.data.augment.views import Augment, Identity
-from kdbench.data.bundle import Bundle, ImageFiles, Inputs, Source, Split
+from kdbench.data.bundle import Bundle, Inputs, Source, Split, are_images
 from kdbench.data.decode import gray_or_colour
 from kdbench.data.noise import make_noise, noisy
 from kdbench.data.sampling import class_numbers, count_of, order_keys, rows_of, stratified
 from kdbench.data.survey import survey
 from kdbench.data.transfer import make_transfer
 from kdbench.errors import UserError
+
+_KINDS = {(torch.uint8, 4), (torch.float32, 2), (torch.int64, 2)}
 
 
 def load_bundle(
@@ -58,9 +60,9 @@ def load_bundle(
     return Bundle(
         name, source.classes, *_normalisation(source, mean, std), teacher, student, val,
         _outside(source.test_inputs, source.test_labels), *_identity(source, added),
-        _augment(augment, "augment"),
-        _augment(augment if teacher_augment is None else teacher_augment, "teacher_augment"),
-        make_mix(mix or {}), _workers(workers),
+        _augment(augment, "augment", source.inputs),
+        _augment(augment if teacher_augment is None else teacher_augment, "teacher_augment", source.inputs),
+        _mix(mix or {}, source.inputs), _workers(workers), source.vocab_size,
     )  # fmt: skip
 
 
@@ -70,6 +72,14 @@ def _read(reader: str, options: Mapping[str, Any], channels: int | None, **given
     function = locate(reader, "dataset.reader")
     given = accepted(function, {"channels": channels, **given})
     source = call(function, options, "dataset", given, beside=keys(load_bundle))
+    for inputs in (source.inputs, source.test_inputs, *([source.val[0]] if source.val else [])):
+        if isinstance(inputs, Tensor) and (inputs.dtype, inputs.ndim) not in _KINDS:
+            raise UserError(
+                f"dataset.reader = {reader}: must give images uint8 [N, C, H, W], vectors float32 [N, D] or token ids "
+                f"int64 [N, L], got {inputs.dtype} {list(inputs.shape)}"
+            )
+    if channels is not None and not are_images(source.inputs):
+        raise UserError(f"dataset.channels must be null for data that is not images, got {channels}")
     return _with_channels(source, channels)
 
 
@@ -80,17 +90,35 @@ def _labelled(train: Split, source: Source, noise: Mapping[str, Any]) -> tuple[S
     return train if whom == "student" else wrong, train if whom == "teacher" else wrong
 
 
-def _augment(value: Augment | None, key: str) -> Augment:
-    """null is no augmentation. Raises UserError."""
+def _augment(value: Augment | None, key: str, inputs: Inputs) -> Augment:
+    """null is no augmentation. Raises UserError, also for one that cannot take this data: it is tried on two rows."""
     made = Identity() if value is None else value
     if not callable(made) or not hasattr(made, "views"):
         raise UserError(f"dataset.{key} must be null or hold the _target_ of an augmentation, got {value!r}")
+    if isinstance(inputs, Tensor) and not are_images(inputs):
+        some = inputs[:2]
+        try:
+            fits = made(some, made.draw(len(some), torch.Generator())).shape == some.shape
+        except (IndexError, RuntimeError, TypeError, ValueError):  # what arithmetic for images makes of other shapes
+            fits = False
+        if not fits:
+            raise UserError(f"dataset.{key} must be null or one for data of shape {list(inputs.shape)}, got {made}")
     return made
+
+
+def _mix(options: Mapping[str, Any], inputs: Inputs) -> Mixup | CutMix | None:
+    mix = make_mix(options)
+    if mix is not None and isinstance(inputs, Tensor) and not are_images(inputs):
+        if not inputs.is_floating_point():
+            raise UserError(f"dataset.mix.kind must be none for token ids, got {type(mix).__name__.lower()}")
+        if isinstance(mix, CutMix):
+            raise UserError("dataset.mix.kind must be none or mixup for vectors, which have no rectangles, got cutmix")
+    return mix
 
 
 def _with_channels(source: Source, channels: int | None) -> Source:
     """The source with all its images gray or all in colour; what the reader knew of other channels is forgotten."""
-    if isinstance(source.inputs, ImageFiles) or channels in (None, source.inputs.shape[1]):
+    if not isinstance(source.inputs, Tensor) or channels in (None, source.inputs.shape[1]):
         return source
 
     def changed(images: Inputs) -> Inputs:
@@ -136,7 +164,11 @@ def _outside(inputs: Inputs, labels: Tensor) -> Split:
 
 
 def _normalisation(source: Source, mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std, one a channel; what is null is measured on the whole original training set."""
+    """Mean and std, one a channel or dimension; what is null is measured on the whole original training set."""
+    if isinstance(source.inputs, Tensor) and source.inputs.dtype == torch.int64:
+        if mean is not None or std is not None:
+            raise UserError("dataset.mean and dataset.std must be null for token ids")
+        return (), ()
     measured: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     if mean is None or std is None:
         assert source.stats is not None or isinstance(source.inputs, Tensor)  # a survey measures streamed images

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdbench.arguments import call
 from kdbench.data.augment.strong import ResizedCrop
 from kdbench.data.augment.views import SEED
-from kdbench.data.bundle import ImageFiles, Inputs, Source, Split
+from kdbench.data.bundle import ImageFiles, Inputs, Source, Split, are_images
 from kdbench.data.cache import cached_images
 from kdbench.data.files import find_images
 from kdbench.data.sampling import class_numbers, order_keys, rows_of, smallest
@@ -124,6 +124,9 @@ def _extras(
     images: Inputs, unread: ImageFiles | None, folder: str | None, cache: str, crops: int, noise_images: int, seed: int
 ) -> Inputs | None:
     """Unlabelled images: those of a folder, crops of the split's own images, and random noise."""
+    if not are_images(images) and (folder is not None or crops):
+        key, value = ("crops", crops) if crops else ("extra", folder)
+        raise UserError(f"dataset.transfer.{key} must be {0 if crops else 'null'} for data without images, got {value}")
     for name, count in (("crops", crops), ("noise_images", noise_images)):
         if count < 0 or (count and isinstance(images, ImageFiles)):
             limit = "0 for a dataset that is streamed from files" if count > 0 else "0 or more"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdbench.arguments import accepted
 from kdbench.errors import UserError
-from kdbench.types import ImageInfo
+from kdbench.types import Info
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -42,7 +43,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def first_layer_name(model: nn.Module) -> str:
-    """Path of the convolution or linear layer that sees the image: the first one registered.
+    """Path of the convolution or linear layer that sees the input: the first one registered.
 
     Raises UserError if the network has none.
     """
@@ -67,7 +68,7 @@ def last_layer_name(model: nn.Module) -> str:
 
 
 def first_layer(model: nn.Module) -> nn.Conv2d | nn.Linear:
-    """The layer that sees the image. Raises UserError if the network has none."""
+    """The layer that sees the input. Raises UserError if the network has none."""
     return model.get_submodule(first_layer_name(model))  # type: ignore[return-value]
 
 
@@ -76,26 +77,51 @@ def last_layer(model: nn.Module) -> nn.Linear:
     return model.get_submodule(last_layer_name(model))  # type: ignore[return-value]
 
 
-def flops(model: nn.Module, info: ImageInfo) -> int:
-    """Floating-point operations of one image's forward pass: two for each multiply-add.
+def taken_kinds(network: Callable[..., Any]) -> list[type[Info]]:
+    """The kinds of data that a network's constructor or factory takes: those whose fields it has keywords for."""
+    return [kind for kind in get_args(Info) if accepted(network, dict.fromkeys(kind._fields)).keys() == {*kind._fields}]
+
+
+def kind_words(kind: type[Info]) -> str:
+    """ "image data (in_channels, image_size)"."""
+    word = kind.__name__.removesuffix("Info").lower()
+    return f"{word} data ({', '.join(name for name in kind._fields if name != 'num_classes')})"
+
+
+def refuse_kind(network: Callable[..., Any], name: str, info: Info, dataset: str = "the dataset") -> None:
+    """Raise the UserError, which starts with `name`, for a network that does not take data of this kind."""
+    taken = taken_kinds(network)
+    if type(info) not in taken:
+        takes = " or ".join(map(kind_words, taken)) or "no data (its constructor has not the keywords of any kind)"
+        raise UserError(f"{name} takes {takes}, and {dataset} holds {kind_words(type(info))}")
+
+
+def example_input(info: Info) -> Tensor:
+    """One made-up input [1, ...] as a network gets it: pixels as floats, token ids as they are."""
+    example = info.example(1)
+    return example.float() if example.dtype == torch.uint8 else example
+
+
+def flops(model: nn.Module, info: Info) -> int:
+    """Floating-point operations of one input's forward pass: two for each multiply-add.
 
     Convolutions, linear layers and attention count; normalisation, activations and pooling do not. Counted on shapes
     alone (meta device): it costs no arithmetic and leaves the model as it is.
     """
     with FlopCounterMode(display=False) as counter:
-        forward_on_meta(model, info.in_channels, info.image_size)
+        forward_on_meta(model, example_input(info))
     return counter.get_total_flops()
 
 
-def forward_on_meta(model: nn.Module, channels: int, size: int) -> Any:
-    """What the model returns for one image in eval mode, as shapes without numbers; no arithmetic is done.
+def forward_on_meta(model: nn.Module, inputs: Tensor) -> Any:
+    """What the model returns for inputs of this shape in eval mode, as shapes without numbers; no arithmetic is done.
 
     In float32 throughout: some weights may lie in bfloat16, and there is no autocast for shapes.
     """
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state = {name: torch.empty_like(value, device="meta", dtype=_as_float32(value)) for name, value in state.items()}
     with evaluating(model), torch.no_grad():
-        return functional_call(model, state, (torch.empty(1, channels, size, size, device="meta"),))
+        return functional_call(model, state, (inputs.to("meta"),))
 
 
 def _as_float32(value: Tensor) -> torch.dtype:

@@ -18,18 +18,17 @@ _PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 _PLAIN_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # exactly these: subclasses may change their weight before they use it
 
 
-def fold_batchnorm(model: nn.Module, image_size: int | None = None) -> nn.Module:
+def fold_batchnorm(model: nn.Module, inputs: Tensor | None = None) -> nn.Module:
     """An eval-mode copy of `model` with every batch norm that directly follows a convolution folded into it.
 
     Same outputs up to float rounding (the arithmetic is done in float64). Left alone: a batch norm whose input is
     used elsewhere too or is itself a feature (pre-activation networks), or does not come from a convolution. What
-    follows what is observed in one forward pass of one blank image of `image_size` pixels (default: the model's
-    own, or 32); a model that cannot run it is returned as an unfolded copy.
+    follows what is observed in one forward pass of `inputs` [1, ...] (default: a blank image of the model's own
+    size, or of 32 pixels); a model that cannot run them is returned as an unfolded copy.
     """
     folded = copy.deepcopy(model).eval()
     if any(isinstance(module, _BatchNorm) for module in folded.modules()):
-        own: Any = getattr(model, "image_size", 32)
-        for conv, norm in _foldable(folded, image_size or own):
+        for conv, norm in _foldable(folded, inputs):
             old: Any = folded.get_submodule(norm)
             _absorb(folded.get_submodule(conv), old)
             folded.set_submodule(norm, _remainder(old))
@@ -89,23 +88,26 @@ class _Trace:
         return found
 
 
-def _foldable(model: nn.Module, size: int) -> list[tuple[str, str]]:
+def _foldable(model: nn.Module, inputs: Tensor | None) -> list[tuple[str, str]]:
     """Paths of (convolution, batch norm) pairs where the batch norm is the only reader of the convolution's output."""
     trace = _Trace()
     handles = [handle for name, module in model.named_modules() for handle in trace.watch(name, module)]
     try:
-        entry = first_layer(model)
-        channels = entry.in_channels if isinstance(entry, nn.Conv2d) else 3
-        image = entry.weight.new_zeros(1, channels, size, size)
+        inputs = _blank(model) if inputs is None else inputs.to(next(model.parameters()).device)
         with torch.no_grad(), trace.uses:
-            outputs = model(image)
-    except Exception:  # a foreign network may fail in any way on a blank image; folding is an optimisation, not a duty
+            outputs = model(inputs)
+    except Exception:  # a foreign network may fail in any way on made-up data; folding is an optimisation, not a duty
         return []
     finally:
         for handle in handles:
             handle.remove()
     pairs = trace.pairs({id(leaf) for leaf in tree_leaves(outputs)})
     return [(conv, norm) for conv, norm in pairs if _fits(model.get_submodule(conv), model.get_submodule(norm))]
+
+
+def _blank(model: nn.Module) -> Tensor:
+    entry, size = first_layer(model), int(getattr(model, "image_size", 32))
+    return entry.weight.new_zeros(1, entry.in_channels if isinstance(entry, nn.Conv2d) else 3, size, size)
 
 
 def _fits(conv: Any, norm: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Fully connected networks, as in the MNIST experiments of Hinton, Vinyals and Dean (2015), section 3."""
+"""Fully connected networks for vectors and images, as in Hinton, Vinyals and Dean (2015), section 3 (MNIST)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kdbench.types import Outputs
 
 
 class MLP(nn.Module):
-    """Hidden ReLU layers over the flattened image; 2 x 1200 (with dropout) was the teacher, 2 x 800 the student.
+    """Hidden ReLU layers over a vector or an image: 2 x 1200 (with dropout) was the teacher, 2 x 800 the student.
 
-    hidden: width of each hidden layer. dropout: on the hidden units, input_dropout: on the pixels (Hinton et al.
-    2012 use 0.5 and 0.2). Input [B, in_channels, image_size, image_size], one size only; features
-    "stage1".."stageN" [B, D] and "pooled", the last of them after dropout. Raises UserError for empty or
+    hidden: width of each hidden layer. dropout: on the hidden units, input_dropout: on the inputs (Hinton et al.
+    2012 use 0.5 and 0.2). Input [B, dimensions], or images [B, in_channels, image_size, image_size], one size only;
+    features "stage1".."stageN" [B, D] and "pooled", the last of them after dropout. Raises UserError for empty or
     non-positive `hidden`, or a dropout outside [0, 1).
     """
 
@@ -27,6 +27,7 @@ class MLP(nn.Module):
         num_classes: int,
         in_channels: int = 3,
         image_size: int = 32,
+        dimensions: int | None = None,
     ) -> None:
         super().__init__()
         if not hidden or any(width < 1 for width in hidden):
@@ -34,16 +35,16 @@ class MLP(nn.Module):
         for name, value in (("dropout", dropout), ("input_dropout", input_dropout)):
             if not 0 <= value < 1:
                 raise UserError(f"{name} must be in [0, 1), got {value}")
-        sizes = [in_channels * image_size**2, *hidden]
+        sizes = [dimensions or in_channels * image_size**2, *hidden]
         self.image_size = image_size
         self.input_dropout = _dropout(input_dropout)
         self.hidden = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in zip(sizes, hidden))
         self.dropout = _dropout(dropout)
         self.fc = nn.Linear(hidden[-1], num_classes)
 
-    def forward(self, image: Tensor) -> Outputs:
+    def forward(self, inputs: Tensor) -> Outputs:
         features: dict[str, Tensor] = {}
-        x = self.input_dropout(image.flatten(1))
+        x = self.input_dropout(inputs.flatten(1))
         for number, layer in enumerate(self.hidden, start=1):
             features[f"stage{number}"] = x = F.relu(layer(x))
             x = self.dropout(x)

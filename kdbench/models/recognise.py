@@ -12,11 +12,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from kdbench.models.base import first_layer_name, last_layer_name
+from kdbench.models.base import first_layer_name, last_layer_name, taken_kinds
 from kdbench.models.names import comparable, namings
 from kdbench.paths import CONFIG_DIR
+from kdbench.types import ImageInfo, TokenInfo, VectorInfo
 
-_DATA = {"num_classes": 2, "in_channels": 3, "image_size": 32}
+_DATA = (ImageInfo(2, 3, 32), VectorInfo(2, 32), TokenInfo(2, 100, 32))
 
 
 class _Known(NamedTuple):
@@ -58,10 +59,11 @@ def _networks() -> Iterator[tuple[str, nn.Module]]:
             continue
         module, _, attribute = target.rpartition(".")
         factory = getattr(importlib.import_module(module), attribute)
+        data = next(info for info in _DATA if type(info) in taken_kinds(factory))._asdict()
         with torch.device("meta"):
-            yield f"{path.stem} with", factory(**arguments, **_DATA)
+            yield f"{path.stem} with", factory(**arguments, **data)
             if arguments.get("shortcut") == "B":
-                yield f"{path.stem} with shortcut=A and", factory(**{**arguments, "shortcut": "A"}, **_DATA)
+                yield f"{path.stem} with shortcut=A and", factory(**{**arguments, "shortcut": "A"}, **data)
 
 
 def _classes_if_fits(state: Mapping[str, Tensor], known: _Known) -> int | None:

@@ -207,7 +207,7 @@ def _shapes(net: nn.Module, in_channels: int, size: int) -> list[tuple[str, tupl
             record = lambda _m, _a, out, path=path: seen.append((path, tuple(out.shape)))  # noqa: E731
             handles.append(module.register_forward_hook(record))
     try:
-        forward_on_meta(net, in_channels, size)
+        forward_on_meta(net, torch.empty(1, in_channels, size, size))
     finally:
         for handle in handles:
             handle.remove()
@@ -238,6 +238,6 @@ def _classifier_name(net: nn.Module) -> str:
 
 def _check_forward(network: Adopted, name: str, in_channels: int) -> None:
     try:
-        forward_on_meta(network, in_channels, network.image_size)
+        forward_on_meta(network, torch.empty(1, in_channels, network.image_size, network.image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"{name} cannot run {network.image_size}-pixel images: {first_line(error)}") from error

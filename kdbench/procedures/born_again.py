@@ -20,7 +20,7 @@ from kdbench.runs.recipe import NetworkSpec, Recipe
 from kdbench.runs.series import opened, seeds_apart
 from kdbench.runs.stage import Start
 from kdbench.runs.taught import TaughtBy
-from kdbench.types import ImageInfo
+from kdbench.types import Info
 
 Layer = Literal["first", "last"]
 
@@ -68,7 +68,7 @@ def ensemble_figures(members: Sequence[TaughtBy], data: Bundle, prefix: str) -> 
 
 
 def shared_layers(
-    student: NetworkSpec, teacher: NetworkSpec, layers: Sequence[Layer], info: ImageInfo
+    student: NetworkSpec, teacher: NetworkSpec, layers: Sequence[Layer], info: Info
 ) -> dict[str, str]:
     """The paths of layers in the student and in its teacher, by what both networks are; {} for no layers.
 
@@ -103,9 +103,7 @@ def sharing(pairs: Mapping[str, str], teacher: nn.Module) -> Start:
 
 
 def _same_shapes(own: nn.Module, given: nn.Module, layer: str) -> None:
-    mine, theirs = (
-        {key: tuple(value.shape) for key, value in module.state_dict().items()} for module in (own, given)
-    )
+    mine, theirs = ({key: tuple(value.shape) for key, value in module.state_dict().items()} for module in (own, given))
     if mine != theirs:
         both = f"{mine} in the student and {theirs} in the teacher"
         raise UserError(f"procedure.share: the {layer} layers differ, {both}")

@@ -53,9 +53,7 @@ def sequential(
         return series.conclude(last, figures)
 
 
-def _along(
-    series: Series, first: TaughtBy, specs: list[NetworkSpec], losses: list[LossSpec]
-) -> tuple[Path, RunResult]:
+def _along(series: Series, first: TaughtBy, specs: list[NetworkSpec], losses: list[LossSpec]) -> tuple[Path, RunResult]:
     """The folder and result of the last hop."""
     teacher = first
     for hop, (spec, loss) in enumerate(zip(specs, losses, strict=True)):

@@ -19,7 +19,7 @@ from kdbench.runs.obtain import measure, measured, obtain
 from kdbench.runs.origin import origin_of
 from kdbench.runs.recipe import Catalogue, NetworkSpec, Origin, Recipe, TeacherSpec
 from kdbench.runs.taught import TaughtBy
-from kdbench.types import ImageInfo
+from kdbench.types import Info
 
 _KEYS = ("network", "seed", "run", "checkpoint")
 
@@ -47,7 +47,7 @@ class Ensemble:
     def describe(self, catalogue: Catalogue) -> NetworkSpec:
         parts = [origin.describe(catalogue) for origin, _ in self._members(catalogue, 0)]
 
-        def make(info: ImageInfo) -> nn.Module:
+        def make(info: Info) -> nn.Module:
             return self._join([part.make(info) for part in parts])
 
         return NetworkSpec("ensemble", {}, make, single=False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from kdbench.errors import UserError
 from kdbench.files import read_json, write_atomically, write_json
 from kdbench.models.weights import load_into
 from kdbench.results.result import RESULT
-from kdbench.types import ImageInfo
+from kdbench.types import ImageInfo, Info
 
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
@@ -42,7 +42,7 @@ def save_network(folder: Path, spec: NetworkSpec, data: Bundle) -> None:
     about = {
         "name": spec.name,
         "config": config,
-        "info": list(data.info),
+        "info": data.info._asdict(),
         "classes": list(data.classes),
         "dataset": data.name,
     }
@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def spec_of_run(folder: Path, catalogue: Catalogue) -> tuple[NetworkSpec, ImageInfo]:
+def spec_of_run(folder: Path, catalogue: Catalogue) -> tuple[NetworkSpec, Info]:
     """The network of a run folder, and the data it is for. Raises UserError if the folder is none of a run."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder")
@@ -71,12 +71,10 @@ def spec_of_run(folder: Path, catalogue: Catalogue) -> tuple[NetworkSpec, ImageI
     config = dict(about["config"])
     if "pretrained" in config:  # its weights come from this folder
         config |= {"pretrained": False}
-    return catalogue.network_from(about["name"], config), ImageInfo(*about["info"])
+    return catalogue.network_from(about["name"], config), read_info(about["info"])
 
 
-def network_of_run(
-    folder: Path, catalogue: Catalogue, weights: str = STUDENT
-) -> tuple[NetworkSpec, nn.Module, ImageInfo]:
+def network_of_run(folder: Path, catalogue: Catalogue, weights: str = STUDENT) -> tuple[NetworkSpec, nn.Module, Info]:
     """The finished student of a run folder. Raises UserError if the folder holds none."""
     spec, info = spec_of_run(folder, catalogue)
     if not (folder / weights).exists():
@@ -86,6 +84,13 @@ def network_of_run(
     network = spec.make(info)
     load_into(network, _read(folder / weights), str(folder / weights))
     return spec, network, info
+
+
+def read_info(kept: Mapping[str, int] | Sequence[int]) -> Info:
+    """What a network was built for, as network.json has it; a list is of images, from before there was other data."""
+    if not isinstance(kept, Mapping):
+        return ImageInfo(*kept)
+    return next(kind(**kept) for kind in get_args(Info) if set(kind._fields) == set(kept))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from kdbench.engine.evaluate import all_logits
 from kdbench.engine.graph import MOST, wants_graph
 from kdbench.engine.metrics import measure_logits
 from kdbench.errors import UserError
-from kdbench.models.base import count_parameters
+from kdbench.models.base import count_parameters, example_input
 from kdbench.models.fold import fold_batchnorm
 from kdbench.models.weights import weight_hash
 from kdbench.results.metrics import CLASSIFICATION, metric_of
@@ -54,7 +54,7 @@ def introduced(given: TaughtBy, data: Bundle, allow_chance: bool, longer: str = 
 
 def live_teacher(network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement) -> LiveTeacher:
     """What answers batches, and fills tables, in place of a trained network: a copy of it made quick."""
-    quick = placement.cast(fold_batchnorm(network, data.info.image_size))
+    quick = placement.cast(fold_batchnorm(network, example_input(data.info)))
     # Where steps are recorded the teacher is asked for many of them at once.
     ahead = wants_graph(recipe.trainer, placement.device, recipe.optimizer)
     chunk = chunk_for(placement.device, MOST if ahead else recipe.schedule.batch_size)

@@ -17,7 +17,7 @@ from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOpt
 from kdbench.errors import require
 from kdbench.losses.base import DistillationLoss
 from kdbench.runs.taught import TaughtBy
-from kdbench.types import ImageInfo
+from kdbench.types import Info
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class NetworkSpec:
 
     name: str
     config: Mapping[str, Any]
-    make: Callable[[ImageInfo], nn.Module]
+    make: Callable[[Info], nn.Module]
     single: bool = True  # False: several networks that answer as one, with no layers and no classifier of its own
 
     @property
@@ -34,7 +34,7 @@ class NetworkSpec:
         """Whether it comes with trained weights and a head for them."""
         return bool(self.config.get("pretrained")) and not self.config.get("new_head")
 
-    def sketch(self, info: ImageInfo) -> nn.Module:
+    def sketch(self, info: Info) -> nn.Module:
         """The network without memory (on the meta device): names and shapes, and what refuses to be built.
 
         Published weights are read into real memory.

@@ -22,7 +22,7 @@ from kdbench.tables.key import table_key
 from kdbench.tables.worth import Costs, choose, free_disk, free_memory
 from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.none import NoTeacher
-from kdbench.types import Epochs, ImageInfo, Teacher
+from kdbench.types import Epochs, Info, Teacher
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _weigh(
     return choose(costs)
 
 
-def _flops(network: nn.Module, info: ImageInfo) -> int:
+def _flops(network: nn.Module, info: Info) -> int:
     """FLOPs of a forward pass; two for each parameter where a network cannot be run on shapes alone."""
     try:
         return flops(network, info)

@@ -51,12 +51,10 @@ def key_name(key: Mapping[str, Any]) -> str:
 
 
 def probe(live: LiveTeacher, data: Bundle, batches: TrainingBatches) -> tuple[Tensor, Outputs]:
-    """One chunk of fixed random images in views from all over the enumeration, normalised, and the teacher's answer."""
-    _, channels, height, width = data.train.inputs.shape
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (live.chunk, channels, height, width), generator=generator, dtype=torch.uint8)
+    """One chunk of fixed random inputs in views from all over the enumeration, normalised, and the teacher's answer."""
+    inputs = data.info.example(live.chunk, batches.device, data.train.inputs.shape[1:])
     view = torch.arange(live.chunk) * 7919 % (batches.views or 1)  # a prime: no two alike where there are more views
-    prepared = batches.normalise(batches.augment(images.to(batches.device), view.to(batches.device)))
+    prepared = batches.normalise(batches.augment(inputs, view.to(batches.device)))
     return prepared, live.outputs(prepared)
 
 

@@ -19,9 +19,9 @@ def freeze(network: nn.Module) -> nn.Module:
 
 
 class LiveTeacher(Teacher):
-    """Outputs of a frozen network for the images of a batch.
+    """Outputs of a frozen network for the inputs of a batch.
 
-    Images go through in chunks of one fixed size (`chunk`; the last one padded), because the last bit of a logit may
+    They go through in chunks of one fixed size (`chunk`; the last one padded), because the last bit of a logit may
     depend on the shape of the batch that it was computed in. So a table filled in chunks of the same size holds exactly
     these numbers. `context` makes the precision context, `torch.autocast` or nothing.
     """
@@ -34,26 +34,27 @@ class LiveTeacher(Teacher):
     def __call__(self, batch: Batch) -> Outputs:
         return self.outputs(batch.input)
 
-    def outputs(self, image: Tensor) -> Outputs:
-        """image [B, C, H, W] normalised, any B; logits and features in the precision of the network."""
-        size = len(image)
+    def outputs(self, inputs: Tensor) -> Outputs:
+        """inputs [B, ...] normalised, any B; logits and features in the precision of the network."""
+        size = len(inputs)
         with torch.no_grad(), self.context():
-            parts = [self._whole(piece) for piece in image.split(self.chunk)]
+            parts = [self._whole(piece) for piece in inputs.split(self.chunk)]
         if len(parts) == 1:
             return _first(parts[0], size)
         features = {key: torch.cat([p.features[key] for p in parts])[:size] for key in parts[0].features}
         return Outputs(torch.cat([p.logits for p in parts])[:size], features)
 
-    def _whole(self, image: Tensor) -> Outputs:
-        missing = self.chunk - len(image)
+    def _whole(self, inputs: Tensor) -> Outputs:
+        missing = self.chunk - len(inputs)
         if missing:
-            # With the strides of a whole chunk: they may decide how a library computes.
-            shape = (self.chunk, *image.shape[1:])
-            whole = torch.empty_strided(shape, image.stride(), dtype=image.dtype, device=image.device)
-            whole[len(image) :] = 0
-            whole[: len(image)] = image
-            image = whole
-        return self.network(image)
+            # With the strides of a whole chunk: they may decide how a library computes. Filled up with what the network
+            # has seen anyway: a text of padding alone would stop some of them.
+            shape = (self.chunk, *inputs.shape[1:])
+            whole = torch.empty_strided(shape, inputs.stride(), dtype=inputs.dtype, device=inputs.device)
+            whole[len(inputs) :] = inputs[:1]
+            whole[: len(inputs)] = inputs
+            inputs = whole
+        return self.network(inputs)
 
 
 def chunk_for(device: torch.device, batch_size: int) -> int:

@@ -39,7 +39,7 @@ def test_the_device_of_these_tests_has_no_float64(device) -> None:
 
 
 def test_batch_norms_are_folded_without_float64_on_the_device(device) -> None:
-    folded = fold_batchnorm(build("resnet8", classes=4, size=8).to(device).eval(), 8)
+    folded = fold_batchnorm(build("resnet8", classes=4, size=8).to(device).eval(), torch.zeros(1, 3, 8, 8))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert {p.device.type for p in folded.parameters()} == {device}
 

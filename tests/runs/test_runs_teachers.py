@@ -11,6 +11,7 @@ import torch
 
 from kdbench.files import read_json
 from kdbench.models.resnet import ResNet
+from kdbench.runs.folder import read_info
 from kdbench.teachers.live import freeze
 from kdbench.types import ImageInfo
 from tests.support.killing import PATHS
@@ -102,4 +103,7 @@ def test_a_network_with_a_foreign_head_is_refused(capsys):
 
 def test_info_travels_with_the_run():
     folder = train("teacher=none", "loss=ce")
-    assert ImageInfo(*read_json(folder / "network.json")["info"]) == ImageInfo(4, 3, 8)
+    kept = read_json(folder / "network.json")["info"]
+    assert (
+        read_info(kept) == ImageInfo(4, 3, 8) == read_info(list(kept.values()))
+    )  # a list: as the first edition wrote it
