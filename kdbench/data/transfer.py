@@ -52,6 +52,9 @@ def _transfer(
     part = _share(part, fraction, per_class, seed)
     if len(part) < 2:
         raise UserError(f"dataset.transfer must leave at least 2 images to train on, got {len(part)}")
+    for key, value, none in (("extra", extra, "null"), ("crops", crops, "0")):
+        if value and not are_images(part.inputs):
+            raise UserError(f"dataset.transfer.{key} must be {none} for data without images, got {value}")
     unread = None if extra is None else _extra_files(part.inputs, files, extra)
     added = _extras(part.inputs, unread, extra, cache, crops, noise_images, seed)
     if added is None:
@@ -124,9 +127,6 @@ def _extras(
     images: Inputs, unread: ImageFiles | None, folder: str | None, cache: str, crops: int, noise_images: int, seed: int
 ) -> Inputs | None:
     """Unlabelled images: those of a folder, crops of the split's own images, and random noise."""
-    if not are_images(images) and (folder is not None or crops):
-        key, value = ("crops", crops) if crops else ("extra", folder)
-        raise UserError(f"dataset.transfer.{key} must be {0 if crops else 'null'} for data without images, got {value}")
     for name, count in (("crops", crops), ("noise_images", noise_images)):
         if count < 0 or (count and isinstance(images, ImageFiles)):
             limit = "0 for a dataset that is streamed from files" if count > 0 else "0 or more"

@@ -67,9 +67,7 @@ def ensemble_figures(members: Sequence[TaughtBy], data: Bundle, prefix: str) -> 
     return figures
 
 
-def shared_layers(
-    student: NetworkSpec, teacher: NetworkSpec, layers: Sequence[Layer], info: Info
-) -> dict[str, str]:
+def shared_layers(student: NetworkSpec, teacher: NetworkSpec, layers: Sequence[Layer], info: Info) -> dict[str, str]:
     """The paths of layers in the student and in its teacher, by what both networks are; {} for no layers.
 
     Raises UserError where they have other shapes, where the teacher has no layers of its own, and where the student
