@@ -130,7 +130,7 @@ def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSp
 
     def make(info: Info) -> Any:
         network = locate(config.get("_target_"), f"{prefix}._target_")
-        refuse_kind(network, f"{prefix} = {name}:", info)
+        refuse_kind(network, prefix, name, info)
         return construct(config, prefix, **info._asdict())
 
     return NetworkSpec(name, config, make)
@@ -145,7 +145,7 @@ def try_networks(recipe: Recipe) -> None:
     for key, spec in named.items():
         if "_target_" in spec.config:
             network = locate(spec.config["_target_"], f"{key}._target_")
-            refuse_kind(network, f"{key} = {spec.name}:", data.info, f"dataset={data.name}")
+            refuse_kind(network, key, spec.name, data.info, f"dataset={data.name}")
         spec.sketch(data.info)
 
 

@@ -51,7 +51,7 @@ def evaluate_run(
     dataset = dataset_node(tree["dataset"], overrides)
     data = load_data(json.dumps(dataset))
     _, network, info = network_of_run(folder, ConfigCatalogue(), weights)
-    require(info == data.info, "dataset", f"{data.name} {tuple(data.info)}", f"like the run's: {tuple(info)}")
+    require(info == data.info, "dataset", f"{data.name}, {data.info}", f"like the run's: {info}")
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
     known = TrainerOptions.__dataclass_fields__  # a run of an earlier version may have had others
@@ -61,7 +61,7 @@ def evaluate_run(
     if against is None:
         return {"images": len(images), **evaluate(network, batches)}
     other, theirs = network_of_run(against, ConfigCatalogue())[1:]
-    require(theirs == info, "--against", f"{against} {tuple(theirs)}", f"for images like the run's: {tuple(info)}")
+    require(theirs == info, "--against", f"{against}, for {theirs}", f"for data like the run's: {info}")
     return {"images": len(images), **compare_networks(network, placement.put(other), batches)}
 
 

@@ -173,7 +173,7 @@ class EvaluationBatches(_Batches):
 
     def __init__(self, data: Bundle, split: Split, loading: Loading) -> None:
         if loading.batch_size < 1:
-            raise UserError(f"trainer.eval_batch_size must be 1 or more, got {loading.batch_size}")
+            raise UserError("trainer.eval_batch_size", loading.batch_size, "1 or more")
         super().__init__(data, split, loading, None)
         self.bounds = [(k, min(k + loading.batch_size, self.size)) for k in range(0, self.size, loading.batch_size)]
         self.view = torch.full((min(loading.batch_size, self.size),), data.augment.no_op, device=self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -74,12 +75,11 @@ def _read(reader: str, options: Mapping[str, Any], channels: int | None, **given
     source = call(function, options, "dataset", given, beside=keys(load_bundle))
     for inputs in (source.inputs, source.test_inputs, *([source.val[0]] if source.val else [])):
         if isinstance(inputs, Tensor) and (inputs.dtype, inputs.ndim) not in _KINDS:
-            raise UserError(
-                f"dataset.reader = {reader}: must give images uint8 [N, C, H, W], vectors float32 [N, D] or token ids "
-                f"int64 [N, L], got {inputs.dtype} {list(inputs.shape)}"
-            )
+            found = f"It gives {inputs.dtype} {list(inputs.shape)}"
+            kinds = "images uint8 [N, C, H, W], vectors float32 [N, D] or token ids int64 [N, L]"
+            raise UserError("dataset.reader", reader, f"one that gives {kinds}", hint=found)
     if channels is not None and not are_images(source.inputs):
-        raise UserError(f"dataset.channels must be null for data that is not images, got {channels}")
+        raise UserError("dataset.channels", channels, "null for data that is not images")
     return _with_channels(source, channels)
 
 
@@ -102,7 +102,7 @@ def _augment(value: Augment | None, key: str, inputs: Inputs) -> Augment:
         except (IndexError, RuntimeError, TypeError, ValueError):  # what arithmetic for images makes of other shapes
             fits = False
         if not fits:
-            raise UserError(f"dataset.{key} must be null or one for data of shape {list(inputs.shape)}, got {made}")
+            raise UserError(f"dataset.{key}", made, f"null, or an augmentation for data of shape {list(inputs.shape)}")
     return made
 
 
@@ -110,9 +110,9 @@ def _mix(options: Mapping[str, Any], inputs: Inputs) -> Mixup | CutMix | None:
     mix = make_mix(options)
     if mix is not None and isinstance(inputs, Tensor) and not are_images(inputs):
         if not inputs.is_floating_point():
-            raise UserError(f"dataset.mix.kind must be none for token ids, got {type(mix).__name__.lower()}")
+            raise UserError("dataset.mix.kind", type(mix).__name__.lower(), "none for token ids")
         if isinstance(mix, CutMix):
-            raise UserError("dataset.mix.kind must be none or mixup for vectors, which have no rectangles, got cutmix")
+            raise UserError("dataset.mix.kind", "cutmix", "none or mixup for vectors, which have no rectangles")
     return mix
 
 
@@ -167,26 +167,28 @@ def _normalisation(source: Source, mean: Any, std: Any) -> tuple[tuple[float, ..
     """Mean and std, one a channel or dimension; what is null is measured on the whole original training set."""
     if isinstance(source.inputs, Tensor) and source.inputs.dtype == torch.int64:
         if mean is not None or std is not None:
-            raise UserError("dataset.mean and dataset.std must be null for token ids")
+            raise UserError("dataset.mean", mean, "null for token ids, and so must dataset.std")
         return (), ()
     measured: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     if mean is None or std is None:
         assert source.stats is not None or isinstance(source.inputs, Tensor)  # a survey measures streamed images
         measured = source.stats or bundles.statistics(source.inputs)  # type: ignore[arg-type]
-    channels, result = source.inputs.shape[1], []
+    channels, pixels, result = source.inputs.shape[1], are_images(source.inputs), []
     for key, value, own in (("mean", mean, measured[0]), ("std", std, measured[1])):
         listed = value if isinstance(value, (list, tuple)) else [value]
         numbers = own if value is None else tuple(float(number) for number in listed)
         numbers = numbers * channels if len(numbers) == 1 else numbers
-        # Of pixel / 255, as what is measured: numbers of another scale (123.68) are of pixels.
-        pixels = isinstance(source.inputs, ImageFiles) or source.inputs.dtype == torch.uint8
-        low, high = (0.0, 1.0) if pixels else (-1e6, 1e6)
-        fit = all(low <= number <= high and (key == "mean" or number > 0) for number in numbers)
-        if len(numbers) != channels or not fit:
-            many = f"{channels} number(s){', above 0 and at most 1' if key == 'std' else ' in [0, 1]'}"
+        if len(numbers) != channels or not all(_possible(key, number, pixels) for number in numbers):
+            of_pixels = ", above 0 and at most 1" if key == "std" else " in [0, 1]"
+            many = f"{channels} number(s){of_pixels if pixels else ', above 0' if key == 'std' else ''}"
             raise UserError(f"dataset.{key} must be {many}, or null to measure; got {value}")
         result.append(numbers)
     return result[0], result[1]
+
+
+def _possible(key: str, number: float, pixels: bool) -> bool:
+    """Pixels are divided by 255, for what is measured too: numbers of another scale (123.68) are of whole pixels."""
+    return math.isfinite(number) and (key == "mean" or number > 0) and (0 <= number <= 1 or not pixels)
 
 
 def _identity(source: Source, added: Inputs | None) -> tuple[str, int]:

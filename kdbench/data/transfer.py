@@ -54,7 +54,7 @@ def _transfer(
         raise UserError(f"dataset.transfer must leave at least 2 images to train on, got {len(part)}")
     for key, value, none in (("extra", extra, "null"), ("crops", crops, "0")):
         if value and not are_images(part.inputs):
-            raise UserError(f"dataset.transfer.{key} must be {none} for data without images, got {value}")
+            raise UserError(f"dataset.transfer.{key}", value, f"{none} for data without images")
     unread = None if extra is None else _extra_files(part.inputs, files, extra)
     added = _extras(part.inputs, unread, extra, cache, crops, noise_images, seed)
     if added is None:

@@ -15,9 +15,7 @@ from kdbench.types import Outputs
 
 # A feature that networks give, and several of them.
 Layer = Annotated[str, Range("a feature's name such as stage1", lambda name: bool(name) and not name.isdigit())]
-Layers = Annotated[
-    list[Layer], listed(1, "a list of different feature names such as [stage1,stage2]", different=True)
-]
+Layers = Annotated[list[Layer], listed(1, "a list of different feature names such as [stage1,stage2]", different=True)]
 
 
 def student_maps(student: Outputs, layers: Sequence[str]) -> list[Tensor]:

@@ -88,12 +88,13 @@ def kind_words(kind: type[Info]) -> str:
     return f"{word} data ({', '.join(name for name in kind._fields if name != 'num_classes')})"
 
 
-def refuse_kind(network: Callable[..., Any], name: str, info: Info, dataset: str = "the dataset") -> None:
-    """Raise the UserError, which starts with `name`, for a network that does not take data of this kind."""
+def refuse_kind(network: Callable[..., Any], key: str, name: str, info: Info, dataset: str = "the dataset") -> None:
+    """Raise the UserError for a network (`key` = `name`) that does not take data of this kind."""
     taken = taken_kinds(network)
     if type(info) not in taken:
         takes = " or ".join(map(kind_words, taken)) or "no data (its constructor has not the keywords of any kind)"
-        raise UserError(f"{name} takes {takes}, and {dataset} holds {kind_words(type(info))}")
+        allowed = f"a network for {kind_words(type(info))}, which {dataset} holds"
+        raise UserError(key, name, allowed, hint=f"It takes {takes}")
 
 
 def example_input(info: Info) -> Tensor:

@@ -78,9 +78,7 @@ def judge(differences: Sequence[Difference], better: int = 1, margin: float = MA
     `better` is the metric's: -1 turns the words round. `margin` is in the figures' own numbers.
     """
     adjusted, levels = holm([one.p for one in differences])
-    return [
-        _judged(one, p, level, better, margin) for one, p, level in zip(differences, adjusted, levels, strict=True)
-    ]
+    return [_judged(one, p, level, better, margin) for one, p, level in zip(differences, adjusted, levels, strict=True)]
 
 
 def holm(ps: Sequence[float | None]) -> tuple[list[float | None], list[float]]:

@@ -170,7 +170,7 @@ def test_what_cannot_be():
         (lambda: batches(batch_size=0), "schedule.batch_size must be 1 or more, got 0"),
         (lambda: batches(batch_size=50, drop_last=True), "schedule.batch_size must be at most 21"),
         (lambda: batches(limit_steps=0), "trainer.limit_steps must be 1 or more"),
-        (lambda: evaluation(0), "trainer.eval_batch_size must be 1 or more"),
+        (lambda: evaluation(0), "trainer.eval_batch_size = 0: must be 1 or more"),
     ]:
         with pytest.raises(UserError, match=words):
             make()
