@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.options import TrainerOptions
 from kdbench.errors import UserError, require
-from kdbench.types import ImageInfo
+from kdbench.types import Info
 
 # `auto` keeps off what scripts/device_check.py has not passed on a GPU yet: it was written and tested without one, and
 # a training that is fast and wrong is worth nothing. `on` asks for it all the same. The script's page names the flags
@@ -151,12 +151,13 @@ def keep_freed_memory() -> bool:
     return bool(served and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def evaluation_batch(options: TrainerOptions, device: torch.device, info: ImageInfo) -> int:
-    """Images a batch in evaluation. On a GPU small batches of small images are launches and little else; 2,500 images
+def evaluation_batch(options: TrainerOptions, device: torch.device, info: Info) -> int:
+    """Samples a batch in evaluation. On a GPU small batches of small inputs are launches and little else; 2,500 images
     of 32x32 take 0.1 GB in resnet20."""
     if options.eval_batch_size != "auto":
         return options.eval_batch_size
-    return 2500 if device.type == "cuda" and info.image_size <= 64 else 500
+    small = info.example(1).numel() <= 3 * 64**2
+    return 2500 if device.type == "cuda" and small else 500
 
 
 def named_device(name: str) -> torch.device:
