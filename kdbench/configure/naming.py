@@ -36,7 +36,7 @@ def config_hash(cfg: DictConfig) -> str:
     if "paths" in task:
         for key in task.paths:
             task.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
-    tree = {key: _content(_plain_number(value)) for key, value in flat(task).items() if counted(key)}
+    tree = {key: _content(_plain_number(value)) for key, value in _counted(flat(task)).items()}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -91,11 +91,18 @@ def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, An
         if group not in NAMED and option != usual:
             changed[group] = option
     values, usual_values, usual_forms = flat(task), flat(plain.config), flat(plain.config, resolve=False)
-    for key, value in sorted(values.items()):
-        if not counted(key) or value == usual_values.get(key, ...) or _follows(task, key, usual_forms.get(key)):
+    for key, value in sorted(_counted(values).items()):
+        if value == usual_values.get(key, ...) or _follows(task, key, usual_forms.get(key)):
             continue
         changed[key] = _plain_number(value)
     return changed
+
+
+def _counted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What belongs to a run's identity; without a teacher none of the keys that say how one is had and used."""
+    lonely = values.get("teacher._target_") is None
+    unused = {key for key in values if lonely and key.startswith("teacher.") and key != "teacher._target_"}
+    return {key: value for key, value in values.items() if counted(key) and key not in unused}
 
 
 def _follows(task: DictConfig, key: str, usual_form: Any) -> bool:

@@ -47,18 +47,6 @@ def fuse(general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, acti
     return torch.where(on.any(1, keepdim=True), q / q.sum(1, keepdim=True), general)
 
 
-def fuse_one(general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor) -> Tensor:
-    """The closed form of `fuse` for one active specialist.
-
-    general [B, C], special [B, C], dustbin [B], covers [B, C] or [C].
-    Inside of its classes the mean of both; outside, the mean of both masses, spread as the generalist spreads its own.
-    """
-    inside = (general + special) / 2
-    mass = torch.where(covers, 0.0, general).sum(1, keepdim=True)
-    shared = general * ((mass + dustbin[:, None]) / (2 * mass).clamp_min(torch.finfo(general.dtype).tiny))
-    return torch.where(covers, inside, shared)
-
-
 def _start(a: Tensor, dust: Tensor, level: Tensor, outside: Tensor) -> Tensor:
     """r [B, M]: the closed form where one specialist is active, else its share, which leaves room for the others."""
     closed = level * dust / (a @ outside.T + dust).clamp_min(torch.finfo(a.dtype).tiny)

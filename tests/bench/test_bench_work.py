@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra import initialize_config_dir
 
 from kdbench.bench import standin
 from kdbench.bench.reference import PlainImages, ReferenceLoop
@@ -17,6 +18,7 @@ from kdbench.configure import construct
 from kdbench.data.readers import fake
 from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR
+from kdbench.runs.folder import save_network
 
 
 def students(bench, served, turns):
@@ -48,6 +50,23 @@ def test_a_loss_on_features_and_a_training_without_a_teacher_have_no_table(recip
     found = ways(bench, 2)
     assert list(found) == ["no teacher", "2 students at once, no teacher"]
     assert all(contender(bench, way)(1) > 0 for way in found.values())
+
+
+def test_an_ensemble_and_a_runs_own_network_are_timed_too(recipe, tmp_path):
+    words = ["teacher=ensemble", "teacher.network=mlp", "teacher.members=[0,1]", "teacher.tau=1"]
+    made = recipe(*words, without=("teacher",))
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):  # for members, which are named
+        bench = prepare(made, made.data(), tmp_path)
+        plain = ReferenceLoop(made, made.data(), workers=0)
+    batch = next(iter(bench.batches.epoch(0, 1)))
+    members = torch.stack([member(batch.input).logits.softmax(1) for member in bench.teacher.network.members])
+    torch.testing.assert_close(bench.teacher.teacher(batch).logits.softmax(1), members.mean(0))
+    assert students(bench, bench.live(), [3]) and plain.turn(1) > 0
+    run = tmp_path / "run"
+    run.mkdir()
+    save_network(run, recipe("student=mlp", "student.hidden=[7]").student, made.data())
+    made = recipe(f"teacher.run={run}")
+    assert prepare(made, made.data(), tmp_path).teacher.parameters == 3 * 64 * 7 + 7 + 7 * 4 + 4
 
 
 def test_a_step_of_the_plain_loop_is_a_step_of_kdbench(recipe, tmp_path):

@@ -82,7 +82,7 @@ def test_training_may_choose_for_itself(kdbench):
     [
         (["loss=kl"], "loss.epsilon: there is no such key"),
         (["loss.epsilon=0.5/m"], "loss.epsilon must be search or gradient, got 0.5/m"),
-        (["teacher=none"], "teacher must be a network"),
+        (["teacher=none"], "teacher = none: must be a network"),
         (["loss.search.counts=3"], "Did you mean loss.search.count?"),
         (["loss.search.count=1"], "loss.search.count"),
     ],

@@ -97,6 +97,16 @@ def test_a_sweepers_figure_is_returned(train, monkeypatch):
     assert len(values) == 1 and 0 <= values[0] <= 1
 
 
+def test_a_sweep_over_teachers_may_set_their_keys(composed):
+    """-m teacher=none,resnet14 teacher.seed=0,1: without a teacher its keys do not count, so it is one run."""
+    words = [(f"teacher={teacher}", f"teacher.seed={seed}") for teacher in ("none", "resnet14") for seed in (0, 1)]
+    points = [composed(*pair) for pair in words]
+    alone, again, *taught = [run_name(cfg) for cfg in points]
+    assert alone == again and "seed" not in alone and len({alone, *taught}) == 3
+    assert run_name(composed("teacher=none", "teacher.schedule.epochs=7", "teacher.allow_chance=true")) == alone
+    assert "shared" not in points[0].teacher and "seed" in points[0].teacher
+
+
 def test_names_follow_from_the_configuration_alone(composed):
     plain = run_name(composed())
     assert re.fullmatch(r"digits/resnet20-resnet8-kl-[0-9a-f]{8}", plain)

@@ -110,6 +110,13 @@ def test_what_cannot_be_is_refused(words: list[str], parts: list[str]):
     assert all(part in message for part in parts), message
 
 
+def test_an_ensemble_has_no_layers_to_share():
+    words = ["procedure=born_again", "teacher=ensemble", "teacher.network=mlp", "student=mlp"]
+    message = refusal(*words, "procedure.share=[last]")
+    assert all(part in message for part in ("procedure.share", "last", "ensemble", "no single network")), message
+    assert not Path("outputs").exists(), "no member was trained"
+
+
 @pytest.mark.parametrize("loss", ["ban", "ban_l", "cwtm", "dkpp"])
 def test_every_loss_of_the_paper(loss: str):
     out = train("procedure=born_again", f"loss={loss}", "procedure.generations=1", *MLPS, "schedule.epochs=1")

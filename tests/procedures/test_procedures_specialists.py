@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +110,13 @@ def test_the_fusion_can_teach_a_student():
     assert found["teacher"]["name"] == "fused" and found["student"]["name"] == "mlp"
     assert found["student"] == result(stages(out)[-1])["student"]
     assert (out / "student.safetensors").exists()
+
+
+def test_the_generalist_is_one_network():
+    words = ["procedure=specialists", "teacher=ensemble", "teacher.network=mlp", "student=mlp"]
+    message = refusal(*words)
+    assert message.startswith("teacher = ensemble: must be one network, whose weights a specialist starts from")
+    assert not Path("outputs").exists(), "no member was trained"
 
 
 @pytest.mark.parametrize(

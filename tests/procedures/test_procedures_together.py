@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from torch import nn
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import ScheduleOptions
 from kdbench.engine.schedule import lr_factors
+from kdbench.errors import UserError
 from kdbench.losses.kl import KL
-from kdbench.procedures.mutual import Mutual, Peers
+from kdbench.models.mlp import MLP
+from kdbench.procedures.mutual import Mutual, Peers, peers_from
 from kdbench.procedures.snapshot import cycle_schedule
 from kdbench.teachers.meta import MetaTeacher
 from kdbench.teachers.past_self import PastSelf
@@ -60,6 +63,25 @@ def test_mutual_learning_is_each_peers_loss_with_all_others(count: int):
         loss.backward()
         trained = joint.peers[number].fc  # type: ignore[union-attr]
         assert torch.allclose(trained.weight.grad, alone.fc.weight.grad, atol=1e-6)  # type: ignore[union-attr,arg-type]
+
+
+def test_peers_answer_as_the_first_and_keep_their_own_features():
+    peers, images = Peers([MLP([5], num_classes=3, in_channels=1, image_size=2) for _ in range(2)]), a_batch(0).input
+    together, apart = peers(images), [peer(images) for peer in peers.peers]
+    assert together.logits.equal(apart[0].logits) and together.features.keys() == apart[0].features.keys()
+    for mine, alone in zip(together.peers, apart, strict=True):
+        assert mine.logits.equal(alone.logits)
+        assert all(mine.features[key].equal(value) for key, value in alone.features.items())
+
+
+def test_peers_that_cannot_be_read_are_refused_by_name():
+    info = {"num_classes": 3, "in_channels": 1, "image_size": 2}
+    known = {"_target_": "kdbench.models.mlp.MLP", "hidden": [5]}
+    assert len(peers_from([json.dumps(known)] * 2, **info).peers) == 2
+    for other, part in (({"_target_": "kdbench.models.mlp.MLPS"}, "has no MLPS"), ({"hiden": [5]}, "hiden")):
+        with pytest.raises(UserError, match=r"student\.networks\[1\]") as caught:
+            peers_from([json.dumps(known), json.dumps(known | other)], **info)
+        assert part in str(caught.value)
 
 
 def test_peers_become_runs_of_their_own():
@@ -194,6 +216,17 @@ def test_self_distillation_is_an_ordinary_run():
     assert "train/agreement" in found["last"]
 
 
+def test_an_average_of_the_past_is_resumed(monkeypatch: pytest.MonkeyPatch):
+    words = ["procedure=self_distillation", "procedure.past=average", "procedure.decay=0.5", *ALONE[1:]]
+    whole = result(train(*words, "schedule.epochs=3", out="whole", without=["teacher"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", _fails_at(5))  # 48 images: the second step of the second epoch
+        with pytest.raises(KeyboardInterrupt):
+            train(*words, "schedule.epochs=3", out="cut", without=["teacher"])
+    cut = result(train(*words, "schedule.epochs=3", out="cut", without=["teacher"]))
+    assert cut["student"] == whole["student"] and cut["last"]["train/agreement"] == whole["last"]["train/agreement"]
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -213,6 +246,7 @@ def test_what_cannot_be_is_refused(words: list[str], parts: list[str]):
     [
         (["procedure=snapshot", "procedure.cycles=3"], ["procedure.cycles", "3", "divisor", "2"]),
         (["procedure=snapshot", "procedure.cycles=2", "procedure.keep=1"], ["procedure.keep", "1"]),
+        (["procedure=snapshot", "procedure.cycles=2", "teacher.checkpoint=a.pth"], ["checkpoint", "a.pth", "null"]),
         (["procedure=mutual", "teacher=mlp"], ["teacher", "mlp", "none"]),
         ([*META[:2], "loss=ce"], ["loss", "ce", "ban"]),
         ([*META[:2], "procedure.teacher_lr=0"], ["procedure.teacher_lr", "above 0"]),
