@@ -17,8 +17,8 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-from kdbench.arguments import locate
-from kdbench.configure import check_node, config_hash, construct, register
+from kdbench.arguments import Trust, locate, trusting
+from kdbench.configure import check_node, config_folders, config_hash, construct, register
 from kdbench.data.augment.mix import make_mix
 from kdbench.data.augment.views import Identity
 from kdbench.data.bundle import Bundle
@@ -33,7 +33,7 @@ from kdbench.results.report import show
 from kdbench.results.result import RunResult, is_finished, read_result
 from kdbench.runs import fill
 from kdbench.runs.fill import Filled, Watch
-from kdbench.runs.origin import origin_of
+from kdbench.runs.origin import SINGLE, origin_of
 from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec, flatten
 from kdbench.runs.serving import refuse_table
 from kdbench.types import Info
@@ -61,7 +61,7 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
     tree = plain(cfg)
     kept = {k: v for k, v in choices.items() if "/" not in k and "@" not in k and v is not None}
     record = Record(config_hash(cfg), kept, tree, list(overrides), [str(tag) for tag in cfg.tags])
-    catalogue = ConfigCatalogue()
+    catalogue = ConfigCatalogue(_trust(tree))
     loss = make_loss(choices["loss"], tree["loss"])
     made = loss.make()  # refuses values out of range now rather than after the teacher is trained
     teacher = make_teacher(choices["teacher"], tree["teacher"])
@@ -85,6 +85,13 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
         teachers=Path(tree["paths"]["teachers"]),
         force=bool(cfg.force),
     )
+
+
+def _trust(tree: Mapping[str, Any]) -> Trust:
+    """What the user's own command names, and where it looks for configurations, may be named in run folders too."""
+    if (tree.get("teacher") or {}).get("trust"):
+        return Trust(None)
+    return trusting(*config_folders(), nodes=[tree])
 
 
 def fill_table(cfg: DictConfig, choices: Mapping[str, str], watch: Watch) -> Filled:
@@ -112,7 +119,7 @@ def dataset_node(node: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         if key == "dataset":
             register()
             with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-                node = ConfigCatalogue().node("dataset", value)
+                node = ConfigCatalogue(trusting()).node("dataset", value)
             continue
         changed = OmegaConf.create({"dataset": node})
         OmegaConf.set_struct(changed, True)
@@ -169,12 +176,12 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
 
 def make_origin(choice: str, node: Mapping[str, Any]) -> Origin:
     """Where the teacher of a node comes from: what its `_target_` says if that is an origin, or else its network."""
-    own = {key: value for key, value in node.items() if key not in {*TEACHER_KEYS, "checkpoint", "run"}}
-    checkpoint, run = node.get("checkpoint"), node.get("run")
+    own = {key: value for key, value in node.items() if key not in {*TEACHER_KEYS, *SINGLE}}
+    checkpoint, key, run = (node.get(name) for name in SINGLE)
     if not hasattr(locate(node["_target_"], "teacher._target_"), "obtain"):
-        return origin_of(make_network(choice, own, "teacher"), checkpoint, run)
-    require(checkpoint is None, "teacher.checkpoint", checkpoint, f"null with teacher={choice}")
-    require(run is None, "teacher.run", run, f"null with teacher={choice}")
+        return origin_of(make_network(choice, own, "teacher"), checkpoint, run, key)
+    for name in SINGLE:
+        require(node.get(name) is None, f"teacher.{name}", node.get(name), f"null with teacher={choice}")
     return construct(own, "teacher")
 
 
@@ -203,15 +210,17 @@ def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], RunResult]:
 
 
 class ConfigCatalogue:
-    """Networks and losses by the names of their YAML files."""
+    """Networks and losses by the names of their YAML files; networks from run folders as far as `trust` goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust: Trust) -> None:
+        self.trust = trust
         self._nodes: dict[tuple[str, str], dict[str, Any]] = {}  # composing takes 0.15 s, and an ensemble asks often
 
     def network(self, name: str, options: Mapping[str, Any] | None = None, key: str = "student") -> NetworkSpec:
         return make_network(name, {**self.node("student", name), **(options or {})}, key)
 
-    def network_from(self, name: str, config: Mapping[str, Any]) -> NetworkSpec:
+    def network_from(self, name: str, config: Mapping[str, Any], source: str = "") -> NetworkSpec:
+        self.trust.check(config, source or name)
         return make_network(name, config, "student")
 
     def loss(self, name: str, options: Mapping[str, Any] | None = None, key: str = "loss") -> LossSpec:

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from kdbench import __version__
-from kdbench.errors import UserError, nearest, traced
+from kdbench.errors import UserError, nearest, printable, traced
 
 _COMMANDS = Path(__file__).parent / "commands"
 
@@ -122,10 +122,10 @@ def _report(error: Exception) -> int:
     if traced():
         traceback.print_exception(error)
     if isinstance(error, (UserError, OSError)):  # OSError: a full disk, a folder that may not be written
-        print(f"kdbench: {error}", file=sys.stderr)
+        print(printable(f"kdbench: {error}"), file=sys.stderr)
     else:
         first = str(error).partition("\n")[0]
-        print(f"kdbench: unexpected {type(error).__name__}: {first}", file=sys.stderr)
+        print(printable(f"kdbench: unexpected {type(error).__name__}: {first}"), file=sys.stderr)
         print("This should not happen. With KDBENCH_TRACEBACK=1 the same command shows where it did.", file=sys.stderr)
     return 1
 

@@ -13,6 +13,7 @@ UNCOUNTED = (
     "debug",
     "local",
     "teacher.table",  # the same logits, kept or asked anew
+    "teacher.trust",  # whether it may be read, not what it is
     "trainer.cuda_graph",  # the same kernels, recorded, or in another order between students
     "trainer.streams",  # in runs of the first edition
     "trainer.deterministic",  # the same arithmetic, added up in one order

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+_CONTROL = ("Cc", "Cs")  # Unicode's control and surrogate characters
+_BACKWARDS = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
 
 
 class UserError(ValueError):
@@ -78,6 +82,20 @@ def nearest(word: str, known: Iterable[str], question: str = "Did you mean {}?")
     close = get_close_matches(str(word), names, n=2, cutoff=0.55)
     close = close or [lower[name] for name in get_close_matches(str(word).lower(), lower, n=2, cutoff=0.55)]
     return question.format(" or ".join(close)) if close else ""
+
+
+def printable(text: str) -> str:
+    """Text that may be a stranger's for a terminal: what would steer it (escape codes, text that runs backwards) is
+    shown as its code; line ends and tabs stay."""
+    return "".join(_code(c) if c not in "\n\t" and _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in _CONTROL or unicodedata.bidirectional(character) in _BACKWARDS
+
+
+def _code(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def traced() -> bool:

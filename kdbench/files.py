@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from kdbench.errors import UserError
 
+_TEMPORARY = ".tmp"
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place.
 
-    A process killed at any moment leaves the old file or the new one, never a half.
+    A process killed at any moment leaves the old file or the new one, never a half. Raises OSError naming `path`
+    (a full disk, a quota, a folder that may not be written).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            write(temporary)
+            with open(temporary, "r+b") as file:  # Windows syncs only what may be written
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -40,3 +46,48 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError, RecursionError) as error:  # bytes that are no text, text that is no JSON, [[[[...
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object. Raises UserError naming the file if it is missing or holds anything else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged: it must hold a JSON object, not {type(found).__name__}")
+    return found
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which of our files it is about, and a full disk what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        hint = "; with room again, the same command goes on from the last checkpoint" if full else ""
+        raise OSError(error.errno, f"{os.strerror(error.errno)}{hint}", str(path)) from error
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files of writes that a kill cut short, but those of processes that are still there.
+
+    For whoever has just got the folder's lock: a file of this process's own number is an earlier process's.
+    """
+    for path in folder.glob(f".{name}.*{_TEMPORARY}"):
+        number = path.name.removesuffix(_TEMPORARY).rpartition(".")[2]
+        if number.isdecimal() and (int(number) == os.getpid() or not _alive(int(number))):
+            with suppress(OSError):  # Windows keeps a file that another process has open
+                path.unlink()
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":  # there a signal of 0 is no question; the system itself keeps open files from being removed
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True

@@ -3,8 +3,10 @@
 from kdbench.arguments.call import accepted, bind, call, checked, fit_arguments, keys, parameters, run, unknown_key
 from kdbench.arguments.fit import fit
 from kdbench.arguments.locate import locate
+from kdbench.arguments.trust import Trust, trusting
 
 __all__ = [
+    "Trust",
     "accepted",
     "bind",
     "call",
@@ -15,5 +17,6 @@ __all__ = [
     "locate",
     "parameters",
     "run",
+    "trusting",
     "unknown_key",
 ]

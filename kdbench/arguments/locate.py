@@ -17,7 +17,7 @@ _FIRST_EDITION = {
 
 def locate(path: object, key: str = "_target_") -> Any:
     """The class or function at a dotted path; the current folder is on the path. Raises UserError naming `key`."""
-    parts = _current(path).split(".") if isinstance(path, str) else []
+    parts = current(path).split(".") if isinstance(path, str) else []
     for length in range(len(parts) - 1, 0, -1):  # the longest importable module, then names inside it
         module_name = ".".join(parts[:length])
         try:
@@ -35,7 +35,7 @@ def locate(path: object, key: str = "_target_") -> Any:
     raise UserError(key, path, "the dotted path of a class or function, e.g. package.module.name")
 
 
-def _current(path: str) -> str:
+def current(path: str) -> str:
     """The path by which a target is known now."""
     for old, new in _FIRST_EDITION.items():
         if path.startswith(old):

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from kdbench.arguments import Trust, trusting
 from kdbench.errors import UserError, require
 from kdbench.results.metrics import metric_of
 from kdbench.results.result import is_finished, read_result
@@ -19,7 +20,9 @@ def main() -> int:
     if arguments.against is not None:
         against = teacher_folder(folder) if arguments.against == "teacher" else find_run(Path(arguments.against))
     named = Path(arguments.run).name if Path(arguments.run).is_file() else "student.safetensors"
-    figures = evaluate_run(folder, arguments.split, [*overrides, *arguments.overrides], named, against)
+    figures = evaluate_run(
+        folder, arguments.split, [*overrides, *arguments.overrides], named, against, _trust(arguments)
+    )
     if arguments.json:
         print(json.dumps(figures))
     else:
@@ -30,37 +33,46 @@ def main() -> int:
 
 
 def evaluate_run(
-    folder: Path, split: str, overrides: list[str], weights: str = "student.safetensors", against: Path | None = None
+    folder: Path,
+    split: str,
+    overrides: list[str],
+    weights: str = "student.safetensors",
+    against: Path | None = None,
+    trust: Trust | None = None,
 ) -> dict[str, float]:
     """A run's student on one split ("test", "val" or "train", un-augmented) of its own or another dataset.
 
-    `overrides` are `dataset=<name>` or `dataset.<key>=<value>`; `against` is the folder of another run. Returns the
-    number of images and `metrics.measure_logits`, with `against` also `evaluate.compare_networks` to the network there.
+    `overrides` are `dataset=<name>` or `dataset.<key>=<value>`; `against` is the folder of another run; `trust` says
+    what the folders may name that is run (default: kdbench's own). Returns the number of images and
+    `metrics.measure_logits`, with `against` also `evaluate.compare_networks` to the network there.
     Raises UserError if a folder holds no finished student or if the dataset does not fit it.
     """
-    import yaml
-
     from kdbench.build import ConfigCatalogue, dataset_node, load_data  # all of this loads torch
+    from kdbench.configure import check_node
     from kdbench.data.batches import EvaluationBatches, Loading
     from kdbench.engine.device import place
     from kdbench.engine.evaluate import compare_networks, evaluate
     from kdbench.engine.options import TrainerOptions
-    from kdbench.runs.folder import network_of_run
+    from kdbench.runs.folder import network_of_run, read_config
 
-    tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    dataset = dataset_node(tree["dataset"], overrides)
-    data = load_data(json.dumps(dataset))
-    _, network, info = network_of_run(folder, ConfigCatalogue(), weights)
+    trust = trust or trusting()
+    tree = read_config(folder, "dataset", "trainer")
+    if not any(override.startswith("dataset=") for override in overrides):
+        trust.check(tree["dataset"], str(folder / "config.yaml"))
+    catalogue = ConfigCatalogue(trust)
+    _, network, info = network_of_run(folder, catalogue, weights)
+    data = load_data(json.dumps(dataset_node(tree["dataset"], overrides)))
     require(info == data.info, "dataset", f"{data.name}, {data.info}", f"like the run's: {info}")
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
     known = TrainerOptions.__dataclass_fields__  # a run of an earlier version may have had others
-    placement = place(TrainerOptions(**{key: value for key, value in tree["trainer"].items() if key in known}))
+    options = {key: value for key, value in tree["trainer"].items() if key in known}
+    placement = place(check_node(options, TrainerOptions, "trainer"))
     batches = EvaluationBatches(data, images, Loading(batch_size=500, device=placement.device))
     network = placement.put(network)
     if against is None:
         return {"images": len(images), **evaluate(network, batches)}
-    other, theirs = network_of_run(against, ConfigCatalogue())[1:]
+    other, theirs = network_of_run(against, catalogue)[1:]
     require(theirs == info, "--against", f"{against}, for {theirs}", f"for data like the run's: {info}")
     return {"images": len(images), **compare_networks(network, placement.put(other), batches)}
 
@@ -105,12 +117,21 @@ def _parse() -> argparse.Namespace:
         "--against", metavar="RUN", help="also how close it is to another run's student, or to its own `teacher`"
     )
     parser.add_argument("--dataset", help="another dataset with the same classes (kdbench list dataset)")
+    parser.add_argument("--trust", action="store_true", help="run code that the run's folder names, whatever it is")
+    parser.add_argument("--config-dir", metavar="DIR", help="run code that your configurations in DIR name, too")
     parser.add_argument("--json", action="store_true", help="print one line of JSON, shares as fractions")
     arguments = parser.parse_intermixed_args()
     for override in arguments.overrides:
         if "=" not in override or not override.startswith("dataset"):
             raise UserError(f"{override}: only changes to the dataset make sense here, e.g. dataset.root=/data")
     return arguments
+
+
+def _trust(arguments: argparse.Namespace) -> Trust:
+    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
+        raise UserError(f"--config-dir {arguments.config_dir}: there is no such folder")
+    folders = [arguments.config_dir] if arguments.config_dir is not None else []
+    return Trust(None) if arguments.trust else trusting(*folders)
 
 
 def _show(name: str, value: float) -> str:

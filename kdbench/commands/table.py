@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from kdbench import configure
 from kdbench.commands.train import chosen
-from kdbench.errors import UserError
+from kdbench.errors import UserError, printable
 
 _USAGE = """usage: kdbench table build [group=option ...] [key=value ...]
        kdbench table info [FOLDER]
@@ -60,7 +60,7 @@ def info(words: list[str]) -> int:
     folder = Path(parser.parse_args(words).folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
-    rows = list(_described(folder))
+    rows = [tuple(printable(cell).replace("\n", "\\n") for cell in row) for row in _described(folder)]
     if not rows:
         print(f"no tables below {folder}")
         return 0
@@ -77,17 +77,21 @@ def _described(folder: Path) -> Iterator[tuple[str, ...]]:
 
     for path, header in find_tables(folder):
         name, on_disk = str(path.relative_to(folder)), in_bytes(_on_disk(path))
-        shape = shape_in(header)
-        if shape is None:
-            yield (name, *["?"] * 4, "damaged", on_disk, "?", "?")
+        shape, count = shape_in(header), None
+        with suppress(OSError):  # a table that may not be read hides no other
+            count = None if shape is None else count_filled(path, shape)
+        if shape is None or count is None:
+            yield (name, *["?"] * 4, "damaged" if shape is None else "unreadable", on_disk, "?", "?")
             continue
-        filled = f"{100 * count_filled(path, shape) / shape.entries:.1f} %"
+        filled = f"{100 * count / shape.entries:.1f} %"
         size = [f"{shape.rows:,}", str(shape.views), str(shape.classes), str(shape.dtype).removeprefix("torch.")]
-        yield (name, *size, filled, on_disk, in_bytes(shape.bytes), header["key"]["device"])
+        yield (name, *size, filled, on_disk, in_bytes(shape.bytes), str(header["key"].get("device", "?")))
 
 
 def _on_disk(path: Path) -> int:
-    return path.stat().st_blocks * 512
+    """Bytes that a sparse file takes; Windows does not say, and there it takes all of its size."""
+    status = path.stat()
+    return getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from kdbench.configure.launch import launch
 from kdbench.configure.naming import config_hash, flat
 from kdbench.configure.nodes import check_node, construct
 from kdbench.configure.reference import NAMED, group_choices
-from kdbench.configure.register import register
+from kdbench.configure.register import config_folders, register
 
 __all__ = [
     "NAMED",
     "check",
     "check_node",
+    "config_folders",
     "config_hash",
     "construct",
     "flat",

@@ -1,19 +1,21 @@
-"""Weights and checkpoints as files that are whole or not there."""
+"""Weights and checkpoints as files that are whole or not there, and that carry their own hash."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from kdbench.engine.writer import Writer, snapshot
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
+from kdbench.models.weights import ABOUT, HASH, damaged_records, weight_hash
 
 CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
 
@@ -24,30 +26,37 @@ def save_weights(path: Path, network: nn.Module, about: dict[str, str]) -> None:
 
 
 def save_state(path: Path, weights: Mapping[str, Tensor], about: dict[str, str]) -> None:
-    """A state dict as safetensors."""
+    """A state dict as safetensors, with its hash in the header: the same weights and `about` are the same bytes.
+
+    One entry of metadata: safetensors writes several in a random order. The bytes are made in memory and written here:
+    its own writer makes files that only their owner may read.
+    """
     # contiguous: safetensors refuses channels_last strides; clone: tied tensors must not share memory.
     state = {k: v.detach().to("cpu").clone(memory_format=torch.contiguous_format) for k, v in weights.items()}
-    write_atomically(path, lambda temporary: save_file(state, temporary, metadata=about))
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    return load_file(path)
+    metadata = {ABOUT: json.dumps({**about, HASH: weight_hash(state)}, sort_keys=True)}
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(state, metadata)))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    """As a file that carries a checksum of every tensor."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # through a file of Python's, whose errors are the system's own
+            torch.save(state, file)
+
+    write_atomically(path, write)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint on the CPU. Raises UserError if the file cannot be read."""
+    """A checkpoint on the CPU. Raises UserError if the file cannot be read or is not what was written."""
     try:
+        wrong, _ = damaged_records(path)
+        if wrong:
+            raise ValueError(f"{wrong} of its parts differ from their checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch.load raises whatever its unpickler meets: RuntimeError, EOFError, UnpicklingError, ...
-        raise UserError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}). Delete it, or use force=true."
-        ) from error
+    except Exception as error:  # torch.load raises whatever its unpickler meets: RuntimeError, EOFError, ...
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason}). Delete it, or use force=true.") from error
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+from kdbench.files import naming, write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -20,20 +27,24 @@ class RunLog:
         if not resume_epoch:
             for events in folder.glob("events.out.tfevents.*"):
                 events.unlink()
-        self._lines = open(self._file, "w", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self._lines.writelines(kept)
-        self._lines.flush()
+        # Never emptied and filled again: a kill in between would lose every row.
+        write_atomically(self._file, lambda temporary: temporary.write_bytes(b"".join(kept)))
+        self._lines = open(self._file, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         purge = resume_epoch + 1 if resume_epoch else None
-        self._board = SummaryWriter(str(folder), purge_step=purge, flush_secs=5)
+        with naming(folder):
+            self._board = SummaryWriter(str(folder), purge_step=purge, flush_secs=5)
+        _keep_quiet(self._board)
 
     def write(self, epoch: int, values: dict[str, float]) -> None:
         """One line and one point a curve; `epoch` counts from 1."""
-        self._lines.write(json.dumps({"epoch": epoch, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            if name == "step":  # for reading the file; as a curve it would be a straight line
-                continue
-            self._board.add_scalar(name, value, epoch)
+        with naming(self._file):
+            self._lines.write(json.dumps({"epoch": epoch, **values}) + "\n")
+            self._lines.flush()
+        with naming(self._file.parent):
+            for name, value in values.items():
+                if name == "step":  # for reading the file; as a curve it would be a straight line
+                    continue
+                self._board.add_scalar(name, value, epoch)
 
     def text(self, name: str, text: str) -> None:
         self._board.add_text(name, text)
@@ -49,9 +60,7 @@ class RunLog:
         """
         from tensorboard.plugins.hparams import summary_v2
 
-        scalars = {
-            k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in values.items() if v is not None
-        }
+        scalars = {name: _hparam(value) for name, value in values.items() if value is not None}
         self._add_summary(summary_v2.hparams_pb(scalars, trial_id=trial))
 
     def hparams_end(self, ok: bool) -> None:
@@ -66,21 +75,38 @@ class RunLog:
 
     def close(self) -> None:
         self._lines.close()
-        self._board.close()
+        with naming(self._file.parent):
+            self._board.close()
 
     def _add_summary(self, summary: Any) -> None:
         self._board._get_file_writer().add_summary(summary)
 
 
-def _lines_up_to(file: Path, epoch: int) -> list[str]:
-    """The whole lines of a metrics file up to an epoch; a half-written last line is dropped."""
+def _keep_quiet(board: SummaryWriter) -> None:
+    """What stops TensorBoard's thread (a full disk) is raised at the next point: no traceback beside it."""
+    with suppress(AttributeError):
+        thread: Any = board._get_file_writer().event_writer._async_writer._worker
+        thread._invoke_excepthook = lambda _thread: None
+
+
+def _hparam(value: Any) -> bool | int | float | str:
+    """As the tab can show it: a list, or a number that JSON does not have (inf, nan), as text."""
+    shown = isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+    return value if shown else str(value)
+
+
+def _lines_up_to(file: Path, epoch: int) -> list[bytes]:
+    """The whole lines of a metrics file up to an epoch. A damaged one is named and left out, those after it stay; a
+    half-written last line is dropped."""
     if not epoch or not file.exists():
         return []
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    lines = file.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
-            if json.loads(line)["epoch"] <= epoch:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            break
+            if json.loads(line.decode("utf-8"))["epoch"] <= epoch and line.endswith(b"\n"):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError, RecursionError):  # no UTF-8, no JSON, no row
+            if line.endswith(b"\n"):
+                log.warning("%s: line %d is damaged and left out", file, number)
     return kept

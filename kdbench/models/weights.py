@@ -4,47 +4,55 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import logging
 import pickle
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.models.names import published_names
+from kdbench.models.names import plain_names, published_names
 from kdbench.models.recognise import recognise
 
-# Where training programs keep the weights inside a checkpoint, most specific first.
+log = logging.getLogger(__name__)
+
+# Where training programs keep the weights inside a checkpoint, most specific first; then moving averages of them.
 _KEYS = ("state_dict", "model_state_dict", "model_state", "student", "model", "net", "network", "weights", "params")
-_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile: never a part of a network's own names
+_AVERAGES = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model_state_dict", "ema_model",
+    "ema_weights", "params_ema", "ema", "averaged_model", "swa_state_dict", "swa_model",
+)  # fmt: skip
+ABOUT, HASH = "kdbench", "weights"  # a safetensors header's one entry of ours (JSON), and the weights' hash in it
+_DEPTH = 3  # mappings in mappings: a pickle may hold itself
 _SHOWN = 3  # names of each kind in a message
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt")  # of files of weights
+_MDISTILLER = ("student_best", "best", "student_latest", "latest")  # its checkpoints, which have no suffix
+_BOMB = 100_000_000  # bytes that an archive may unpack to, and ten times its size: torch does not compress
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     """The weights in a file, by parameter name, on the CPU.
 
     Reads `.safetensors`, a saved state_dict, and a training checkpoint that holds one under `state_dict`, `model`,
-    `net` or the like (RepDistiller, mdistiller, timm, kdbench); drops `module.` prefixes, and of a distiller's
-    weights keeps the student's. Files are data: unpickled with weights_only, plus argparse.Namespace (RepDistiller
-    keeps its options in `*_last.pth`) and NumPy numbers. Raises UserError naming the file if it is missing, empty,
-    broken, not a checkpoint, or holds no weights.
+    `net` or the like (RepDistiller, mdistiller, timm, torchvision, kdbench), or only a moving average of one; drops
+    `module.` prefixes, and of a distiller's weights keeps the student's. Where a file holds several, a log line says
+    which was taken; `key` names one ("state_dict_ema", "a.b" inside of a). Of a folder, its only file of weights.
+    Files are data: unpickled with weights_only, plus argparse.Namespace (RepDistiller keeps its options in
+    `*_last.pth`) and NumPy numbers. Raises UserError naming the file if it is missing, empty, broken, not a
+    checkpoint, unpacks to far more than its size, or holds no weights (no `key`).
     """
-    path = Path(path)
-    _check_file(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
-    state = _find_state(content)
-    if state is None:
-        names = f" of {_some(map(str, content))}" if isinstance(content, Mapping) else ""
-        raise UserError(
-            f"{path}: no weights in it, only a {type(content).__name__}{names}; "
-            f"expected a state_dict or one under {', '.join(_KEYS)}"
-        )
-    return _plain_names(state)
+    path = _file_at(Path(path))
+    content = read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    return plain_names(_chosen(path, content, key))
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -71,31 +79,94 @@ def weight_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_file(path: Path) -> None:
+def _file_at(path: Path) -> Path:
+    """The file of weights at a path, itself or the only one in the folder, as far as can be told without reading it."""
     if path.is_dir():
-        inside = path / "student.safetensors"
-        hint = f"; its weights are in {inside}" if inside.is_file() else ""
-        raise UserError(f"{path}: a folder, not a file of weights{hint}")
+        path = _in_folder(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {'no file' if path.exists() else 'no such file'}")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty")
     with path.open("rb") as file:
         if file.read(40).startswith(b"version https://git-lfs"):
             raise UserError(f"{path}: a Git LFS pointer, not the weights themselves; run `git lfs pull`")
+    return path
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _in_folder(folder: Path) -> Path:
+    """The only file of weights in a folder (mdistiller's, say). Raises UserError where it is a run's, has none, or
+    more."""
+    own = folder / "student.safetensors"
+    if own.is_file():
+        raise UserError(f"{folder}: a folder, not a file of weights; its weights are in {own}")
+    named = [path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES or path.name in _MDISTILLER]
+    files = [path for path in named if path.is_file()]
+    if len(files) != 1:
+        found = f"; it has {len(files)}: {_some(file.name for file in files)}" if files else ""
+        raise UserError(f"{folder}: a folder, not a file of weights{found}")
+    log.info("weights %s: read from %s", folder, files[0].name)
+    return files[0]
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises UserError naming it if it is broken or, where it carries one, not of its hash."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        state = load_file(path)
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    wanted = about.get(HASH) if isinstance(about, dict) else None
+    if wanted is not None and wanted != weight_hash(state):
+        raise UserError(f"{path}: damaged: the weights in it are not those that were written (their hash differs)")
+    return state
+
+
+def damaged_records(path: Path) -> tuple[int, int]:
+    """How many records of a zip archive (what torch.save writes) differ from their checksums, and how many there are.
+
+    Costs one pass over the file: 45 ms for 100 MB, where torch.load takes 200. Raises BadZipFile.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = [info for info in archive.infolist() if info.file_size]
+        return sum(not _is_whole(archive, info) for info in names), len(names)
+
+
+def _is_whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(info) as record:
+            while record.read(1 << 20):
+                pass
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        return False
+    return True
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that is damaged or would fill the memory. Some programs write no checksums: all are wrong."""
+    if not zipfile.is_zipfile(path):
+        return
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(info.file_size for info in archive.infolist())
+    if unpacked > 10 * size + _BOMB:
+        raise UserError(
+            f"{path}: its {size:,} bytes unpack to {unpacked:,}, which no checkpoint of torch does; it is not read"
+        )
+    wrong, records = damaged_records(path)
+    if 0 < wrong < records:
+        raise UserError(
+            f"{path}: the checkpoint is damaged ({wrong} of its {records} parts differ from their checksum)"
+        )
 
 
 def _unpickle(path: Path) -> Any:
     try:
+        _check_archive(path)
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # arbitrary bytes make the unpickler fail in arbitrary ways
         raise UserError(f"{path}: {_reason(path, error)}") from error
 
@@ -123,23 +194,58 @@ def _reason(path: Path, error: Exception) -> str:
     return f"not a PyTorch checkpoint (it begins with {start!r})"
 
 
-def _find_state(content: Any) -> Mapping[str, Tensor] | None:
-    """The state_dict in a checkpoint's content: itself, or under one of the usual keys."""
-    if not isinstance(content, Mapping) or not content:
-        return None
-    if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+def _chosen(path: Path, content: Any, key: str | None) -> Mapping[str, Tensor]:
+    """The state_dict that `key` names, or the first of those in a checkpoint's content; says what else there is."""
+    if key is not None:
+        return _named(path, content, key)
+    if _is_state(content):
         return content
-    found = (_find_state(content[key]) for key in _KEYS if key in content)
-    return next((state for state in found if state is not None), None)
+    entries = list(_entries(content))
+    if not entries:
+        names = f" of {_some(map(str, content))}" if isinstance(content, Mapping) else ""
+        raise UserError(
+            f"{path}: no weights in it, only a {type(content).__name__}{names}; "
+            f"expected a state_dict or one under {', '.join(_KEYS)}"
+        )
+    name, state = entries[0]
+    others = ", ".join(other for other, _ in entries[1:])
+    average = name.rpartition(".")[2] in _AVERAGES
+    if others:
+        log.info("weights %s: %s taken; the file also has %s (teacher.checkpoint_key)", path, name, others)
+    elif average:
+        log.info("weights %s: %s taken, a moving average; the file has no other", path, name)
+    return state
 
 
-def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without wrappers' prefixes; of a distiller's weights ("student.", "teacher.", adapters) only the student's."""
-    plain = dict(state)
-    while (prefix := next((w for w in _WRAPPERS if all(name.startswith(w) for name in plain)), None)) is not None:
-        plain = {name[len(prefix) :]: value for name, value in plain.items()}
-    students = {name[len("student.") :]: value for name, value in plain.items() if name.startswith("student.")}
-    return students or plain
+def _named(path: Path, content: Any, key: str) -> Mapping[str, Tensor]:
+    """What lies under a key: an entry, or the tensors of a state_dict whose names begin with it."""
+    found = content
+    for part in [key] if isinstance(content, Mapping) and key in content else key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    state = found if _is_state(found) else next((state for _, state in _entries(found)), None)
+    if state is None and (own := next((state for _, state in _entries({"state_dict": content})), None)):
+        inner = {name.removeprefix(f"{key}."): value for name, value in own.items() if name.startswith(f"{key}.")}
+        state = inner or None
+    if state is None:
+        known = ", ".join(name for name, _ in _entries(content)) or "none beside the weights themselves"
+        raise UserError(f"{path}: has no weights under checkpoint_key = {key}; it has: {known}")
+    return state
+
+
+def _entries(content: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Every state_dict under one of the usual keys, with the keys that lead to it, the networks' before averages."""
+    if isinstance(content, Mapping) and prefix.count(".") < _DEPTH:
+        for key in (*_KEYS, *_AVERAGES):
+            found = content.get(key)
+            if _is_state(found):
+                yield f"{prefix}{key}", found
+            else:
+                yield from _entries(found, f"{prefix}{key}.")
+
+
+def _is_state(content: Any) -> TypeGuard[Mapping[str, Tensor]]:
+    named = isinstance(content, Mapping) and bool(content)
+    return named and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
 
 
 def _problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -21,7 +21,7 @@ from kdbench.runs.recipe import Catalogue, NetworkSpec, Origin, Recipe, TeacherS
 from kdbench.runs.taught import TaughtBy
 from kdbench.types import Info
 
-_KEYS = ("network", "seed", "run", "checkpoint")
+_KEYS = ("network", "seed", "run", "checkpoint", "checkpoint_key")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Ensemble:
     """The origin that configs/teacher/ensemble.yaml describes; schedule, optimizer, ... of a member are the teacher's.
 
     members: a number is a seed of `network`; a text a network's name, a run folder, or a weights file of `network`; a
-    mapping any of network, seed, run and checkpoint. A network that is named twice gets another seed the second time.
+    mapping any of network, seed, run, checkpoint and checkpoint_key. A network that is named twice gets another seed
+    the second time.
     """
 
     members: list[int | str | dict[str, Any]]
@@ -68,7 +69,8 @@ class Ensemble:
             if seed is None:
                 seed = first_seed + used.get(network.name, 0)
                 used[network.name] = used.get(network.name, 0) + 1
-            found.append((origin_of(network, about.get("checkpoint"), about.get("run")), int(seed)))
+            origin = origin_of(network, about.get("checkpoint"), about.get("run"), about.get("checkpoint_key"))
+            found.append((origin, int(seed)))
         return found
 
     def _join(self, members: Sequence[nn.Module]) -> networks.Ensemble:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from torch import Tensor, nn
 
-from kdbench.engine.checkpoint import BEST, CHECKPOINT, STUDENT, load_weights
+from kdbench.engine.checkpoint import BEST, CHECKPOINT, STUDENT
 from kdbench.errors import UserError
-from kdbench.files import read_json, write_atomically, write_json
-from kdbench.models.weights import load_into
-from kdbench.results.result import RESULT
+from kdbench.files import read_object, write_atomically, write_json
+from kdbench.models.weights import load_into, read_safetensors, weight_hash
+from kdbench.results.result import RESULT, is_finished, read_result
 from kdbench.types import ImageInfo, Info
 
 if TYPE_CHECKING:
@@ -55,6 +55,20 @@ def save_config(folder: Path, tree: Mapping[str, Any]) -> None:
     write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_config(folder: Path, *parts: str) -> dict[str, Any]:
+    """A run's config.yaml. Raises UserError naming the file if it cannot be read or one of `parts` is no mapping."""
+    path = folder / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable configuration ({type(error).__name__}: {reason})") from error
+    lacking = [part for part in parts if not isinstance(tree, dict) or not isinstance(tree.get(part), dict)]
+    if lacking:
+        raise UserError(f"{path}: damaged: it lacks {', '.join(lacking)}")
+    return tree
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -67,37 +81,54 @@ def spec_of_run(folder: Path, catalogue: Catalogue) -> tuple[NetworkSpec, Info]:
         raise UserError(f"{folder}: no such run folder")
     if not (folder / NETWORK).exists():
         raise UserError(f"{folder}: not a run folder of kdbench (it has no {NETWORK})")
-    about = read_json(folder / NETWORK)
-    config = dict(about["config"])
-    if "pretrained" in config:  # its weights come from this folder
-        config |= {"pretrained": False}
-    return catalogue.network_from(about["name"], config), read_info(about["info"])
+    name, config, info = _described(folder / NETWORK)
+    return catalogue.network_from(name, config, str(folder / NETWORK)), info
 
 
 def network_of_run(folder: Path, catalogue: Catalogue, weights: str = STUDENT) -> tuple[NetworkSpec, nn.Module, Info]:
-    """The finished student of a run folder. Raises UserError if the folder holds none."""
+    """The finished student of a run folder. Raises UserError if the folder holds none, or another one's weights."""
     spec, info = spec_of_run(folder, catalogue)
     if not (folder / weights).exists():
         raise UserError(
             f"{folder}: the run is not finished (it has no {weights}). The command that started it continues it."
         )
+    state = read_safetensors(folder / weights)
+    if weights == STUDENT:
+        _check_weights(folder, state)
     network = spec.make(info)
-    load_into(network, _read(folder / weights), str(folder / weights))
+    load_into(network, state, str(folder / weights))
     return spec, network, info
 
 
-def read_info(kept: Mapping[str, int] | Sequence[int]) -> Info:
-    """What a network was built for, as network.json has it; a list is of images, from before there was other data."""
-    if not isinstance(kept, Mapping):
-        return ImageInfo(*kept)
-    return next(kind(**kept) for kind in get_args(Info) if set(kind._fields) == set(kept))
+def _described(path: Path) -> tuple[str, dict[str, Any], Info]:
+    """Name, configuration and data of the network that a network.json speaks of. Raises UserError naming the file."""
+    about = read_object(path)
+    name, config, info = about.get("name"), about.get("config"), read_info(about.get("info"))
+    if not isinstance(name, str) or not isinstance(config, dict) or info is None:
+        raise UserError(f"{path}: damaged: it must hold a network's name, config and info (the sizes of its data)")
+    if "pretrained" in config:  # its weights come from this folder
+        config |= {"pretrained": False}
+    if isinstance(config.get("options"), dict):
+        config["options"] = {key: value for key, value in config["options"].items() if key != "checkpoint_path"}
+    return name, config, info
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_weights(path)
-    except Exception as error:  # safetensors raises its own errors for a broken header, OSError for a broken disk
-        raise UserError(f"{path}: not a readable weights file ({error})") from error
+def read_info(kept: Any) -> Info | None:
+    """What a network was built for, as network.json has it; a list is of images, from before there was other data.
+
+    None for what is no such thing.
+    """
+    fields = dict(zip(ImageInfo._fields, kept)) if isinstance(kept, list) and len(kept) == 3 else kept
+    if not isinstance(fields, dict) or not all(type(size) is int and size > 0 for size in fields.values()):
+        return None
+    return next((kind(**fields) for kind in get_args(Info) if set(kind._fields) == set(fields)), None)
+
+
+def _check_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise a UserError if the student is not the one that the folder's result is of. Costs a hash of the weights."""
+    wanted = read_result(folder).student.weights if is_finished(folder) else ""
+    if wanted and weight_hash(state) != wanted:
+        raise UserError(f"{folder / STUDENT}: these are not the weights that {RESULT} is of (their hash differs)")
 
 
 def describe_versions() -> dict[str, str]:

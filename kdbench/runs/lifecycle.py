@@ -19,7 +19,7 @@ from kdbench.engine.log import RunLog
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Member, fit
 from kdbench.errors import UserError, require
-from kdbench.files import read_json, write_json
+from kdbench.files import read_object, remove_leftovers, write_json
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
@@ -69,7 +69,7 @@ def finished(stage: Stage) -> bool:
     if is_finished(stage.folder):
         return True
     started = stage.folder / "run.json"
-    if started.exists() and read_json(started).get("hash") != stage.recipe.record.hash:
+    if started.exists() and read_object(started).get("hash") != stage.recipe.record.hash:
         raise UserError(
             f"{stage.folder}: holds an unfinished run of another configuration. Choose another folder, or force=true."
         )
@@ -81,6 +81,7 @@ def only_here(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", blocking=False):
+            remove_leftovers(folder)
             yield
     except Timeout as error:
         raise UserError(

@@ -17,7 +17,8 @@ from kdbench.engine.device import place
 from kdbench.errors import UserError, require
 from kdbench.losses.ce import CE
 from kdbench.models.weights import load_into, read_weights
-from kdbench.runs.folder import RESULT, network_of_run, spec_of_run
+from kdbench.results.result import is_finished
+from kdbench.runs.folder import network_of_run, spec_of_run
 from kdbench.runs.lifecycle import run_stage
 from kdbench.runs.obtain import measured
 from kdbench.runs.recipe import Catalogue, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec
@@ -25,6 +26,8 @@ from kdbench.runs.stage import Stage
 from kdbench.runs.taught import TaughtBy
 
 log = logging.getLogger(__name__)
+
+SINGLE = ("checkpoint", "checkpoint_key", "run")  # keys of teacher that say where a single network comes from
 
 STORE_FORMAT = 1  # raise it when a change of code changes what a stored teacher would be
 
@@ -35,13 +38,14 @@ class FromFile:
 
     network: NetworkSpec
     path: Path
+    key: str | None = None  # teacher.checkpoint_key: which weights of the file
 
     def describe(self, catalogue: Catalogue) -> NetworkSpec:
         return self.network
 
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
         """Raises UserError if the file is none, or if its weights are not the network's."""
-        state = read_weights(self.path)
+        state = read_weights(self.path, self.key)
         network = self.network.make(data.info)
         load_into(network, state, str(self.path))
         return measured(self.network.name, network, self.path, recipe, data)
@@ -91,22 +95,27 @@ class Trained:
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
         """A lock makes parallel runs wait for one training; an interrupted one continues."""
         stage = teacher_stage(self.network, spec, recipe, data)
-        stage.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{stage.folder}.lock"):
-            if not (stage.folder / RESULT).exists():
-                log.info("teacher %s: trained now, once, and kept in %s", self.network.name, stage.folder)
-            run_stage(stage, None)
+        if not is_finished(stage.folder):  # looked at before any lock: a store may be read-only
+            stage.folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{stage.folder}.lock"):
+                if not is_finished(stage.folder):
+                    log.info("teacher %s: trained now, once, and kept in %s", self.network.name, stage.folder)
+                run_stage(stage, None)
         network = network_of_run(stage.folder, recipe.catalogue)[1]
         return measured(self.network.name, network, stage.folder, recipe, data)
 
 
-def origin_of(network: NetworkSpec, checkpoint: str | None = None, run: str | None = None) -> Origin:
-    """The origin of a single network. Raises UserError for a run and a checkpoint at once."""
+def origin_of(
+    network: NetworkSpec, checkpoint: str | None = None, run: str | None = None, checkpoint_key: str | None = None
+) -> Origin:
+    """The origin of a single network. Raises UserError for a run and a checkpoint at once, and for a key alone."""
+    alone = bool(checkpoint_key) and not checkpoint
+    require(not alone, "teacher.checkpoint_key", checkpoint_key, "null without teacher.checkpoint")
     require(not (run and checkpoint), "teacher.checkpoint", checkpoint, "null when teacher.run is given")
     if run:
         return FromRun(Path(run))
     if checkpoint:
-        return FromFile(network, Path(checkpoint))
+        return FromFile(network, Path(checkpoint), checkpoint_key)
     return Published(network) if network.pretrained else Trained(network)
 
 

@@ -77,6 +77,7 @@ class TeacherSpec:
     stop_epoch: Count | None = None
     label_smoothing: Annotated[float, from_to(0, 1)] = 0.0
     allow_chance: bool = False
+    trust: bool = False  # run what a run folder names, whatever it is
     table: Literal["auto", "on", "off"] = "auto"
 
 
@@ -95,7 +96,7 @@ class Catalogue(Protocol):
 
     def network(self, name: str, options: Mapping[str, Any] | None = None, key: str = "student") -> NetworkSpec: ...
 
-    def network_from(self, name: str, config: Mapping[str, Any]) -> NetworkSpec: ...
+    def network_from(self, name: str, config: Mapping[str, Any], source: str = "") -> NetworkSpec: ...
 
     def loss(self, name: str, options: Mapping[str, Any] | None = None, key: str = "loss") -> LossSpec: ...
 

@@ -13,20 +13,24 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
 
+from kdbench.files import remove_leftovers, write_atomically
+
 log = logging.getLogger(__name__)
 
 MAGIC, HEADER, FORMAT = b"KDBTABLE", 8192, 1
 SUFFIX = ".table"
+_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _TYPES}
 _BLOCK = 8192  # entries whose checksums are computed at once: bounds the memory that this takes
 
 
@@ -62,38 +66,53 @@ class LogitTable:
     """The table in one file, opened or made. Entries are numbered row * views + view.
 
     `key` is all that the numbers depend on: a file that was made for another key, is of another format or has a broken
-    header is replaced; one that was cut is made whole again (what was lost is computed anew). Raises OSError.
+    header is replaced; one that was cut is made whole again (what was lost is computed anew). A table that may not be
+    written is read all the same. Raises OSError.
+
+    Read by position, never through a memory map: a hole of a map on a full tmpfs, or a file that somebody cuts, would
+    end the process with SIGBUS. That costs 0.4 microseconds an entry. The tags lie in memory (4 bytes an entry).
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any], shape: Shape) -> None:
         self.path, self.key, self.shape = path, dict(key), shape
         self._lock = FileLock(f"{path}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock:
-            if read_header(path) != self._header():
-                self._create()
-            if path.stat().st_size != shape.bytes:
-                log.warning("table %s: wrong length, repaired; entries that were lost are computed again", path)
-                os.truncate(path, shape.bytes)
-            self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 (open as long as the table is)
-        self._tags = np.memmap(path, np.uint32, "r", HEADER, (shape.entries,))
-        self._words = np.memmap(path, np.uint32, "r", shape.data, (shape.entries, shape.words))
+        self._writable = True
+        self._open(path)
+        tags = _read_whole(reader(self._file), self._file.fileno(), shape.entries * 4, HEADER)
+        self._tags = np.frombuffer(tags, np.uint32)
         self._seen = np.zeros(shape.entries, bool)  # entries whose checksum this process has found right
         self.damaged = False  # whether any entry was found damaged
-        self._full_disk = False
+
+    def _open(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                remove_leftovers(path.parent, path.name)
+                if read_header(path) != self._header():
+                    self._create()
+                if path.stat().st_size != self.shape.bytes:
+                    log.warning("table %s: wrong length, repaired; entries that were lost are computed again", path)
+                    os.truncate(path, self.shape.bytes)
+                self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 (open as long as the table is)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or read_header(path) != self._header():
+                raise
+            self._file, self._writable = open(path, "rb", buffering=0), False  # type: ignore[assignment] # noqa: SIM115
 
     @property
     def filled(self) -> int:
         """How many entries there are, by their tags alone."""
-        return int(np.count_nonzero(self._tags))
+        return count_filled(self.path, self.shape)
 
     def valid(self, entries: np.ndarray) -> np.ndarray:
         """Which of the entries [n] are there and whole: bool [n]. Each is checked once a process."""
-        tags = self._tags[entries]
-        good = self._seen[entries] & (tags != 0)
-        unsure = np.flatnonzero((tags != 0) & ~good)
+        good = self._seen[entries]
+        unsure = np.flatnonzero(~good)
+        unsure = unsure[self._tags_of(entries[unsure]) != 0]
         for part in _blocks(unsure):
-            good[part] = checksums(self._words[entries[part]], entries[part]) == tags[part]
+            found = self._words(entries[part], self.shape.data, self.shape.words)
+            good[part] = checksums(found, entries[part]) == self._tags[entries[part]]
+        self._tags[entries[unsure[~good[unsure]]]] = 0  # looked up again: another process may have mended them
         if len(unsure):
             self._seen[entries[good]] = True
             self._report(not good[unsure].all())
@@ -102,8 +121,27 @@ class LogitTable:
     def read(self, entries: np.ndarray) -> Tensor:
         """The logits [n, classes] of entries [n], on the CPU; meaningless where not `valid`."""
         shape = self.shape
-        words = torch.from_numpy(np.take(self._words, entries, axis=0).view(np.int32))
+        words = torch.from_numpy(self._words(entries, shape.data, shape.words).view(np.int32))
         return words.view(shape.dtype)[:, : shape.classes]
+
+    def _tags_of(self, entries: np.ndarray) -> np.ndarray:
+        """Tags [n]; those that were not there before are looked up again, as other processes write them."""
+        lacking = entries[self._tags[entries] == 0]
+        if len(lacking):
+            self._tags[lacking] = self._words(lacking, HEADER, 1)[:, 0]
+        return self._tags[entries]
+
+    def _words(self, places: np.ndarray, offset: int, width: int) -> np.ndarray:
+        """Rows of `width` 32-bit words [n, width] at places [n], neighbours together; 0 beyond the file's end."""
+        first = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+        length = np.diff(first, append=len(places)) * (width * 4)
+        start = offset + places[first].astype(np.int64) * (width * 4)
+        read, file = reader(self._file), self._file.fileno()
+        parts: list[bytes | bytearray] = [read(file, size, at) for size, at in zip(length.tolist(), start.tolist())]
+        short = [i for i, part in enumerate(parts) if len(part) != length[i]]
+        for i in short:
+            parts[i] = _read_whole(read, file, int(length[i]), int(start[i]))
+        return np.frombuffer(bytearray(b"".join(parts)), np.uint32).reshape(len(places), width)
 
     def write(self, entries: np.ndarray, logits: Tensor) -> None:
         """Keep the logits [n, classes] of entries [n], but those that another process wrote first.
@@ -111,7 +149,7 @@ class LogitTable:
         An entry is whole before its tag is written, and a whole entry is never written again. A full disk is reported
         once, and from then on nothing is kept.
         """
-        if self._full_disk:
+        if not self._writable:
             return
         words = self._as_words(logits)
         try:
@@ -122,23 +160,20 @@ class LogitTable:
                 tags = checksums(words, places)
                 self._put(places, words, self.shape.data)
                 self._put(places, tags[:, None], HEADER)
-            self._seen[places] = True
+            self._tags[places], self._seen[places] = tags, True
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            self._full_disk = True
+            self._writable = False
             log.warning("table %s: the disk is full; logits are no longer kept", self.path)
 
     def _put(self, places: np.ndarray, values: np.ndarray, offset: int) -> None:
-        """Write rows of 32-bit words [n, w] at ascending places, neighbours together.
-
-        Not through the memory map: where a disk is full that would end the process with SIGBUS.
-        """
+        """Write rows of 32-bit words [n, w] at ascending places, neighbours together."""
         values = np.ascontiguousarray(values)
         size = values.shape[1] * 4
         first = np.flatnonzero(np.diff(places, prepend=-2) != 1)
         for start, stop in zip(first.tolist(), [*first[1:].tolist(), len(places)]):
-            _write_all(self._file.fileno(), values[start:stop].data, offset + int(places[start]) * size)
+            _write_all(self._file, values[start:stop].data, offset + int(places[start]) * size)
 
     def _as_words(self, logits: Tensor) -> np.ndarray:
         shape = self.shape
@@ -154,14 +189,13 @@ class LogitTable:
         """A new, empty file in place of whatever is there; who has the old one open keeps it."""
         if self.path.exists():
             log.warning("table %s: not what it should be (its header differs), started anew", self.path)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
+
+        def write(temporary: Path) -> None:
             with open(temporary, "wb") as file:
                 file.write(_packed(self._header()))
                 file.truncate(self.shape.bytes)
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+        write_atomically(self.path, write)
 
     def _report(self, damaged: bool) -> None:
         if damaged and not self.damaged:
@@ -185,7 +219,7 @@ def checksums(words: np.ndarray, entries: np.ndarray) -> np.ndarray:
 
 def read_header(path: Path) -> dict[str, Any] | None:
     """What a table's header says; None if there is no file or no whole header."""
-    with suppress(OSError, ValueError, UnicodeDecodeError):
+    with suppress(OSError, ValueError, RecursionError):
         with open(path, "rb") as file:
             page = file.read(HEADER)
         length, crc = (int.from_bytes(page[at : at + 4], "little") for at in (8, 12))
@@ -197,18 +231,28 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 
 def shape_in(header: Mapping[str, Any]) -> Shape | None:
-    """The shape that a header states; None if it is no header of this format."""
-    if header.get("format") != FORMAT:
+    """The shape that a header states; None if it is no header of this format, or states nonsense."""
+    sizes, dtype = header.get("shape"), _DTYPES.get(str(header.get("dtype")))
+    if header.get("format") != FORMAT or dtype is None or not isinstance(header.get("key"), dict):
         return None
-    rows, views, classes = header["shape"]
-    return Shape(rows, views, classes, getattr(torch, header["dtype"]))
+    if not isinstance(sizes, list) or len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
+        return None
+    rows, views, classes = sizes
+    shape = Shape(rows, views, classes, dtype)
+    return shape if shape.bytes < 2**62 else None  # no file is as large
 
 
 def count_filled(path: Path, shape: Shape) -> int:
     """How many entries a table has, by its tags alone; 0 for a file that is too short."""
     if path.stat().st_size < shape.data:
         return 0
-    return int(np.count_nonzero(np.memmap(path, np.uint32, "r", HEADER, (shape.entries,))))
+    found = 0
+    with open(path, "rb") as file:
+        file.seek(HEADER)
+        for start in range(0, shape.entries, 1 << 20):
+            tags = file.read(min(1 << 20, shape.entries - start) * 4)
+            found += int(np.count_nonzero(np.frombuffer(tags, np.uint32)))
+    return found
 
 
 def _packed(header: Mapping[str, Any]) -> bytes:
@@ -219,11 +263,32 @@ def _packed(header: Mapping[str, Any]) -> bytes:
     return (MAGIC + numbers + text).ljust(HEADER, b"\0")
 
 
-def _write_all(file: int, data: memoryview, offset: int) -> None:
+def _write_all(file: BinaryIO, data: memoryview, offset: int) -> None:
     data = data.cast("B")
+    write = getattr(os, "pwrite", None)
     while data:
-        written = os.pwrite(file, data, offset)
+        if write is None:  # Windows
+            file.seek(offset)
+        written = file.write(data) if write is None else write(file.fileno(), data, offset)
         data, offset = data[written:], offset + written
+
+
+def reader(file: BinaryIO) -> Callable[[int, int, int], bytes]:
+    """os.pread, or what does the same where there is none (Windows)."""
+
+    def read(_file: int, size: int, offset: int) -> bytes:
+        file.seek(offset)
+        return file.read(size)
+
+    return getattr(os, "pread", read)
+
+
+def _read_whole(read: Callable[[int, int, int], bytes], file: int, size: int, offset: int) -> bytearray:
+    """What one call did not give: it may stop at 2 GB, or at the end of a file that was cut, where zeros follow."""
+    found = bytearray()
+    while len(found) < size and (part := read(file, size - len(found), offset + len(found))):
+        found += part
+    return found.ljust(size, b"\0")
 
 
 def _blocks(positions: np.ndarray) -> list[np.ndarray]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 WORTH = 0.02  # of this run's teacher passes: a table that saves less is not begun
 SHARE = 0.05  # of a step's arithmetic: a cheaper teacher is not worth the disk
+_SIZES = [(name, ctypes.c_uint64) for name in ("total", "free", "pages", "page", "virtuals", "virtual", "extended")]
+UNKNOWN = 4 * 1000**3  # bytes of memory that are free where no system call says
 DISK, MEMORY = 0.25, 0.5  # shares of what is free that a full table may take
 
 
@@ -81,9 +86,28 @@ def free_disk(folder: Path) -> int:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that programs could still use (Linux), or all there is."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of main memory that programs could still use (Linux, Windows), or all there is (macOS)."""
+    for ask in (_linux, _windows, _posix):
+        with suppress(AttributeError, OSError, StopIteration, ValueError, IndexError):
+            return ask()
+    return UNKNOWN
+
+
+def _linux() -> int:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+
+
+def _windows() -> int:
+    class Status(ctypes.Structure):  # MEMORYSTATUSEX
+        _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32), *_SIZES]
+
+    status = Status(length=ctypes.sizeof(Status))
+    windll: Any = ctypes.windll  # type: ignore[attr-defined, unused-ignore]
+    if not windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        raise OSError("no memory status")
+    return int(status.free)
+
+
+def _posix() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -140,7 +140,7 @@ def test_an_entry_is_whole_before_its_tag_is_written(tmp_path, monkeypatch):
 
         def write(file, data, offset, left=left, pwrite=os.pwrite):
             now = min(left[0], len(data.cast("B")))
-            pwrite(file, data.cast("B")[:now], offset)
+            pwrite(file.fileno(), data.cast("B")[:now], offset)
             left[0] -= now
             if now < len(data.cast("B")):
                 raise KeyboardInterrupt
