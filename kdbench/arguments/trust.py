@@ -52,7 +52,7 @@ def called(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     theirs, and timm's `checkpoint_path`, which may be a pickle that runs code."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            code = key in _CODE and value is not None and not isinstance(value, (Mapping, list))
+            code = key in _CODE and value is not None and not isinstance(value, Mapping)
             if code or (key == "checkpoint_path" and value):
                 yield f"{prefix}{key}", str(value)
             else:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from safetensors.torch import load_file, save_file
 
 from kdbench import cli
 
@@ -80,3 +83,87 @@ def test_against_another_run_and_against_itself(run, capsys):
 def test_against_a_teacher_that_is_not_there(run, capsys):
     assert kdbench("evaluate", str(run), "--against", "teacher") == 1
     assert "no teacher taught it" in capsys.readouterr().err
+
+
+def copied(run: Path, folder: Path, **changes: str) -> Path:
+    """The run in another folder, with `old -> new` in files named by keys: config_yaml, network_json, ..."""
+    shutil.copytree(run, folder)
+    for name, content in changes.items():
+        (folder / name.replace("_", ".")).write_text(content, encoding="utf-8")
+    return folder
+
+
+def crafted(run: Path, where: str) -> dict[str, str]:
+    """The files of a stranger's run folder that name code of their own; it would leave a file `ran`."""
+    if where.startswith("network"):
+        about = json.loads((run / "network.json").read_text())
+        code = {"_target_": "evil.run"}
+        about["config"] = code if where == "network" else {**about["config"], "options": {"x": [code]}}
+        return {"network_json": json.dumps(about)}
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    if where == "dataset":
+        tree["dataset"] = {"_target_": "evil.run"}
+    else:
+        tree["dataset"][where] = "evil.run" if where == "reader" else {"_target_": "evil.run"}
+    return {"config_yaml": yaml.safe_dump(tree)}
+
+
+EVIL = "from pathlib import Path\nPath('ran').touch()\ndef run(*a, **k): return None\n"
+
+
+@pytest.mark.parametrize("where", ["dataset", "augment", "reader", "network", "network options"])
+def test_what_a_strangers_folder_names_is_not_run(run, where, tmp_path, capsys, monkeypatch):
+    (tmp_path / "evil.py").write_text(EVIL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = copied(run, tmp_path / "theirs", **crafted(run, where))
+    assert kdbench("evaluate", str(folder)) == 1
+    err = capsys.readouterr().err
+    assert "evil.run is not kdbench's own" in err and str(folder) in err and "--trust" in err
+    smoke = ["debug=smoke", "trainer.progress=none", "loss=kl", "teacher.allow_chance=true"]
+    if where.startswith("network"):
+        assert kdbench("train", *smoke, f"teacher.run={folder}") == 1
+        assert "teacher.trust=true" in capsys.readouterr().err
+        assert kdbench("evaluate", str(run), "--against", str(folder)) == 1
+    assert not (tmp_path / "ran").exists()
+    assert kdbench("evaluate", str(folder), "--trust") == 1  # it is run now, and is no network and no data
+    assert (tmp_path / "ran").exists()
+
+
+def test_an_own_configuration_folder_is_a_word_of_trust(run, tmp_path, capsys):
+    folder = copied(run, tmp_path / "theirs", **crafted(run, "network"))
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "mine.yaml").write_text("_target_: evil.run\n", encoding="utf-8")
+    assert kdbench("evaluate", str(folder), "--config-dir", str(tmp_path)) == 1
+    assert "not kdbench's own" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config_yaml", "a: [1"), ("config_yaml", "null"), ("config_yaml", "trainer: {}"),
+        ("config_yaml", "dataset: 3"),
+        ("config_yaml", "a: !!python/object:os.system {}"), ("config_yaml", "[" * 9000), ("config_yaml", "\x00\x1b[2J"),
+        ("network_json", "{}"), ("network_json", "null"), ("network_json", "[" * 9000),
+        ("network_json", '{"name": "x", "config": {}, "info": [1, 2]}'), ("network_json", '{"name": 1, "config": 2}'),
+        ("result_json", "[" * 9000), ("result_json", "null"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_a_run_is_named(run, file, content, tmp_path, capsys):
+    folder = copied(run, tmp_path / "theirs", **{file: content})
+    assert kdbench("evaluate", str(folder)) == 1
+    err = capsys.readouterr().err
+    assert str(folder / file.replace("_", ".")) in err and "unexpected" not in err and "\x1b" not in err
+
+
+def test_a_flipped_bit_or_another_runs_weights_are_seen(run, tmp_path, capsys):
+    folder = copied(run, tmp_path / "copy")
+    raw = bytearray((folder / "student.safetensors").read_bytes())
+    raw[len(raw) // 2] ^= 64
+    (folder / "student.safetensors").write_bytes(raw)
+    assert kdbench("evaluate", str(folder)) == 1 and "student.safetensors: damaged" in capsys.readouterr().err
+    state = load_file(run / "student.safetensors")
+    save_file({name: value + 1 for name, value in state.items()}, folder / "student.safetensors")
+    assert kdbench("evaluate", str(folder)) == 1
+    assert "not the weights that result.json is of" in capsys.readouterr().err

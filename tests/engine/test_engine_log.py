@@ -1,11 +1,15 @@
 """What TensorBoard reads back: curves, text, and one HParams row a run."""
 
+import json
+import math
+import os
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from kdbench.engine.log import RunLog
 from tests.support.shell import TINY, kdbench, result, tiny, train
 
 
@@ -62,3 +66,62 @@ def test_a_sweep_skips_what_is_finished():
     assert kdbench(*words, "seed=0,1,2") == 0
     after = {p: p.stat().st_mtime_ns for p in Path("runs").rglob("result.json")}
     assert len(after) == 3 and before.items() <= after.items()
+
+
+def rows(folder: Path) -> list[int]:
+    return [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def log_of(folder: Path, epochs: int, resume: int = 0) -> None:
+    log = RunLog(folder, resume)
+    for epoch in range(resume + 1, epochs + 1):
+        log.write(epoch, {"loss": 1.0 / epoch})
+    log.close()
+
+
+def test_rows_are_never_lost_by_a_kill_while_a_log_is_opened(tmp_path, monkeypatch):
+    log_of(tmp_path, 5)
+
+    def killed(*_arguments):
+        raise KeyboardInterrupt
+
+    for where in ("replace", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, where, killed)
+            with pytest.raises(KeyboardInterrupt):
+                RunLog(tmp_path, 4)
+        assert rows(tmp_path) == [1, 2, 3, 4, 5]
+    log_of(tmp_path, 6, resume=4)
+    assert rows(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+DAMAGED = [b"{not json}\n", b"\xff\xfe\x00\n", b"[1]\n", b"[" * 50_000 + b"\n", b'{"loss": 1}\n']
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, ids=lambda line: str(line[:9]))
+def test_one_unreadable_row_is_named_and_the_later_ones_stay(tmp_path, caplog, damaged):
+    log_of(tmp_path, 5)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[2] = damaged
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines) + b'{"epoch": 6, "lo')
+    log_of(tmp_path, 5, resume=5)
+    assert rows(tmp_path) == [1, 2, 4, 5]
+    assert "metrics.jsonl: line 3 is damaged" in caplog.text and caplog.text.count("damaged") == 1
+
+
+def test_numbers_that_json_does_not_have_are_shown_as_text(tmp_path):
+    log = RunLog(tmp_path)
+    log.hparams_start({"loss.tau": math.inf, "lr": 0.5, "bad": math.nan, "low": -math.inf, "milestones": [1, 2]}, "run")
+    log.close()
+    shown = hparams(events(tmp_path))
+    assert shown == {"loss.tau": "inf", "lr": 0.5, "bad": "nan", "low": "-inf", "milestones": "[1, 2]"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_is_said_with_the_file_and_without_a_traceback(tmp_path, capfd):
+    log = RunLog(tmp_path)
+    full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    os.dup2(full.fileno(), log._lines.fileno())
+    with pytest.raises(OSError, match=r"No space left on device.*metrics\.jsonl"):
+        log.write(1, {"loss": 1.0})
+    assert capfd.readouterr().err == ""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import random
+import tracemalloc
+import zipfile
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdbench.errors import UserError
+from kdbench.models.names import plain_names
 from kdbench.models.weights import load_into, read_weights, weight_hash
 from tests.support.models import build, fill
 
@@ -45,8 +49,98 @@ def _layouts(state: State) -> dict[str, Any]:
         "Lightning": {"state_dict": {f"model.{name}": value for name, value in state.items()}, "epoch": 2},
         "net": {"net": wrapped, "acc": np.float32(93.5)},
         "nested": {"model": {"state_dict": state}},
+        "only an average": {"epoch": 3, "state_dict_ema": {f"module.{name}": value for name, value in state.items()}},
+        "AveragedModel": {"n_averaged": torch.tensor(9), **wrapped},
+        "FSDP": {f"_fsdp_wrapped_module.{name}": value for name, value in state.items()},
         "without counters": {name: value for name, value in state.items() if not name.endswith("tracked")},
     }
+
+
+@pytest.mark.parametrize("order", list(permutations(("module", "_orig_mod", "model", "net"), 3)), ids=".".join)
+def test_wrappers_are_peeled_in_any_order_and_depth(order: tuple[str, ...], state: State) -> None:
+    network = build("resnet8", classes=10)
+    load_into(network, plain_names({f"{'.'.join(order)}.{name}": value for name, value in state.items()}), "file")
+    assert weight_hash(network.state_dict()) == weight_hash(state)
+
+
+def test_a_compiled_stage_and_the_loss_beside_a_network_are_peeled(state: State) -> None:
+    stage = next(name.split(".")[0] for name in state if name.count(".") > 2)
+    for word in ("_orig_mod", "module", "_checkpoint_wrapped_module"):
+        parts = {f"model.{name.replace(f'{stage}.', f'{stage}.{word}.', 1)}": value for name, value in state.items()}
+        beside = {"criterion.weight": torch.ones(10), "loss.fn.weight": torch.ones(10), "n_averaged": torch.tensor(3)}
+        network = build("resnet8", classes=10)
+        load_into(network, plain_names({**parts, **beside}), "file")
+        assert weight_hash(network.state_dict()) == weight_hash(state)
+
+
+def test_wrappers_are_never_guessed(state: State) -> None:
+    """Two networks side by side, a tensor too many, one shape: each is refused, whatever could be peeled."""
+    model = {f"model.{name}": value for name, value in state.items()}
+    last = next(reversed(state))
+    for extra in (
+        {f"ema_model.{name}": value for name, value in state.items()},
+        {"head.weight": torch.ones(2)},
+        {f"model.{last}": torch.ones(3, 3, 3)},
+    ):
+        with pytest.raises(UserError, match="not the weights of this network"):
+            load_into(build("resnet8", classes=10), plain_names({**model, **extra}), "file")
+
+
+def _several(state: State) -> dict[str, Any]:
+    other = {name: value + 1 for name, value in state.items()}
+    both = {f"model.{name}": value for name, value in state.items()}
+    both |= {f"ema_model.{name}": value for name, value in other.items()}
+    average = {"n_averaged": torch.tensor(4), **{f"module.{name}": value for name, value in other.items()}}
+    return {
+        "state_dict_ema": {"arch": "x", "state_dict": state, "state_dict_ema": average},
+        "model_ema": {"model": state, "model_ema": average, "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+        "model.ema": {"model": {"state_dict": state, "ema": average}},
+        "ema_model": {"state_dict": both},
+    }
+
+
+@pytest.mark.parametrize("key", sorted(_several({"a": torch.zeros(1)})))
+def test_a_key_chooses_among_the_weights_of_a_file(key: str, state: State, tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    torch.save(_several(state)[key], tmp_path / "last.pth")
+    chosen = read_weights(tmp_path / "last.pth", key)
+    assert weight_hash(chosen) == weight_hash({name: value + 1 for name, value in state.items()})
+    if key != "ema_model":  # two networks in one state_dict: nothing is taken without the key
+        assert weight_hash(read_weights(tmp_path / "last.pth")) == weight_hash(state)
+        assert f"also has {key} (teacher.checkpoint_key)" in caplog.text
+    with pytest.raises(UserError, match=r"last\.pth: has no weights under checkpoint_key = best; it has: .+"):
+        read_weights(tmp_path / "last.pth", "best")
+
+
+def test_the_only_file_of_a_folder_is_taken_and_several_are_named(state: State, tmp_path: Path) -> None:
+    torch.save({"model": state}, tmp_path / "student_best")
+    (tmp_path / "worklog.txt").write_text("...")
+    assert weight_hash(read_weights(tmp_path)) == weight_hash(state)
+    torch.save({"model": state}, tmp_path / "student_latest")
+    with pytest.raises(UserError, match="it has 2: student_best, student_latest"):
+        read_weights(tmp_path)
+
+
+def test_a_flipped_bit_in_one_tensor_is_seen(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(state, path)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"w\.pth: .*damaged"):
+        read_weights(path)
+
+
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("bomb/data/0", "w") as record:
+        for _ in range(150):
+            record.write(bytes(1_000_000))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="unpack to 150,000,000"):
+        read_weights(path)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("layout", sorted(_layouts({"a": torch.zeros(1)})))

@@ -1,5 +1,6 @@
 """Where a teacher may come from, and what is refused."""
 
+import errno
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from kdbench.files import read_json
 from kdbench.models.resnet import ResNet
@@ -107,3 +109,19 @@ def test_info_travels_with_the_run():
     assert (
         read_info(kept) == ImageInfo(4, 3, 8) == read_info(list(kept.values()))
     )  # a list: as the first edition wrote it
+
+
+def test_a_finished_teacher_in_a_store_that_may_not_be_written_is_used(monkeypatch):
+    folder = train()
+    store = Path(result(folder)["teacher"]["folder"])
+
+    def refuse(self, *_arguments, **_options):
+        raise OSError(errno.EROFS, "Read-only file system", str(self.lock_file))
+
+    for lock in store.parent.glob("*.lock"):
+        lock.unlink()
+    real = FileLock.acquire
+    beside = lambda self, *a, **k: (refuse if "teachers" in str(self.lock_file) else real)(self, *a, **k)  # noqa: E731
+    monkeypatch.setattr(FileLock, "acquire", beside)
+    other = train("hydra.run.dir=other", "seed=1")
+    assert result(other)["teacher"]["weights"] == result(folder)["teacher"]["weights"]

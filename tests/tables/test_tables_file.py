@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 
 import numpy as np
 import pytest
 import torch
 
+from kdbench.commands.table import info
 from kdbench.tables import file as tables
 from kdbench.tables.file import HEADER, LogitTable, Shape, checksums, count_filled, read_header, shape_in
 
@@ -191,3 +193,81 @@ def test_checksums_see_every_single_changed_word():
 def test_a_key_that_does_not_fit_into_the_header_is_refused(tmp_path):
     with pytest.raises(ValueError, match="8176 bytes"):
         make(tmp_path, key={"long": "x" * HEADER})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": 3}, {"shape": [1, 2]}, {"shape": [0, 1, 1]}, {"shape": [2**62, 2**62, 4]}, {"shape": [-1, 2, 3]},
+        {"shape": [1.5, 2, 3]}, {"shape": [True, 2, 3]}, {"dtype": "save"}, {"dtype": 5}, {"dtype": "int8"},
+        {"key": None},        {"key": []}, {"format": "1"}, {"format": None}, {"shape": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_header_that_states_nonsense_has_no_shape(change):
+    header = {"format": tables.FORMAT, "shape": [20, 6, 10], "dtype": "float32", "key": KEY}
+    assert shape_in(header) == SHAPE and shape_in({**header, **change}) is None
+
+
+def test_one_crafted_table_hides_no_other(tmp_path, capsys):
+    table = make(tmp_path)
+    table.write(*some(SHAPE, 60))
+    texts = [
+        b"[" * 5000,
+        b'{"format": 1, "shape": [1, 1, 1], "dtype": "float32", "key": {"device": "\\u001b[2J[red]"}}',
+        b"{}",
+    ]
+    for i, text in enumerate(texts):
+        numbers = len(text).to_bytes(4, "little") + zlib.crc32(text).to_bytes(4, "little")
+        (table.path.parent / f"crafted{i}.table").write_bytes((tables.MAGIC + numbers + text).ljust(2 * HEADER, b"\0"))
+    assert info([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("damaged") == 2 and "50.0 %" in out and r"\x1b[2J[red]" in out and "\x1b" not in out
+
+
+def test_a_table_works_where_there_is_no_pread_and_no_pwrite(tmp_path, monkeypatch):
+    for name in ("pread", "pwrite"):
+        monkeypatch.delattr(os, name, raising=False)
+    table = make(tmp_path)
+    entries, logits = some(SHAPE, 70)
+    table.write(entries, logits)
+    other = make(tmp_path)
+    assert other.valid(entries).all() and torch.equal(other.read(entries), logits) and other.filled == 70
+
+
+def test_a_table_that_may_not_be_written_is_read(tmp_path, monkeypatch):
+    table = make(tmp_path)
+    entries, logits = some(SHAPE, 10)
+    table.write(entries, logits)
+
+    def refuse(*_arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tables.FileLock, "acquire", refuse)
+    before = table.path.read_bytes()
+    other = make(tmp_path)
+    assert other.valid(entries).all() and torch.equal(other.read(entries), logits)
+    other.write(np.arange(SHAPE.entries), torch.zeros(SHAPE.entries, 10))
+    assert table.path.read_bytes() == before
+    with pytest.raises(OSError, match="Read-only"):
+        make(tmp_path, key={"weights": "other"})
+
+
+def test_a_table_that_is_cut_while_it_is_read_ends_no_process(tmp_path):
+    table = make(tmp_path)
+    entries, logits = some(SHAPE, 100)
+    table.write(entries, logits)
+    other = make(tmp_path)
+    os.truncate(table.path, HEADER)
+    assert not other.valid(entries).any() and other.read(entries).shape == (100, 10)
+
+
+def test_what_another_process_has_mended_is_good_again(tmp_path):
+    table = make(tmp_path)
+    entries, logits = some(SHAPE, 5)
+    table.write(entries, logits)
+    damage(table.path, HEADER + 4 * int(entries[2]))
+    other = make(tmp_path)
+    assert not other.valid(entries)[2]
+    make(tmp_path).write(entries, logits)
+    assert other.valid(entries).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import os
 from dataclasses import replace
 
 import pytest
@@ -61,3 +63,17 @@ def test_what_is_free_is_measured(tmp_path):
     assert free_disk(tmp_path / "not" / "there" / "yet") == free_disk(tmp_path) > 0
     assert free_memory() > 1e8
     assert [in_bytes(n) for n in (7, 696_320, 3.3e9, 999.7e6)] == ["7 B", "696 kB", "3.3 GB", "1 GB"]
+
+
+def test_free_memory_is_told_without_proc_and_without_sysconf(monkeypatch):
+    real = builtins.open
+
+    def no_proc(file, *arguments, **options):
+        if str(file).startswith("/proc"):
+            raise FileNotFoundError(file)
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "open", no_proc)
+    assert free_memory() > 2**28
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    assert free_memory() > 2**28

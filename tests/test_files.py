@@ -1,0 +1,89 @@
+"""What a run writes: whole or not there, of the umask's mode, the same bytes each time, and named when it fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint, save_state, save_weights
+from kdbench.errors import UserError, printable
+from kdbench.files import read_object, remove_leftovers, write_atomically
+from kdbench.models.weights import read_safetensors, weight_hash
+
+ABOUT = {"network": "net", "dataset": "data", "hash": "abc"}
+
+
+def flip(path: Path, share: float) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[int(len(raw) * share)] ^= 8
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.75])
+def test_a_flipped_bit_in_a_checkpoint_or_in_weights_is_named_with_the_file(tmp_path, share):
+    state = {"learner": {"w": torch.randn(4000)}, "epochs_done": 3}
+    save_checkpoint(tmp_path / "c.pt", state)
+    assert load_checkpoint(tmp_path / "c.pt")["learner"]["w"].equal(state["learner"]["w"])
+    save_state(tmp_path / "best.safetensors", state["learner"], ABOUT)
+    assert read_safetensors(tmp_path / "best.safetensors")["w"].equal(state["learner"]["w"])
+    for name, read in (("c.pt", load_checkpoint), ("best.safetensors", read_safetensors)):
+        flip(tmp_path / name, share)
+        with pytest.raises(UserError, match=name):
+            read(tmp_path / name)
+
+
+def test_the_same_weights_are_the_same_bytes_in_a_file_that_others_may_read(tmp_path):
+    network = nn.Linear(3, 4)
+    before = os.umask(0o022)
+    try:
+        for i in range(8):
+            save_weights(tmp_path / f"{i}.safetensors", network, ABOUT)
+    finally:
+        os.umask(before)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644} or os.name != "posix"
+    assert weight_hash(read_safetensors(tmp_path / "0.safetensors")) == weight_hash(network.state_dict())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+@pytest.mark.parametrize("kind", ["checkpoint", "weights", "text"])
+def test_a_full_disk_is_said_as_such_with_the_file(tmp_path, kind, monkeypatch):
+    save = {
+        "checkpoint": lambda path: save_checkpoint(path, {"w": torch.randn(1000)}),
+        "weights": lambda path: save_weights(path, nn.Linear(100, 100), ABOUT),
+        "text": lambda path: write_atomically(path, lambda temporary: temporary.write_text("x" * 9999)),
+    }[kind]
+    real = Path.with_name
+    monkeypatch.setattr(Path, "with_name", lambda self, name: Path("/dev/full") if name[0] == "." else real(self, name))
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+    with pytest.raises(OSError, match=r"No space left on device.*room.*file\.bin") as caught:
+        save(tmp_path / "file.bin")
+    assert caught.value.errno == errno.ENOSPC and not (tmp_path / "file.bin").exists()
+
+
+def test_leftovers_of_killed_writes_go_and_those_of_living_processes_stay(tmp_path):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead, own, living = int(gone.stdout), os.getpid(), os.getppid()
+    for name in (f".checkpoint.pt.{dead}.tmp", f".a.b.{own}.tmp", f".student.{living}.tmp", ".mine.tmp", "x.1.tmp"):
+        (tmp_path / name).write_text("half")
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f".student.{living}.tmp", ".mine.tmp", "x.1.tmp"}
+
+
+@pytest.mark.parametrize("content", [b"null", b"[1]", b"{", b"\xff\xfe", b"[" * 100_000, b""])
+def test_json_that_is_no_object_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.json: "):
+        read_object(tmp_path / "run.json")
+
+
+def test_text_that_would_steer_a_terminal_is_shown_as_its_code():
+    assert printable("a\x1b[2Jb\x9b1m\rc\u202ed\ud800") == r"a\x1b[2Jb\x9b1m\rc\u202ed\ud800"
+    assert printable("één 模型 \u200d\n\t👩") == "één 模型 \u200d\n\t👩"
