@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, nearest, printable
 from kdbench.results.metrics import metric_of
 from kdbench.results.read import Run, read_runs
 from kdbench.results.render import as_csv, as_json, markdown, table
@@ -33,9 +33,9 @@ def main() -> int:
     elif found.runs:
         _print_table(comparison)
     for warning in comparison.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     for folder, reason in found.problems:
-        print(f"left out: {folder}: {reason}", file=sys.stderr)
+        print(printable(f"left out: {folder}: {reason}"), file=sys.stderr)
     return 0
 
 
@@ -102,7 +102,8 @@ def _order(comparison: Comparison, key: str | None, metrics: list[str]) -> Calla
 
 
 def _print_table(comparison: Comparison) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, soft_wrap=False)
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(width=width, highlight=False, soft_wrap=False, markup=False)
     same = ", ".join(f"{name}={value}" for name, value in comparison.same.items())
     if same:
         console.print(f"the same in all: {same}", style="dim", markup=False)

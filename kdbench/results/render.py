@@ -50,14 +50,19 @@ def as_csv(comparison: Comparison) -> str:
     header += [title for name in names for title in (name, f"{name} std")]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*header, "n", "agreement", "seconds", "folders"])
+    writer.writerow([*map(_cell, header), "n", "agreement", "seconds", "folders"])
     for row in comparison.rows:
         figures = [value for name in names for value in (row.metrics[name].mean, row.metrics[name].std)]
         differs = [row.differs.get(column) for column in comparison.columns]
         folders = " ".join(str(run.folder) for run in row.runs)
         tail = [len(row.runs), row.agreement.mean, row.seconds.mean, folders]
-        writer.writerow([*differs, row.teacher.mean, *figures, *tail])
+        writer.writerow([_cell(value) for value in (*differs, row.teacher.mean, *figures, *tail)])
     return stream.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula is kept from it by an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]]) -> str:

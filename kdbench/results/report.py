@@ -18,7 +18,7 @@ SPLITS = ("test", "val", "train")
 
 def show(result: RunResult, folder: Path, already: bool) -> None:
     """Print teacher accuracy, student accuracy, agreement, where the run is and what to type next."""
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     with suppress(ValueError):  # below where the command was typed: shown from there
         folder = folder.relative_to(Path.cwd())
     console.print(_table(result))

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, printable
 from kdbench.files import read_json, write_json
 from kdbench.results.metrics import TASKS
 
@@ -105,7 +105,10 @@ class RunResult:
 def read_result(folder: Path) -> RunResult:
     """A run folder's result. Raises UserError naming the file if it is missing, damaged, foreign or too new."""
     path = folder / RESULT
-    tree = read_json(path)
+    try:
+        tree = _shown(read_json(path))
+    except RecursionError as error:
+        raise UserError(f"{path}: no result of kdbench (nested too deeply)") from error
     required = [f.name for f in fields(RunResult) if f.default is MISSING and f.default_factory is MISSING]
     lacking = [name for name in required if not isinstance(tree, dict) or not isinstance(tree.get(name), dict)]
     if lacking:
@@ -132,6 +135,15 @@ def read_result(folder: Path) -> RunResult:
 def is_finished(folder: Path) -> bool:
     """Whether a run folder holds a result; it is written last."""
     return (folder / RESULT).exists()
+
+
+def _shown(value: Any) -> Any:
+    """Every text in it as a terminal can show it: a result may be a stranger's."""
+    if isinstance(value, dict):
+        return {printable(key): _shown(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 # A field's type as it is written above, up to the bracket, and what JSON has for it.

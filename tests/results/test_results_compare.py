@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -207,3 +208,17 @@ def test_hundreds_of_runs_in_a_second_without_torch(tmp_path):
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.perf_counter() - start < 3  # 0.4 s on an idle core; the limit leaves room for a busy machine
+
+
+def test_a_strangers_result_steers_no_terminal_and_no_spreadsheet(tmp_path, run_compare):
+    for i, text in enumerate(("\x1b[2J\x9b1m[link=http://x]here[/link]", "=HYPERLINK(1)", "@SUM(1)", "[/red]")):
+        write(tmp_path / str(i), result(0.9, choices={"student": text}, loss__name=text))
+    write(tmp_path / "deep", {"student": "x"})
+    (tmp_path / "deep" / "result.json").write_text("[" * 20_000)
+    for form in ("table", "markdown", "csv", "json"):
+        code, out, err = run_compare(tmp_path, "--format", form)
+        assert code == 0 and not set("\x1b\x9b") & set(out + err)
+        assert "[/red]" in out and "[link=http://x]here[/link]" in out
+        if form == "csv":
+            assert "'=HYPERLINK(1)" in out and "'@SUM(1)" in out and not re.search(r"(^|,)[=@]", out, re.MULTILINE)
+    assert "deep" in err or "deep" in out
