@@ -12,9 +12,11 @@ import errno
 import json
 import logging
 import os
+import threading
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MAGIC, HEADER, FORMAT = b"KDBTABLE", 8192, 1
 SUFFIX = ".table"
+_POSITION = threading.Lock()
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _TYPES}
 _BLOCK = 8192  # entries whose checksums are computed at once: bounds the memory that this takes
@@ -267,20 +270,20 @@ def _write_all(file: BinaryIO, data: memoryview, offset: int) -> None:
     data = data.cast("B")
     write = getattr(os, "pwrite", None)
     while data:
-        if write is None:  # Windows
-            file.seek(offset)
-        written = file.write(data) if write is None else write(file.fileno(), data, offset)
+        written = write(file.fileno(), data, offset) if write else _at(file, offset, partial(file.write, data))
         data, offset = data[written:], offset + written
 
 
 def reader(file: BinaryIO) -> Callable[[int, int, int], bytes]:
     """os.pread, or what does the same where there is none (Windows)."""
+    return getattr(os, "pread", lambda _file, size, offset: _at(file, offset, lambda: file.read(size)))
 
-    def read(_file: int, size: int, offset: int) -> bytes:
+
+def _at(file: BinaryIO, offset: int, act: Callable[[], Any]) -> Any:
+    """Act at a place of a file whose position all threads share."""
+    with _POSITION:
         file.seek(offset)
-        return file.read(size)
-
-    return getattr(os, "pread", read)
+        return act()
 
 
 def _read_whole(read: Callable[[int, int, int], bytes], file: int, size: int, offset: int) -> bytearray:
