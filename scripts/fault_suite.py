@@ -206,22 +206,24 @@ class Scenario:
 
     def full(self) -> None:
         """The disk fills up at a random moment; with room again the same command goes on."""
-        folder = self.fresh()
+        disk = self.fresh()
         used = sum(path.stat().st_blocks * 512 for path in self.whole.rglob("*") if path.is_file())
         largest = max(path.stat().st_size for path in self.whole.rglob("*.pt"))
         size = int(self.random.uniform(0.1, 1.0) * used)
-        mounted = shutil.which("mount") and _quiet("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
+        mounted = shutil.which("mount") and _quiet("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk))
+        folder = disk / "run"
+        folder.mkdir()
         try:
             limit = None if mounted else int(self.random.uniform(0.05, 0.95) * largest)
             ended = Process(self.words, folder, limit).wait()
-            self.tally.add("wrong", no_messages(ended.text), f"{self.name} {folder.name} (full)")
+            self.tally.add("wrong", no_messages(ended.text), f"{self.name} {disk.name} (full)")
             self.tally.counts["full"] += ended.code != 0
             if mounted:
-                _quiet("mount", "-o", f"remount,size={4 * used + 50_000_000}", str(folder))
+                _quiet("mount", "-o", f"remount,size={4 * used + 50_000_000}", str(disk))
             self.end(folder, "full")
         finally:
             if mounted:
-                _quiet("umount", str(folder))
+                _quiet("umount", str(disk))
 
     def damaged(self, finished: bool) -> None:
         """One file of a finished or unfinished run is damaged: its right result again, or a message that names it."""
