@@ -11,7 +11,6 @@ from kdbench.errors import UserError, nearest
 _FIRST_EDITION = {
     "kdbench.data.views.": "kdbench.data.augment.views.",
     "kdbench.data.strong.": "kdbench.data.augment.strong.",
-    "kdbench.procedures.ensemble_teacher.": "kdbench.runs.ensemble.",
 }
 
 
