@@ -50,29 +50,29 @@ def time_parts(bench: Workbench, served: tuple[Epochs, Teacher], repeats: int) -
     clock = Clock(bench.placement.wait)
     batches, teacher = served
     stream = iter(itertools.islice(batches.epoch(0, 1), 2 + repeats))
-    batch, guide = next(stream), None
+    batch, answer = next(stream), None
     for number, batch in enumerate(stream):
         if number:  # the step before was warm-up
             clock.mark("data")
-        guide = teacher(batch)
+        answer = teacher(batch)
         clock.mark("teacher")
-        _step(learner, batch, guide, clock)
+        _step(learner, batch, answer, clock)
     seconds = {name: figure(values[1:] or values) for name, values in clock.seconds.items()}
-    student = cost_of(lambda: learner.update(batch, guide))
+    student = cost_of(lambda: learner.update(batch, answer))
     asked = cost_of(lambda: _ask(bench, batch))
     return Parts(seconds, _evaluation(bench, learner), student, asked)
 
 
-def _step(learner: Learner, batch: Batch, guide: Outputs | None, clock: Clock) -> None:
+def _step(learner: Learner, batch: Batch, answer: Outputs | None, clock: Clock) -> None:
     """Learner.update with a clock in it."""
-    output = learner.distiller(batch.input, guide, batch.target)
+    output = learner.distiller(batch.input, answer, batch.target)
     clock.mark("student forward, loss")
     output.terms.total.backward()
     clock.mark("student backward")
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     clock.mark("optimizer")
-    learner.meters.add(output, guide, batch.target)
+    learner.meters.add(output, answer, batch.target)
     clock.mark("meters")
 
 

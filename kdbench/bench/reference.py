@@ -111,9 +111,9 @@ class ReferenceLoop:
         image, label, row = image.to(self.device), label.to(self.device), row.to(self.device)
         answer = self.student(image)
         with torch.no_grad():
-            guide = None if self.teacher is None else self.teacher(image)
+            teacher = None if self.teacher is None else self.teacher(image)
         target = Target(label, row, torch.tensor(0.5, device=self.device))
-        total = self.loss(Outputs(answer.logits, {}), guide, target).total
+        total = self.loss(Outputs(answer.logits, {}), teacher, target).total
         right = answer.logits.topk(min(5, answer.logits.shape[1]), 1).indices == label[:, None]
         figures = (total, right[:, 0].float().mean(), right.any(1).float().mean())
         self.sums = [have + value.item() for have, value in zip(self.sums, figures, strict=True)]

@@ -69,10 +69,10 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Tensor | Non
 def compare_networks(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     """`measure_logits` of the student against the teacher's logits, and `fidelity` (Kim et al. 2021) of the two."""
     logits, norm, labels = _answers(student, batches)
-    guide, guide_norm, _ = _answers(teacher, batches)
-    norms = {"feature_norm": norm, "teacher_feature_norm": guide_norm}
+    said, teacher_norm, _ = _answers(teacher, batches)
+    norms = {"feature_norm": norm, "teacher_feature_norm": teacher_norm}
     known = {name: value for name, value in norms.items() if value is not None}
-    return measure_logits(logits, labels, guide) | fidelity(logits, guide, labels) | known
+    return measure_logits(logits, labels, said) | fidelity(logits, said, labels) | known
 
 
 def _answers(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, float | None, Tensor]:

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -15,8 +16,23 @@ WAITING = 8  # writes that may wait: bounds the memory of their copies
 
 
 def snapshot(state: Any) -> Any:
-    """A copy on the CPU of nested containers of tensors; the training may go on changing the original."""
-    return tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
+    """A copy on the CPU of nested containers of tensors; the training may go on changing the original.
+
+    Of a GPU's tensors all copies are begun before the one wait for them: a training's state is some hundred tensors.
+    """
+    devices: set[torch.device] = set()
+
+    def copied(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "cuda":
+            return tensor.detach().to("cpu", copy=True)
+        devices.add(tensor.device)
+        there = torch.empty_like(tensor, device="cpu", pin_memory=True, requires_grad=False)
+        return there.copy_(tensor.detach(), non_blocking=True)
+
+    found = tree_map_only(Tensor, copied, state)
+    for device in devices:
+        torch.cuda.synchronize(device)
+    return found
 
 
 class Writer:
