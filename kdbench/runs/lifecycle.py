@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
@@ -58,8 +60,28 @@ def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunRes
             except UserError as error:
                 failures[stage.folder] = error
         if todo:
-            failures |= _train(todo, teacher)
+            failures |= _train_in_parts(todo, teacher)
     return [failures.get(stage.folder) or read_result(stage.folder) for stage in stages]
+
+
+def _train_in_parts(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exception]:
+    """Train side by side; those for which the memory was too small go again with fewer beside them, from their last
+    checkpoint. Why the others failed, by folder."""
+    failures = _train(stages, teacher)
+    short = [stage for stage in stages if isinstance(failures.get(stage.folder), torch.OutOfMemoryError)]
+    if not short or len(stages) == 1:
+        return failures
+    middle = len(short) if len(short) < len(stages) else len(short) // 2
+    for part in filter(None, (short[:middle], short[middle:])):
+        log.warning(
+            "%d of %d runs side by side had too little memory; %d go on together", len(short), len(stages), len(part)
+        )
+        gc.collect()
+        torch.cuda.empty_cache()
+        for stage in part:
+            del failures[stage.folder]
+        failures |= _train_in_parts(part, teacher)
+    return failures
 
 
 def finished(stage: Stage) -> bool:

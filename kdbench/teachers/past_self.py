@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdbench.teachers.live import Context, freeze
 from kdbench.types import Batch, Outputs, Teacher
@@ -42,8 +42,14 @@ class PastSelf(Teacher):
             return
         keep = 0.0 if self.decay is None else self.decay
         mine, theirs = self.past.state_dict(), self.student.state_dict()
-        for name, value in theirs.items():
-            _move(mine[name], value, keep)
+        pairs = [(mine[name], value.to(mine[name].device)) for name, value in theirs.items()]
+        averaged = [pair for pair in pairs if keep and pair[0].is_floating_point()]
+        copied = [pair for pair in pairs if not (keep and pair[0].is_floating_point())]
+        # All tensors at once: on a GPU each by itself would be a kernel.
+        if averaged:
+            torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], 1 - keep)
+        if copied:
+            torch._foreach_copy_([a for a, _ in copied], [b for _, b in copied])
 
     def state(self) -> dict[str, Any]:
         """After a whole epoch, what is not in the student itself."""
@@ -52,10 +58,3 @@ class PastSelf(Teacher):
     def restore(self, state: dict[str, Any]) -> None:
         if self.decay is not None:
             self.past.load_state_dict(state)
-
-
-def _move(mine: Tensor, theirs: Tensor, keep: float) -> None:
-    if mine.is_floating_point() and keep:
-        mine.lerp_(theirs.to(mine.device), 1 - keep)
-    else:
-        mine.copy_(theirs)

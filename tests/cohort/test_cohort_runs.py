@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from kdbench.configure.launch import Sweep
@@ -133,6 +134,22 @@ def test_runs_that_fail_are_reported_and_the_others_are_as_alone(capfd, monkeypa
         (False, True),
         (True, False),
     ]
+
+
+def test_runs_for_which_the_memory_is_too_small_go_on_with_fewer_beside_them(monkeypatch, caplog):
+    update, failed = Learner.update, []
+
+    def short(self, batch, teacher):
+        if self.lr > 0.05 and failed.count(self.lr) < 2 and self.steps_done == 3:  # in the second epoch
+            failed.append(self.lr)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        update(self, batch, teacher)
+
+    assert sweep("optimizer.lr=0.05,0.1,0.2", COHORT, outputs="solo") == 0
+    monkeypatch.setattr(Learner, "update", short)
+    assert sweep("optimizer.lr=0.05,0.1,0.2", COHORT, outputs="together") == 0
+    assert sorted(failed) == [0.1, 0.1, 0.2, 0.2]  # together, then both again, then each alone
+    assert_same_runs("together", "solo", 3)
 
 
 def test_a_teacher_that_cannot_be_had_fails_every_run_with_its_reason(capfd):
