@@ -10,8 +10,9 @@ from kdbench.data import batches as batching
 from kdbench.data.augment.mix import CutMix, Mixup
 from kdbench.data.augment.strong import Cutout
 from kdbench.data.augment.views import Compose, CropFlip, Identity
-from kdbench.data.batches import EvaluationBatches, Loading, ResidentInputs, TrainingBatches
+from kdbench.data.batches import EvaluationBatches, Loading, Normalise, ResidentInputs, TrainingBatches
 from kdbench.data.bundle import Bundle, Split
+from kdbench.data.load import load_bundle
 from kdbench.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -174,3 +175,15 @@ def test_what_cannot_be():
     ]:
         with pytest.raises(UserError, match=words):
             make()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_large_batches_are_normalised_in_parts_to_the_same_bit(channels_last):
+    data = load_bundle("fake", "kdbench.data.readers.fake.fake", None, "cache", n=7, n_test=2, size=512, num_classes=2)
+    whole = Normalise(data, torch.device("cpu"), channels_last)
+    images = data.train.inputs
+    got = whole(images)
+    alone = torch.cat([whole(image[None]) for image in images])
+    assert got.stride() == alone.stride()
+    assert images.numel() > 2**20 and torch.equal(got, alone)
+    assert got.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
