@@ -42,7 +42,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:  # through a file of Python's, whose errors are the system's own
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch ends the archive all the same, and complains of that instead
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     write_atomically(path, write)
 
