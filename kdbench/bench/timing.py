@@ -18,9 +18,6 @@ class Figure(NamedTuple):
     high: float
     n: int
 
-    def text(self, digits: int = 1) -> str:
-        return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
-
 
 def figure(values: Sequence[float]) -> Figure:
     """Raises ValueError for no values."""

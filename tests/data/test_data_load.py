@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdbench.data.augment.views import CropFlip, Identity, Jitter
+from kdbench.data.augment.views import CropFlip, Identity, jitter
 from kdbench.data.bundle import Source, fingerprint, statistics
 from kdbench.data.load import load_bundle
 from kdbench.data.sampling import count_of, order_keys, stratified
@@ -114,11 +114,11 @@ def test_fake_images_can_be_learnt_and_replay():
 
 
 def test_teachers_own_augmentation():
-    bundle = load(augment=Jitter(2), teacher_augment=CropFlip(), mix={"kind": "mixup"})
-    assert (bundle.augment, bundle.teacher_augment) == (Jitter(2), CropFlip())
+    bundle = load(augment=jitter(2), teacher_augment=CropFlip(), mix={"kind": "mixup"})
+    assert (bundle.augment, bundle.teacher_augment) == (jitter(2), CropFlip())
     teacher = bundle.for_teacher()
     assert teacher.augment == CropFlip() and teacher.mix is None and teacher.train is bundle.train
-    assert load(augment=Jitter(2)).teacher_augment == Jitter(2) and load().augment == Identity()
+    assert load(augment=jitter(2)).teacher_augment == jitter(2) and load().augment == Identity()
 
 
 def test_stratified_counts():

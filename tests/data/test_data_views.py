@@ -8,11 +8,11 @@ import torch
 from PIL import Image, ImageOps
 
 from kdbench.data.augment.strong import Cutout, RandAugment, ResizedCrop
-from kdbench.data.augment.views import Compose, CropFlip, Identity, Jitter
+from kdbench.data.augment.views import Compose, CropFlip, Identity, jitter
 from kdbench.data.seeds import mixed, seed_of, uniforms
 from kdbench.errors import UserError
 
-ENUMERABLE = [Identity(), CropFlip(), CropFlip(pad=0), Jitter(1), Compose([Jitter(1), CropFlip(pad=0)])]
+ENUMERABLE = [Identity(), CropFlip(), CropFlip(pad=0), jitter(1), Compose([jitter(1), CropFlip(pad=0)])]
 SEEDED = [RandAugment(), Cutout(size=3), ResizedCrop(), Compose([CropFlip(pad=2), Cutout(size=3), RandAugment()])]
 
 
@@ -66,7 +66,7 @@ def test_views_are_numbered(augment):
 
 
 def test_compose_counts_the_last_part_fastest():
-    first, last, images = Jitter(1), CropFlip(pad=0), some_images(18, 1, 6)
+    first, last, images = jitter(1), CropFlip(pad=0), some_images(18, 1, 6)
     whole = Compose([first, last])(images, torch.arange(18))
     by_hand = last(first(images, torch.arange(18) // 2), torch.arange(18) % 2)
     assert torch.equal(whole, by_hand)
@@ -107,7 +107,7 @@ def test_seeds_are_splitmix64():
 def test_what_cannot_be():
     for make, words in [
         (lambda: CropFlip(pad=-1), "pad must be 0 or more pixels, got -1"),
-        (lambda: Jitter(-2), "pixels must be 0 or more, got -2"),
+        (lambda: jitter(-2), "pixels must be 0 or more, got -2"),
         (lambda: Compose([]), "parts must hold at least one"),
         (lambda: RandAugment(magnitude=31), r"magnitude must be in \[0, 30\], got 31"),
         (lambda: Cutout(size=0), "size must be 1 or more"),

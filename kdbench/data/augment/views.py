@@ -121,11 +121,14 @@ class CropFlip:
         return images
 
 
-def Jitter(pixels: int = 2) -> CropFlip:
+def jitter(pixels: int = 2) -> CropFlip:
     """Shift by up to `pixels` in both directions, black borders: Hinton et al. 2015, section 3 (MNIST)."""
     if pixels < 0:
         raise UserError(f"pixels must be 0 or more, got {pixels}")
     return CropFlip(pad=pixels, flip=False)
+
+
+Jitter = jitter  # its name as a `_target_`: run folders, hashes and names of stored teachers hold it
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def calibrate(
     than 20 labelled images or wrong shapes; logs a warning if the result does not help on the held-out half.
     """
     began = time.perf_counter()
-    _doubt(options, logits, label)
+    _doubt(options, logits)
     images = split(logits, label, method, options, tau)
     classes = images.teacher.shape[1]
     if method == "search":
@@ -144,7 +144,7 @@ def _figures(best: Candidate, record: dict[str, Any], table: list[dict[str, Any]
     }
 
 
-def _doubt(options: SearchOptions, logits: Tensor, label: Tensor) -> None:
+def _doubt(options: SearchOptions, logits: Tensor) -> None:
     if options.criterion in IMPROPER:
         log.warning(
             "loss.search.criterion=%s is not a proper score: against labels it prefers too sharp a proxy even to a "

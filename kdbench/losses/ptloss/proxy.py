@@ -1,10 +1,9 @@
 """The proxy teacher: the prediction that PTLoss really teaches.
 
-Definition A, `minimiser` (default): p_A = argmin_p PT(t, p), where every student ends that fits the loss. It is
-also the fixed point of the gradient's target, p_A = pull(p_A, t). Definition B, `value_match`, the literal reading
-of the paper's eqs. 9-10: argmin_p |PT(t, p)|. Where PT(A) >= 0 it is A; elsewhere it is a choice among many (see
-value_match.py). Exact equality of risks for all students, eq. 8, holds for neither. The paper solves "numerically"
-and says no more; the solver is ours.
+p_A = argmin_p PT(t, p), where every student ends that fits the loss. It is also the fixed point of the gradient's
+target, p_A = pull(p_A, t). The paper's eqs. 9-10, read literally, ask for argmin_p |PT(t, p)|: the same where PT(p_A)
+is 0 or more, and elsewhere any point of a surface on which PT = 0. Exact equality of risks for all students, eq. 8,
+holds for neither. The paper solves "numerically" and says no more; the solver is ours.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ from torch import Tensor
 from kdbench.errors import UserError
 from kdbench.losses.ptloss.newton import CAREFUL, PLAIN, Coefficients, Method, objective, solve
 from kdbench.losses.ptloss.validity import check
-from kdbench.losses.ptloss.value_match import match_value
 
-Definition = Literal["minimiser", "value_match"]
 LOG_FLOOR = -69.0  # log 1e-30: a class the teacher gives nothing keeps this much
 BLOCK = 1 << 18  # numbers per block, 2 MB: the dozen arrays of a step stay in cache
 
@@ -29,7 +26,7 @@ class Proxy(NamedTuple):
     """The solution, and how good it is."""
 
     probability: Tensor  # [N, C] float64
-    residual: Tensor  # [N] A: max_c |p - target(p)| (of the gradient outside the safe region); B: |PT| where it is 0
+    residual: Tensor  # [N] max_c |p - target(p)|; outside the safe region of the gradient
     value: Tensor  # [N] PT(t, proxy) in nats
     iterations: int  # the most that any row took
 
@@ -37,7 +34,6 @@ class Proxy(NamedTuple):
 def proxy_teacher(
     teacher_probs: Tensor,
     epsilon: Tensor,
-    definition: Definition = "minimiser",
     tolerance: float = 1e-10,
     max_iterations: int = 300,
     start: Tensor | None = None,
@@ -50,8 +46,6 @@ def proxy_teacher(
     says so instead). Warns if epsilon is outside the region with one minimum: the result is then a local one.
     """
     t, epsilon = _checked(teacher_probs, epsilon)
-    if definition not in ("minimiser", "value_match"):
-        raise UserError("definition", definition, "minimiser or value_match")
     validity = check(epsilon)
     if not validity.safe:
         warnings.warn(
@@ -65,8 +59,6 @@ def proxy_teacher(
     log_p = first.clamp_min(1e-300).log().log_softmax(dim=-1)
     method = PLAIN if validity.safe else CAREFUL
     log_p, residual, iterations = _in_blocks(log_t, log_p, Coefficients.of(epsilon), method, tolerance, max_iterations)
-    if definition == "value_match":
-        log_p, residual = match_value(log_t, log_p, epsilon, residual)
     _report(residual, tolerance, on_failure)
     return Proxy(log_p.exp(), residual, objective(log_t.exp(), log_p, epsilon, log_t), iterations)
 
