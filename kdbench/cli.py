@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import io
 import os
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from kdbench import __version__
 from kdbench.errors import UserError, nearest, printable, traced
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _COMMANDS = Path(__file__).parent / "commands"
 
@@ -19,9 +25,11 @@ _COMMANDS = Path(__file__).parent / "commands"
 def main() -> int:
     """Run the command line in sys.argv. Returns the exit code; the only place where errors become messages."""
     _allow_lazy_help()
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own `_target_` modules: a console script has no cwd on its path
+    _steady_streams()
     try:
+        folder = _current_folder()
+        if folder not in sys.path:
+            sys.path.append(folder)  # a user's own `_target_` modules: a console script has no cwd on its path
         code = _dispatch(sys.argv[1:])
         sys.stdout.flush()
         return code
@@ -30,11 +38,42 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nkdbench: stopped. The same command goes on from the last complete epoch.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `kdbench list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         return _report(error)
+
+
+class _Outlet(io.FileIO):
+    """A stream whose reader may go away (`kdbench train | head`): what comes then is dropped, and the work goes on."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(data).nbytes
+
+
+def _steady_streams() -> None:
+    """Standard streams that end no training: closed ones lead nowhere, and characters that a console lacks become ?."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: the next file that is opened would get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+        elif name != "stdin" and stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+            if not stream.isatty():
+                stream.flush()
+                outlet = io.BufferedWriter(_Outlet(stream.fileno(), "w", closefd=False))
+                steady = io.TextIOWrapper(outlet, stream.encoding, "replace")
+                steady.reconfigure(line_buffering=stream.line_buffering, write_through=stream.write_through)
+                setattr(sys, name, steady)
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder is not there any more: change to one that is") from error
 
 
 def commands() -> dict[str, Path]:
@@ -67,8 +106,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(command: str, arguments: list[str], known: dict[str, Path]) -> int:
     sys.argv = [sys.argv[0], *arguments]
-    module = importlib.import_module(f"kdbench.commands.{known[command].stem}")
-    return int(module.main() or 0)
+    return int(_module(command, known).main() or 0)
+
+
+def _module(command: str, known: dict[str, Path]) -> ModuleType:
+    return importlib.import_module(f"kdbench.commands.{known[command].stem}")
 
 
 def _usage(known: dict[str, Path]) -> str:
@@ -111,7 +153,7 @@ def _complete(arguments: list[str], known: dict[str, Path]) -> int:
         print(" ".join(known))
         return 0
     command = typed[1]
-    if command not in known or "configure.launch" not in known[command].read_text(encoding="utf-8"):
+    if command not in known or not getattr(_module(command, known), "TAKES_KEYS", False):
         return 0
     os.environ["COMP_LINE"] = typed[0] + line[line.index(command) + len(command) :]
     return _run(command, arguments, known)

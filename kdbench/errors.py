@@ -75,6 +75,17 @@ def show(value: object) -> str:
     return str(value)
 
 
+class Busy(UserError):
+    """Another process is at work in a run folder: nothing is wrong, and nothing of it may be touched."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(f"{folder}: another process is training here. Wait for it, or choose another folder.")
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[type[Busy], tuple[str]]:
+        return Busy, (self.folder,)  # from another process
+
+
 def nearest(word: str, known: Iterable[str], question: str = "Did you mean {}?") -> str:
     """A sentence offering the known words closest to `word`, or "" if none is close."""
     names = list(dict.fromkeys(map(str, known)))

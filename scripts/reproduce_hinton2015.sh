@@ -18,7 +18,7 @@ metrics_of() {
 run hinton2015_hard
 run hinton2015_soft "$own_teachers"
 run hinton2015_omit3 "$own_teachers"
-run hinton2015_omit3 teacher=none loss=ce '~loss.tau' '~loss.weights.distill' loss.weights.task=1
+run hinton2015_omit3 teacher=none loss=ce
 run hinton2015_only78 "$own_teachers"
 run hinton2015_few_hard
 run hinton2015_few_soft "$own_teachers"

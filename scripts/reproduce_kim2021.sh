@@ -16,14 +16,14 @@ run kim2021_kl loss.tau=1,3,5,20 "$weights"
 run kim2021_kl loss.tau=inf
 run kim2021_mse
 run kim2021_noise loss.tau=0.5,1,5,20,inf
-run kim2021_noise loss=kim_mse '~loss.tau'
+run kim2021_noise loss=kim_mse
 run kim2021_sequential
 run kim2021_sequential 'procedure.losses=[kl,kim_mse],[kim_mse,kl]' procedure.direct=false
 if [ "$size" = small ]; then teachers=resnet20,resnet8; else teachers=wrn_28_4,wrn_16_4,wrn_16_2; fi
 run kim2021_few_images "teacher=$teachers"
-run kim2021_few_images teacher=none loss=ce '~loss.tau' '~loss.weights.distill' loss.weights.task=1
+run kim2021_few_images teacher=none loss=ce
 run kim2021_few_classes "teacher=$teachers"
-run kim2021_few_classes teacher=none loss=ce '~loss.tau' '~loss.weights.distill' loss.weights.task=1
+run kim2021_few_classes teacher=none loss=ce
 if [ "$size" = small ]; then stops=9,60; else stops=10,200; fi
 run kim2021_undertrained loss.tau=1,5,20,inf "teacher.stop_epoch=$stops"
 run kim2021_pskd

@@ -5,5 +5,5 @@ source "$(dirname "$0")/reproduce.sh"
 metrics_of() { echo last,peer2/test/top1,ensemble/test/top1; }
 
 run zhang2018_mutual
-run zhang2018_mutual procedure=single loss=ce '~loss.tau' '~loss.weights.distill'
+run zhang2018_mutual procedure=single loss=ce
 finish

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
     from kdbench.runs.recipe import Recipe
 
+TAKES_KEYS = True
 OWN = (  # this command's defaults; what the user types of them counts instead
     "hydra.run.dir=${paths.outputs}/bench",
     "hydra.output_subdir=null",
@@ -52,11 +53,8 @@ def main() -> int:
         print(HELP)
         return 0
     options, words = _parse(sys.argv[1:])
-    typed = {word.lstrip("+~").partition("=")[0] for word in words}
-    sys.argv[1:] = [*(own for own in OWN if own.partition("=")[0] not in typed), *words]
-    if options.serve:
-        return configure.launch(lambda cfg: serve(cfg, options))
-    return configure.launch(lambda cfg: bench(cfg, options, words))
+    task = (lambda cfg: serve(cfg, options)) if options.serve else (lambda cfg: bench(cfg, options, words))
+    return configure.launch(task, own=OWN, words=words)
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

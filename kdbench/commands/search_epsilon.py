@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kdbench.runs.taught import TaughtBy
     from kdbench.types import Calibration
 
+TAKES_KEYS = True
 OWN = (  # this command's defaults; what the user types of them counts instead
     "loss=ptloss",
     "++loss.epsilon=search",  # ++: a loss without this key is refused by name
@@ -56,12 +57,7 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(HELP)
         return 0
-    words = sys.argv[1:]
-    typed = {_key(word) for word in words}
-    # Beside the user's own overrides: argparse takes no second group of them after an option.
-    at = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
-    sys.argv[1 + at : 1 + at] = [own for own in OWN if _key(own) not in typed]
-    return configure.launch(search, refuse)
+    return configure.launch(search, refuse, own=OWN)
 
 
 def search(cfg: DictConfig) -> None:
@@ -145,10 +141,6 @@ def _about(teacher: TaughtBy) -> dict[str, Any]:
 def next_command(overrides: Sequence[str], file: Path) -> str:
     """The training that uses the file: everything that was typed, but for what only this command reads."""
     spent = re.compile(r"loss$|loss\.epsilon$|loss\.search\b|force$|hydra\b|monitor$")
-    kept = [word for word in overrides if not spent.match(_key(word))]
+    kept = [word for word in overrides if not spent.match(configure.key_of(word))]
     path = str(file) if re.fullmatch(r"[\w./-]+", str(file)) else f"'{file}'"  # Hydra's own quotes
     return shlex.join(["kdbench", "train", *kept, "loss=ptloss", f"loss.epsilon={path}"])
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+")

@@ -23,7 +23,8 @@ info    list the tables below FOLDER (default: outputs/teachers): size, share fi
         A table may be deleted at any time: what is needed is computed again."""
 
 # No run is started, so no run folder is made: the log goes beside the teachers.
-_SETTINGS = [
+TAKES_KEYS = True
+OWN = [
     "hydra.run.dir=${paths.teachers}", "hydra.sweep.dir=${paths.teachers}", "hydra.sweep.subdir=.",
     "hydra.output_subdir=null", "hydra.job.name=table",
 ]  # fmt: skip
@@ -38,8 +39,7 @@ def main() -> int:
         return info(words[1:])
     if words[0] != "build":
         raise UserError(f"kdbench table {words[0]}: must be build or info")
-    sys.argv = [sys.argv[0], *words[1:]]
-    return configure.launch(fill, overrides=_SETTINGS)
+    return configure.launch(fill, own=OWN, words=words[1:])
 
 
 def fill(cfg: DictConfig) -> None:

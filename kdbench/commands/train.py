@@ -11,6 +11,8 @@ from kdbench import configure
 from kdbench.commands.compare import print_runs
 from kdbench.errors import UserError
 
+TAKES_KEYS = True
+
 
 def main() -> int:
     return configure.launch(train, refuse, ended=print_runs)

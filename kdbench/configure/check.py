@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
@@ -13,8 +14,10 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 from kdbench.arguments import fit, locate, parameters, unknown_key
 from kdbench.configure.naming import flat, without_hydra
 from kdbench.configure.nodes import fit_node
+from kdbench.configure.options import options
 from kdbench.configure.reference import reference
 from kdbench.errors import UserError, show
+from kdbench.paths import CONFIG_DIR
 
 # Nodes that are plain options, by the dataclass that reads them (imported when a run starts, not before).
 OPTIONS = {
@@ -107,7 +110,10 @@ def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> 
         if isinstance(ordinary, dict):
             if not isinstance(node[key], dict):
                 keys = ", ".join(ordinary)
-                raise UserError(f"{full_key} = {show(node[key])}: must be a mapping with the keys {keys}")
+                group = full_key.replace(".", "/")
+                known = options(group, [Path(CONFIG_DIR)])
+                hint = f". Did you mean {group}={node[key]}?" if str(node[key]) in known else ""
+                raise UserError(f"{full_key} = {show(node[key])}: must be a mapping with the keys {keys}{hint}")
             _compare(node[key], ordinary, full_key)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdbench.arguments import locate, parameters
 from kdbench.configure.check import OPTIONS
 from kdbench.configure.options import folders, has_key, options
+from kdbench.configure.text import quoted
 from kdbench.errors import nearest
 from kdbench.paths import CONFIG_DIR
 
@@ -38,6 +40,23 @@ _PLUGINS = {  # options that come with a package of their own
 _NOISE = ("full_key:", "object_type=", "reference_type=", "See https", "Config search path", "\t")
 
 
+# What other programs and papers call it.
+_KEYS_ELSEWHERE = {
+    "temperature": "tau", "T": "tau", "temp": "tau", "alpha": "weights", "learning_rate": "lr", "wd": "weight_decay",
+    "bs": "batch_size", "batch": "batch_size", "epoch": "epochs", "n_epochs": "epochs", "num_epochs": "epochs",
+    "model": "student", "network": "student", "net": "student", "arch": "student", "data": "dataset",
+    "opt": "optimizer", "criterion": "loss", "augmentation": "augment", "amp": "precision",
+}  # fmt: skip
+_OPTIONS_ELSEWHERE = {
+    "loss": {
+        "kd": "kl", "hinton": "kl", "vanilla": "kl", "kldiv": "kl", "cross_entropy": "ce", "crossentropy": "ce",
+        "attention": "at", "hint": "fitnet", "hints": "fitnet", "l2": "mse", "jsd": "js",
+    },
+    "optimizer": {"adam": "timm optimizer.name=adam"},
+}  # fmt: skip
+_TYPED_GROUPS = ("schedule", "loss", "optimizer", "student", "dataset", "trainer", "procedure", "paths")
+
+
 @dataclass
 class _Line:
     """A command line taken apart."""
@@ -49,7 +68,7 @@ class _Line:
 
     @property
     def search(self) -> list[str]:
-        added = [f"file://{place.resolve()}" for place in self.places[1:]]
+        added = [quoted(f"file://{place.resolve()}") for place in self.places[1:]]
         return [f"hydra.searchpath=[{','.join(added)}]"] if added else []
 
 
@@ -144,10 +163,23 @@ def _group_fault(override: Override, usual: Mapping[str, Any], line: _Line) -> s
         package = _PLUGINS.get(group, {}).get(str(value))
         if package:
             return f"{key}={value}: it comes with a package that is not installed: pip install {package}"
-        hint = nearest(str(value), names, f"Did you mean {key}={{}}? ")
+        hint = _other_name(group, key, str(value)) or nearest(str(value), names, f"Did you mean {key}={{}}? ")
         listing = _listing(group, names, brief=bool(hint))
         return f"{key}={value}: {group} has no option '{value}'. {hint}{listing}"
     return None
+
+
+def _other_name(group: str, key: str, value: str) -> str:
+    """A hint for an option that the field, or a library of networks, knows under this name."""
+    known = _OPTIONS_ELSEWHERE.get(group, {}).get(value.lower())
+    if known:
+        return f"Did you mean {key}={known}? "
+    if group in ("student", "teacher") and re.fullmatch(r"[\w.]+", value):
+        import timm  # only to explain: loads torch
+
+        if timm.is_model(value):
+            return f"It is a network of timm: {key}=timm {key}.name={value}. "
+    return ""
 
 
 def _listing(group: str, names: Sequence[str], brief: bool = False) -> str:
@@ -217,13 +249,16 @@ def _unknown(
     group, choice = parts[0], choices.get(parts[0]) if parts[0] != "hydra" else None
     chosen = f"{group}={choice} has no key '{'.'.join(parts[1:])}'."
     words = [chosen if choice and depth else f"there is no key '{missing}'."]
+    place = "" if depth else _place(_KEYS_ELSEWHERE.get(missing, missing), node)
+    if place:
+        words.append(f"Did you mean {place}={override.get_value_element_as_str()}?")
     names = options(group, places)
     if choice and str(override.value()) in names and len(parts) == 2:
         words.append(f"Did you mean {group}={override.value()}?")
     holders = [name for name, file in names.items() if name != choice and has_key(file, parts[1:])] if depth else []
     keys = [str(key) for key in node if key != "_target_" and not (not owner and key == "hydra")]
     close = nearest(missing, keys, f"Did you mean {owner}.{{}}?" if owner else "Did you mean {}?")
-    if close:
+    if close and not place:
         words.append(close)
     if holders:
         shown = ", ".join(f"{group}={name}" for name in holders[:5])
@@ -235,6 +270,14 @@ def _unknown(
     if keys:
         words.append(f"Keys{f' of {owner}' if owner else ''}: {', '.join(keys)}")
     return " ".join(words)
+
+
+def _place(name: str, cfg: DictConfig) -> str:
+    """Where a key of this name is: the dotted key, that of the first group whose values are usually typed; or ""."""
+    if name in cfg:
+        return name
+    owners = [name_of for name_of in _TYPED_GROUPS if name_of in cfg and isinstance(cfg._get_node(name_of), DictConfig)]
+    return next((f"{owner}.{name}" for owner in owners if name in cfg[owner]), "")
 
 
 def _unreadable(error: OverrideParseException) -> str:

@@ -14,64 +14,55 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.check import check
 from kdbench.configure.explain import explain
-from kdbench.configure.naming import without_hydra
 from kdbench.configure.register import register
-from kdbench.errors import UserError, traced
+from kdbench.configure.sweep import Sweep, Task, tell_left_out
+from kdbench.configure.text import readable
+from kdbench.errors import Busy, UserError, traced
 from kdbench.paths import CONFIG_DIR
 
 log = logging.getLogger(__name__)
 failure_log = logging.getLogger("kdbench.failure")  # the run's log file only (configs/hydra/default.yaml)
 
-Task = Callable[[DictConfig], Any]
-
-
-def _with_path_quoted(word: str) -> str:
-    """`key=path` with a path that is there in quotes: a run folder's name has commas, which would make it a sweep."""
-    key, _, value = word.partition("=")
-    plain = "," in value and "'" not in value and not word.startswith("-")
-    return f"{key}='{value}'" if plain and os.path.exists(value) else word
-
 
 def launch(
     task: Task,
     refuse: Task | None = None,
-    config_name: str = "train",
-    overrides: Sequence[str] = (),
+    own: Sequence[str] = (),
+    words: Sequence[str] | None = None,
     ended: Callable[[Sequence[Path]], None] | None = None,
 ) -> int:
-    """Compose the command line (sys.argv) and run `task(cfg)` in its run folder; with -m, once for every point.
+    """Compose a command line and run `task(cfg)` in its run folder; with -m, once for every point.
 
-    `refuse(cfg)` may raise a UserError for what the task could not run: asked for every point of a sweep before the
-    first one runs. `overrides` are a command's own, before the user's. `ended` is called once after a sweep, with the
+    `words` is the command line without the command (default: sys.argv's). `own` are the command's defaults as
+    key=value: what is typed of these keys counts instead. `refuse(cfg)` may raise a UserError for what the task could
+    not run: asked for every point of a sweep before the first one runs. `ended` is called once after a sweep, with the
     folders of the runs that did not fail. Returns the exit code: 1 if a run of a sweep failed. Raises UserError for a
     command line that cannot run; in a single run whatever the task raises.
     """
-    arguments = [_with_path_quoted(word) for word in sys.argv[1:]]
-    # argparse wants all overrides in one row: a -m between them would cut it in two.
-    flags = [word for word in arguments if word in ("-m", "--multirun")]
-    arguments = [*flags, *(word for word in arguments if word not in flags)]
-    # Beside the user's: argparse takes the words that are no flags only in one piece.
-    at = next((i for i, word in enumerate(arguments) if "=" in word and not word.startswith("-")), len(arguments))
-    sys.argv = [sys.argv[0], *arguments[:at], *overrides, *arguments[at:]]
+    arguments = _in_hydras_order(own, [readable(word) for word in (sys.argv[1:] if words is None else words)])
+    _refuse_folder()
+    sys.argv = [sys.argv[0], *arguments]
     register(arguments)
     failures: list[Exception] = []
     sweep = Sweep(refuse)
     try:
         with _hydra_raises(), sweep.watching():
-            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=config_name)(_job(task, failures))()
+            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")(_job(task, failures))()
+    except SystemExit:
+        _say_how_keys_are_typed(arguments)
+        raise
     except UserError:
         raise
     except Exception as error:
         sweep.report()  # a sweeper without a single result gives up
-        message = explain(error, [*overrides, *arguments], config_name)
+        message = explain(error, arguments)
         if message is None:
             raise
         raise UserError(message) from error
@@ -82,105 +73,65 @@ def launch(
     return sweep.report()
 
 
+def _in_hydras_order(own: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Flags and keys as Hydra's argparse wants them: -m first, and all overrides in one row."""
+    flags = [word for word in words if word in ("-m", "--multirun")]
+    rest = [word for word in words if word not in flags]
+    typed = {key_of(word) for word in words}
+    at = next((i for i, word in enumerate(rest) if "=" in word and not word.startswith("-")), len(rest))
+    return [*flags, *rest[:at], *(word for word in own if key_of(word) not in typed), *rest[at:]]
+
+
+def key_of(word: str) -> str:
+    """The key of an override, without the signs in front of it."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _say_how_keys_are_typed(arguments: Sequence[str]) -> None:
+    """After argparse's own message, for what is a flag in other programs: --seed 3 and --seed=3 are seed=3."""
+    _, unknown = get_args_parser().parse_known_args(list(arguments))
+    for word, following in zip(arguments, [*arguments[1:], "-"]):
+        if word.startswith("--") and word in unknown:
+            value = word.partition("=")[2] or ("VALUE" if following.startswith("-") else following)
+            key = word[2:].partition("=")[0].replace("-", "_")
+            print(f"kdbench: keys are typed without dashes: {key}={value}", file=sys.stderr)
+
+
+def _refuse_folder() -> None:
+    """Hydra keeps the current folder's path in every configuration, where ${...} is an interpolation."""
+    if "${" in os.getcwd():
+        raise UserError(f"{os.getcwd()}: the current folder's path holds ${{, which Hydra would resolve; rename it")
+
+
 def _job(task: Task, failures: list[Exception]) -> Task:
     """The task after its checks. A single run's exception goes into `failures`: Hydra would add lines of its own."""
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
-        out = Path(HydraConfig.get().runtime.output_dir)
+        hydra_config = HydraConfig.get()
+        out = Path(hydra_config.runtime.output_dir)
+        sweeping = hydra_config.mode == RunMode.MULTIRUN
+        os.chdir(hydra_config.runtime.cwd)  # hydra.job.chdir: kdbench's paths count from where the command was typed
         try:
             check(cfg)
+            if not sweeping:
+                tell_left_out([OmegaConf.to_container(hydra_config.overrides.task, resolve=False)])  # type: ignore[list-item]
             return task(cfg)
         except Exception as error:
-            sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-            if sweeping:
+            if sweeping and not isinstance(error, Busy):
                 log.error("failed: %s", error)
             if sweeping and traced():
                 traceback.print_exc()
-            if isinstance(error, UserError):
-                _tidy(out)
-            else:
+            if not isinstance(error, UserError):
                 failure_log.error("%s", "".join(traceback.format_exception(error)))
+            elif not isinstance(error, Busy):
+                _tidy(out)
             if sweeping:
                 raise
             failures.append(error)
             return None
 
     return job
-
-
-class Sweep:
-    """Sees every run of a sweep, whichever launcher and sweeper run it."""
-
-    def __init__(self, refuse: Task | None) -> None:
-        self.refuse = refuse
-        self.runs = 0
-        self.folders: list[Path] = []  # of the runs that did not fail
-        self.failed: list[tuple[str, BaseException]] = []
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Put this sweep between Hydra's sweepers and launchers."""
-        plugins: Any = Plugins.instance()
-        make = plugins.instantiate_launcher
-        plugins.instantiate_launcher = lambda **context: _Watched(make(**context), self, **context)
-        try:
-            yield
-        finally:
-            del plugins.instantiate_launcher
-
-    def take(self, job: JobReturn) -> None:
-        """Note a run that has ended. A failed one has no value from here on, so that sweepers go on with the rest."""
-        self.runs += 1
-        if job.status == JobStatus.FAILED:
-            self.failed.append((" ".join(filter_overrides(job.overrides or [])), job._return_value))
-            job.status, job.return_value = JobStatus.COMPLETED, None
-        elif job.hydra_cfg is not None:
-            self.folders.append(Path(job.hydra_cfg.hydra.runtime.output_dir))
-
-    def report(self) -> int:
-        """Print what failed; the exit code."""
-        if not self.failed:
-            return 0
-        lines = [f"kdbench: {len(self.failed)} of {self.runs} runs failed. The same command runs only those again."]
-        lines += [f"  {overrides}: {error}" for overrides, error in self.failed]
-        print("\n".join(lines), file=sys.stderr)
-        return 1
-
-
-class _Watched:
-    """A launcher whose jobs are all checked before the first one runs, and whose failed jobs are noted."""
-
-    def __init__(self, launcher: Any, sweep: Sweep, *, hydra_context: Any, config: DictConfig, **_other: Any) -> None:
-        self.launcher, self.sweep = launcher, sweep
-        self.loader, self.config = hydra_context.config_loader, config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        self._check(job_overrides)
-        jobs = self.launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
-        for job in jobs:
-            self.sweep.take(job)
-        return jobs
-
-    def _check(self, job_overrides: Sequence[Sequence[str]]) -> None:
-        faults = []
-        outer = HydraConfig.instance().cfg
-        for overrides in job_overrides:
-            cfg = self.loader.load_sweep_config(self.config, list(overrides))
-            HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in a run's own values
-            try:
-                check(cfg, cfg)
-                if self.sweep.refuse is not None:
-                    self.sweep.refuse(without_hydra(cfg))
-            except UserError as error:
-                faults.append((" ".join(filter_overrides(overrides)), str(error)))
-            finally:
-                HydraConfig.instance().cfg = outer
-        if len({message for _, message in faults}) == 1:
-            raise UserError(faults[0][1])
-        if faults:
-            lines = "\n".join(f"  {overrides}: {message}" for overrides, message in faults)
-            raise UserError(f"nothing was run, as {len(faults)} of {len(job_overrides)} runs cannot:\n{lines}")
 
 
 @contextmanager
@@ -197,14 +148,22 @@ def _hydra_raises() -> Iterator[None]:
 
 
 def _tidy(out: Path) -> None:
-    """Remove the folder of a run that was refused, if nothing was done in it yet."""
-    if not out.is_dir() or out == Path.cwd():
+    """Remove the folder of a run that was refused, if it was made for this run alone and nothing was done in it.
+
+    A lock says that somebody works or has worked here, and a folder that was typed may be anybody's: both stay.
+    """
+    about: Any = HydraConfig.get()
+    place = about.sweep._get_node("subdir") if about.mode == RunMode.MULTIRUN else about.run._get_node("dir")
+    if "${kd." not in str(place._value()) or not out.is_dir():
         return
-    if any(path.name not in (".hydra", ".lock") and path.suffix != ".log" for path in out.iterdir()):
+    if any(path.name != ".hydra" and path.suffix != ".log" for path in out.iterdir()):
         return
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == out:
             handler.close()
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out / ".hydra", ignore_errors=True)
+    for path in out.glob("*.log"):
+        path.unlink(missing_ok=True)
     with suppress(OSError):
+        out.rmdir()
         out.parent.rmdir()  # the dataset's folder, if this was its only run

@@ -6,7 +6,7 @@ import functools
 from typing import Any, NamedTuple
 
 from hydra import compose
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kdbench.counted import counted
 
@@ -26,7 +26,8 @@ def group_choices(hydra: Any) -> dict[str, str | None]:
 
 def reference(root: DictConfig) -> Reference:
     """Compose `root`'s choices again without its values. Only inside a Hydra run, whose search path it uses."""
-    sources = tuple(o for o in root.hydra.overrides.hydra if o.startswith("hydra.searchpath="))
+    typed = OmegaConf.to_container(root.hydra.overrides.hydra, resolve=False)
+    sources = tuple(o for o in typed or () if str(o).startswith("hydra.searchpath="))  # type: ignore[union-attr]
     searched = tuple(source.path for source in root.hydra.runtime.config_sources)
     chosen = tuple(group_choices(root.hydra).items())
     return _reference(str(root.hydra.job.config_name), chosen, sources, searched)

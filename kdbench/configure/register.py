@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from kdbench.configure.compose import install
 from kdbench.configure.naming import run_name
 from kdbench.configure.options import folders, groups, options, summary
 from kdbench.errors import UserError
@@ -24,7 +28,11 @@ def register(arguments: Sequence[str] = ()) -> None:
     for place in places[1:]:
         _refuse_shadowed(place)
     _derive_teachers(places)
+    install()
     OmegaConf.register_new_resolver("kd.run", _run, replace=True)
+    OmegaConf.register_new_resolver("kd.point", _point, replace=True)
+    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+    OmegaConf.register_new_resolver("kd.sweep", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("kd.options", lambda: overview(places), replace=True)
 
 
@@ -35,6 +43,14 @@ def config_folders() -> list[Path]:
     found = GlobalHydra.instance().config_loader().get_search_path().get_path()
     places = [Path(element.path.removeprefix("file://")) for element in found if "pkg://" not in str(element.path)]
     return [place for place in places if place.is_dir() and place.resolve() != Path(CONFIG_DIR).resolve()]
+
+
+def prepare() -> None:
+    """The same for a program that has typed nothing: what is registered already, with a user's folders, stays."""
+    if OmegaConf.has_resolver("kd.run"):
+        install()
+    else:
+        register()
 
 
 def overview(places: Sequence[Path]) -> str:
@@ -63,6 +79,13 @@ def _derive_teachers(places: Sequence[Path]) -> None:
         if file.parent.name == "student":
             node = {"defaults": ["shared/base@_here_", f"/student/{name}@_here_", "_self_"]}
             store.store(group="teacher", name=name, node=node, provider="kdbench")
+
+
+def _point(*_unused: str, _root_: DictConfig) -> str:
+    """The folder of a sweep's point: where a single run's would be, or, in a sweep folder of the user's, its name."""
+    place = _root_.hydra.sweep._get_node("dir")._value()
+    name = run_name(_root_)
+    return os.path.abspath(os.path.join(_root_.paths.runs, name)) if "${kd.sweep:}" in str(place) else name
 
 
 def _run(*_unused: str, _root_: DictConfig) -> str:

@@ -20,7 +20,7 @@ from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.log import RunLog
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Member, fit
-from kdbench.errors import UserError, require
+from kdbench.errors import Busy, UserError, require
 from kdbench.files import read_object, remove_leftovers, write_json
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 def run_stage(stage: Stage, teacher: TaughtBy | None) -> RunResult:
     """Train one student and return its result. A finished stage is not run again, an unfinished one continues.
 
-    Raises Diverged if its loss became NaN, and UserError if another process is at work in the folder or if it holds
+    Raises Diverged if its loss became NaN, and Busy if another process is at work in the folder, UserError if it holds
     another run.
     """
     outcome = run_stages([stage], teacher)[0]
@@ -106,9 +106,7 @@ def only_here(folder: Path) -> Iterator[None]:
             remove_leftovers(folder)
             yield
     except Timeout as error:
-        raise UserError(
-            f"{folder}: another process is training here. Wait for it, or choose another folder."
-        ) from error
+        raise Busy(str(folder)) from error
 
 
 def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exception]:

@@ -31,6 +31,16 @@ MISTAKES = [
     ("train ~loss.tau", ["loss.tau: was removed"]),
     ("train ~teacher", ["teacher: was removed", "kdbench list teacher"]),
     ("train +loss@foo=kl", ["foo: there is no such key"]),
+    # names of other programs and papers
+    ("train tau=4", ["there is no key 'tau'", "Did you mean loss.tau=4?"]),
+    ("train temperature=4", ["Did you mean loss.tau=4?"]),
+    ("train lr=0.1", ["Did you mean schedule.lr=0.1?"]),
+    ("train epochs=3", ["Did you mean schedule.epochs=3?"]),
+    ("train batch_size=32", ["Did you mean schedule.batch_size=32?"]),
+    ("train model=resnet20", ["Did you mean student=resnet20?"]),
+    ("train loss=kd", ["Did you mean loss=kl?"]),
+    ("train student=mobilenetv3_small_050", ["student=timm student.name=mobilenetv3_small_050"]),
+    ("train dataset.augment=none", ["Did you mean dataset/augment=none?"]),
     # options
     ("train loss=dkdd", ["loss=dkdd", "Did you mean loss=dkd", "kdbench list loss"]),
     ("train dataset/augment=flp", ["Did you mean dataset/augment=flip?", "crop_flip"]),
@@ -87,7 +97,8 @@ def test_a_mistake_is_one_message(line, expected, monkeypatch, capsys):
 def test_an_unknown_flag_shows_the_usage(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--epochs", "3"])
     assert cli.main() == 2
-    assert "unrecognized arguments: --epochs" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "unrecognized arguments: --epochs" in err and "keys are typed without dashes: epochs=3" in err
 
 
 def test_traceback_on_request(monkeypatch, capsys):

@@ -109,7 +109,7 @@ class CohortLauncher(Launcher):
         from kdbench import cohort
         from kdbench.commands.train import train
 
-        if unwrap(self.task) is not train or any(job.config.hydra.job.chdir for job in jobs):
+        if unwrap(self.task) is not train:
             return [[job] for job in jobs]
         return [[jobs[i] for i in group] for group in cohort.plan([_run(job) for job in jobs])]
 
@@ -153,7 +153,9 @@ class CohortLauncher(Launcher):
         HydraConfig.instance().set_config(job.config)
         job.result.status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
         job.result.return_value, job.result.task_name = outcome, JobRuntime.instance().get("name")
-        if isinstance(outcome, Exception):
+        from kdbench.errors import Busy
+
+        if isinstance(outcome, Exception) and not isinstance(outcome, Busy):
             log.error("%s failed: %s", job.out.name, outcome, extra={"run": str(job.out)})
             if file is not None:
                 trace = "".join(traceback.format_exception(outcome))
@@ -164,10 +166,18 @@ class CohortLauncher(Launcher):
 def _run(job: _Job) -> Any:
     from kdbench.cohort import Run
     from kdbench.commands.train import chosen
+    from kdbench.configure import flat
 
-    HydraConfig.instance().set_config(job.config)  # for ${hydra:...} in the run's own values
+    # Only ${hydra:...} is another value for each run. All else is resolved where it is read, as in a run by itself: its
+    # hash leaves out where things are kept, which a resolved value would not show any more.
+    HydraConfig.instance().set_config(job.config)
     task = copy.deepcopy(job.task)
-    OmegaConf.resolve(task)
+    for key, text in flat(task, resolve=False).items():
+        if "${hydra:" in str(text):
+            value = OmegaConf.select(task, key)
+            OmegaConf.update(
+                task, key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            )
     return Run(task, job.out, list(job.config.hydra.overrides.task), chosen())
 
 

@@ -1,0 +1,159 @@
+"""Composing configurations: Hydra's way, with three rules of kdbench's own.
+
+1. What an experiment says of a group counts only for the option that it chose: `experiment=kim2021_kl loss=ce` is the
+   experiment with plain cross-entropy, not with KL's weights in it.
+2. A key that takes text keeps the text that was typed: 2024_01 is no number there.
+3. A text that begins with ~/ lies in the home folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import hydra._internal.hydra
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from kdbench.configure.text import in_quotes
+from kdbench.paths import CONFIG_DIR, are_configs
+
+
+def compose(words: Sequence[str] = (), config_name: str = "train") -> DictConfig:
+    """The configuration that `kdbench train WORDS` runs with, e.g. compose(["loss=dkd", "student=resnet8"]).
+
+    For notebooks and scripts; relative paths in it count from the current folder. Raises what Hydra raises for words
+    that do not fit, and leaves a Hydra that is initialised already as it is.
+    """
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return hydra_compose(config_name, overrides=list(words))
+
+
+def install() -> None:
+    """Let Hydra compose with the rules above. Other programs' configurations are composed as ever."""
+    hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
+
+
+def left_out(words: Sequence[str]) -> list[str]:
+    """The keys that an experiment sets for options that the last composition of these words did not choose."""
+    loader = GlobalHydra.instance().config_loader()
+    return loader.left_out.get(tuple(words), []) if isinstance(loader, Loader) else []
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader with kdbench's rules, wherever its configurations are on the search path."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self.ours = any(are_configs(element.path or "") for element in config_search_path.get_path())
+        self.left_out: dict[tuple[str, ...], list[str]] = {}  # by what was typed
+        self._choices: dict[str, tuple[str, str]] = {}  # of the composition at work: option and package of each group
+        self._dropped: list[str] = []
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        rest = (run_mode, from_shell, validate_sweep_overrides)
+        cfg = super().load_configuration(config_name, overrides, *rest)
+        if not self.ours:
+            return cfg
+        as_typed = [in_quotes(word, cfg) for word in overrides]
+        if as_typed != overrides:
+            cfg = super().load_configuration(config_name, as_typed, *rest)
+        self.left_out[tuple(_lines(cfg.hydra.overrides.task))] = self._dropped
+        _find_home(cfg)
+        return cfg
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
+        self._choices = {}
+        for one in defaults:
+            group, _, option = str(one.config_path).rpartition("/")
+            package = one.package or ""
+            if one.is_self and group:  # an option with a defaults list of its own stands there by itself
+                self._choices[group if package == group.replace("/", ".") else f"{group}@{package}"] = option, package
+            elif one.override_key:
+                self._choices[one.override_key] = option, package
+        self._dropped = []
+        return super()._compose_config_from_defaults_list(defaults, repo)
+
+    def _load_single_config(self, default: ResultDefault, repo: Any) -> Any:
+        loaded = super()._load_single_config(default, repo)
+        experiment = self.ours and str(default.config_path).startswith("experiment/") and not default.package
+        wanted = _overridden(loaded.defaults_list) if experiment else {}
+        if wanted and isinstance(loaded.config, DictConfig):
+            self._dropped += _drop(loaded.config, self._strange(wanted), self._packages())
+        return loaded
+
+    def _strange(self, wanted: Mapping[str, str]) -> set[str]:
+        """The packages of groups for which another option counts than the file wants."""
+        strange = {key.replace("/", ".") for key in wanted.keys() - self._choices.keys() if "@" not in key}
+        for key, (option, package) in self._choices.items():
+            if wanted.get(key, wanted.get(key.partition("@")[0], option)) != option:  # teacher.schedule is a schedule
+                strange.add(package)
+        return strange
+
+    def _packages(self) -> set[str]:
+        return {package for _, package in self._choices.values() if package}
+
+
+def _lines(words: ListConfig) -> list[str]:
+    """The words as they were typed: what looks like an interpolation in them is text."""
+    return [str(word) for word in OmegaConf.to_container(words, resolve=False) or ()]
+
+
+def _overridden(defaults: Sequence[Any] | None) -> dict[str, str]:
+    """The options that a file's defaults list puts in place of others: {group or group@package: option}."""
+    groups = [one for one in defaults or () if isinstance(one, GroupDefault) and one.override]
+    found = {}
+    for one in groups:
+        if isinstance(one.value, str) and one.group is not None:
+            name = one.group.lstrip("/")
+            found[f"{name}@{one.package}" if one.package else name] = one.value
+    return found
+
+
+def _drop(cfg: DictConfig, strange: set[str], packages: set[str]) -> list[str]:
+    """Take the values of the strange packages out, but not those of other groups inside them; the keys taken out."""
+    dropped = []
+    for key in list(_leaves(cfg)):
+        owner = max((p for p in packages | strange if key == p or key.startswith(f"{p}.")), key=len, default="")
+        if owner in strange:
+            node, _, name = key.rpartition(".")
+            parent = OmegaConf.select(cfg, node) if node else cfg
+            del parent[name]
+            dropped.append(key)
+    return dropped
+
+
+def _leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all values, as they are written; {} is one."""
+    for name in map(str, cfg):
+        key, node = f"{prefix}{name}", cfg._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation() and len(node):
+            yield from _leaves(node, f"{key}.")
+        else:
+            yield key
+
+
+def _find_home(cfg: DictConfig | ListConfig) -> None:
+    """Write the home folder's path in place of ~ at the beginning of a text."""
+    keys = range(len(cfg)) if isinstance(cfg, ListConfig) else list(cfg)
+    for key in keys:
+        node = cfg._get_node(key)
+        if isinstance(node, (DictConfig, ListConfig)):
+            if not (node._is_none() or node._is_interpolation() or node._is_missing()):
+                _find_home(node)
+        elif node is not None and isinstance(node._value(), str) and node._value().startswith("~/"):  # type: ignore[union-attr]
+            node._set_value(os.path.expanduser(node._value()))  # type: ignore[union-attr]

@@ -1,0 +1,138 @@
+"""Every run of a sweep, whichever launcher and sweeper run it: checked before the first one, waited for, counted."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from omegaconf import DictConfig, open_dict
+
+from kdbench.configure.check import check
+from kdbench.configure.compose import left_out
+from kdbench.configure.naming import without_hydra
+from kdbench.errors import Busy, UserError
+
+log = logging.getLogger(__name__)
+
+Task = Callable[[DictConfig], Any]
+PAUSE = 1.0  # seconds between two looks at a run that another process trains
+
+
+class Sweep:
+    """What became of the runs of a sweep."""
+
+    def __init__(self, refuse: Task | None) -> None:
+        self.refuse = refuse
+        self.runs = 0
+        self.folders: list[Path] = []  # of the runs that did not fail
+        self.failed: list[tuple[str, BaseException]] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Put this sweep between Hydra's sweepers and launchers."""
+        plugins: Any = Plugins.instance()
+        make = plugins.instantiate_launcher
+        plugins.instantiate_launcher = lambda **context: _Watched(make(**context), self, **context)
+        try:
+            yield
+        finally:
+            del plugins.instantiate_launcher
+
+    def take(self, job: JobReturn) -> None:
+        """Note a run that has ended. A failed one has no value from here on, so that sweepers go on with the rest."""
+        self.runs += 1
+        if job.status == JobStatus.FAILED:
+            self.failed.append((" ".join(filter_overrides(job.overrides or [])), job._return_value))
+            job.status, job.return_value = JobStatus.COMPLETED, None
+        elif job.hydra_cfg is not None:
+            self.folders.append(Path(job.hydra_cfg.hydra.runtime.output_dir))
+
+    def report(self) -> int:
+        """Print what failed; the exit code."""
+        if not self.failed:
+            return 0
+        lines = [f"kdbench: {len(self.failed)} of {self.runs} runs failed. The same command runs only those again."]
+        lines += [f"  {overrides}: {error}" for overrides, error in self.failed]
+        print("\n".join(lines), file=sys.stderr)
+        return 1
+
+
+class _Watched:
+    """A launcher whose jobs are all checked before the first one runs, and whose failed jobs are noted."""
+
+    def __init__(self, launcher: Any, sweep: Sweep, *, hydra_context: Any, config: DictConfig, **_other: Any) -> None:
+        self.launcher, self.sweep = launcher, sweep
+        self.loader, self.config = hydra_context.config_loader, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        self._check(job_overrides, initial_job_idx)
+        jobs = list(self.launcher.launch(job_overrides, initial_job_idx=initial_job_idx))
+        while any(map(_passed_over, jobs)):
+            for first, last in _free(jobs):
+                again = self.launcher.launch(job_overrides[first:last], initial_job_idx=initial_job_idx + first)
+                jobs[first:last] = again
+        for job in jobs:
+            self.sweep.take(job)
+        return jobs
+
+    def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        faults = []
+        outer = HydraConfig.instance().cfg
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            cfg = self.loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(cfg.hydra.job):
+                cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
+            HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in a run's own values
+            try:
+                check(cfg, cfg)
+                if self.sweep.refuse is not None:
+                    self.sweep.refuse(without_hydra(cfg))
+            except UserError as error:
+                faults.append((" ".join(filter_overrides(overrides)), str(error)))
+            finally:
+                HydraConfig.instance().cfg = outer
+        if len({message for _, message in faults}) == 1:
+            raise UserError(faults[0][1])
+        if faults:
+            lines = "\n".join(f"  {overrides}: {message}" for overrides, message in faults)
+            raise UserError(f"nothing was run, as {len(faults)} of {len(job_overrides)} runs cannot:\n{lines}")
+        tell_left_out(job_overrides)
+
+
+def _passed_over(job: JobReturn) -> bool:
+    return job.status == JobStatus.FAILED and isinstance(job._return_value, Busy)
+
+
+def _free(jobs: Sequence[JobReturn]) -> list[tuple[int, int]]:
+    """Wait until another process has let go of some of the runs that it trains; their places, as [first, last)."""
+    waiting = [i for i, job in enumerate(jobs) if _passed_over(job)]
+    log.info("%d runs are being trained by another process: waiting for them", len(waiting))
+    while not (free := [i for i in waiting if _is_free(jobs[i]._return_value.folder)]):
+        time.sleep(PAUSE)
+    rows = [list(row) for _, row in itertools.groupby(enumerate(free), lambda pair: pair[1] - pair[0])]
+    return [(row[0][1], row[-1][1] + 1) for row in rows]
+
+
+def _is_free(folder: str) -> bool:
+    try:
+        with FileLock(Path(folder) / ".lock", blocking=False):
+            return True
+    except (Timeout, OSError):
+        return not Path(folder).is_dir()
+
+
+def tell_left_out(points: Sequence[Sequence[str]]) -> None:
+    """Say once which of an experiment's values do not count in these runs, as another option was chosen."""
+    for keys in dict.fromkeys(", ".join(left_out(words)) for words in points):
+        if keys:
+            log.info("not the experiment's, as other options were chosen than its own: %s", keys)

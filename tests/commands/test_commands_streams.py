@@ -1,0 +1,43 @@
+"""Consoles that go away, are closed or lack characters, and a folder that is gone: no training ends by them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.killing import PATHS
+
+RUN = (
+    "train dataset=fake dataset.n=32 dataset.size=8 teacher=none loss=ce student=mlp schedule.epochs=2 "
+    "trainer.device=cpu trainer.progress=plain"
+)
+
+
+def shell(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A shell's pipeline in the current folder; $KD is the command line."""
+    path = os.pathsep.join(map(str, PATHS))
+    settings = os.environ | {"PYTHONPATH": path, "KD": f"{sys.executable} -m kdbench"} | environment
+    return subprocess.run(["bash", "-c", script], env=settings, capture_output=True, text=True, timeout=120)
+
+
+def finished() -> int:
+    return len(list(Path("outputs/runs").rglob("result.json")))
+
+
+def test_a_reader_that_goes_away_ends_no_run():
+    done = shell(f'(exec $KD {RUN}; ) | head -1 >/dev/null; echo "${{PIPESTATUS[0]}}"')
+    assert done.stdout.strip() == "0" and finished() == 1 and done.stderr == ""
+
+
+def test_a_closed_stdout_and_one_of_ascii():
+    assert shell(f"$KD {RUN} >&-").returncode == 0 and finished() == 1
+    done = shell(f"$KD {RUN} seed=1; $KD compare outputs", PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.isascii() and finished() == 2
+
+
+def test_a_folder_that_is_gone_is_one_sentence():
+    done = shell("mkdir gone; cd gone; rmdir ../gone; $KD list loss")
+    assert done.returncode == 1 and done.stderr.startswith("kdbench: the current folder is not there any more")
+    assert "Traceback" not in done.stderr

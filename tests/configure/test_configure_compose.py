@@ -1,0 +1,99 @@
+"""What is composed: experiments give way to what is typed, text stays text, and plain Hydra composes the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from omegaconf import OmegaConf
+
+import kdbench
+from kdbench.configure.text import quoted, readable
+from kdbench.errors import UserError
+
+SMALL = "experiment=kim2021_kl_small"  # chooses loss=kl with values of its own, teacher=resnet20, dataset=digits
+
+
+def node(name: str, *words: str):
+    return OmegaConf.to_container(kdbench.compose(words)[name], resolve=True)
+
+
+def test_an_experiments_values_count_for_the_option_it_chose():
+    assert node("loss", SMALL)["tau"] == 20 and node("loss", SMALL, "loss=kl")["weights"] == {"task": 0, "distill": 1}
+    assert node("loss", SMALL, "loss=kl", "loss.tau=2")["tau"] == 2, "what is typed counts in any case"
+
+
+@pytest.mark.parametrize("loss", ["ce", "dkd", "kim_mse"])
+def test_another_option_has_its_own_values(loss):
+    assert node("loss", SMALL, f"loss={loss}") == node("loss", f"loss={loss}")
+    assert node("schedule", SMALL, f"loss={loss}")["epochs"] == 60, "what the experiment says of other groups stays"
+
+
+def test_groups_inside_and_beside_a_group_are_groups_of_their_own():
+    assert node("teacher", SMALL, "teacher=resnet32")["schedule"]["epochs"] == 60
+    crd = node("teacher", SMALL, "schedule=crd240")["schedule"]  # follows the choice of schedule
+    assert crd == node("teacher", "schedule=crd240")["schedule"] and crd["epochs"] == 240
+    assert node("dataset", SMALL, "dataset=fake") == node("dataset", "dataset=fake")
+
+
+def test_no_teacher_has_a_teachers_keys_in_their_place():
+    assert (
+        "shared" not in node("teacher", "teacher=none")
+        and node("teacher", "teacher=none", "teacher.seed=1")["seed"] == 1
+    )
+
+
+def test_plain_hydra_on_the_module_composes_the_same():
+    with initialize_config_module("kdbench.configs", version_base=None):
+        cfg = hydra_compose("train", overrides=["teacher=wrn_16_2", SMALL, "loss=ce"])
+    assert cfg == kdbench.compose(["teacher=wrn_16_2", SMALL, "loss=ce"]) and cfg.teacher.depth == 16
+
+
+def test_a_fresh_process_needs_nothing_but_hydra(repository):
+    code = (
+        "from hydra import initialize_config_module, compose\n"
+        "import sys, importlib.resources\n"
+        "with initialize_config_module('kdbench.configs', version_base='1.3'):\n"
+        "    assert compose('train', overrides=['teacher=resnet20']).teacher.depth == 20\n"
+        "assert importlib.resources.files('kdbench.configs').joinpath('train.yaml').is_file()\n"
+        "assert not {'torch', 'timm'} & set(sys.modules)\n"
+    )
+    path = os.pathsep.join([str(repository), str(repository / "kdbench/_hydra")])
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": path})
+
+
+@pytest.mark.parametrize("name", ["2024_01", "1e3", "007", "0x10", "1_1", "true", "1.50"])
+def test_a_text_stays_as_it_was_typed(name):
+    assert node("dataset", "dataset=imagefolder", f"dataset.root={name}")["root"] == name
+    assert kdbench.compose([f"name={name}"]).name == name
+
+
+def test_numbers_are_numbers_where_numbers_are_asked_for():
+    cfg = kdbench.compose(["optimizer.lr=1e-1", "dataset=fake", "dataset.n=1_000", "loss.tau=4"])
+    assert (cfg.optimizer.lr, cfg.dataset.n, cfg.loss.tau) == (0.1, 1000, 4)
+    assert node("dataset", "dataset.classes=[1_1,007,3]")["classes"] == ["1_1", "007", 3]
+
+
+def test_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert kdbench.compose([readable("paths.outputs=~/out")]).paths.runs == "/home/ann/out/runs"
+    assert kdbench.compose(["paths.outputs='~/out'"]).paths.outputs == "/home/ann/out"
+
+
+@pytest.mark.parametrize(
+    "name", ["a,b", "a=b", "[1]", "{x}", "${x}", "two words", "it's", "a(b)", "back\\slash", "ü", "end\\"]
+)
+def test_a_path_that_is_there_needs_no_quotes(name):
+    Path(name).mkdir()
+    assert kdbench.compose([readable(f"teacher.run={name}")]).teacher.run == name
+    assert kdbench.compose([f"teacher.run={quoted(name)}"]).teacher.run == name
+
+
+def test_what_is_no_utf8_is_refused_by_name():
+    with pytest.raises(UserError, match="is no UTF-8 text"):
+        readable("dataset.root=" + os.fsdecode(b"caf\xe9"))

@@ -1,0 +1,92 @@
+"""Sweeps beside other processes, in Hydra's own layouts, and the folders that nobody else may touch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from kdbench.configure import sweep as sweeping
+from tests.support.shell import kdbench
+
+POINTS = [
+    "dataset=fake", "dataset.n=32", "dataset.size=8", "teacher=none", "loss=ce", "student=mlp", "schedule.epochs=1",
+    "trainer.device=cpu", "trainer.progress=none",
+]  # fmt: skip
+
+
+def results(below: str = "outputs") -> list[Path]:
+    return sorted(Path(below).rglob("result.json"))
+
+
+@pytest.mark.parametrize("launcher", ["basic", "cohort"])
+def test_a_point_that_another_process_trains_is_waited_for(launcher, monkeypatch, capsys):
+    assert kdbench("train", *POINTS, "seed=0") == 0
+    (done,) = results()
+    done.unlink()  # as if it were being trained
+    lock = FileLock(done.parent / ".lock")
+    lock.acquire()
+    looks = []
+    monkeypatch.setattr(sweeping.time, "sleep", lambda _: looks.append(len(results())) or lock.release())
+    assert kdbench("train", "-m", *POINTS, f"hydra/launcher={launcher}", "seed=0,1,2") == 0
+    captured = capsys.readouterr()
+    assert looks == [2], "the others are trained first"
+    assert len(results()) == 3 and "1 runs are being trained by another process" in captured.out
+    assert "failed" not in captured.out + captured.err
+
+
+def test_who_is_turned_away_touches_nothing(capsys):
+    assert kdbench("train", *POINTS) == 0
+    (done,) = results()
+    done.unlink()
+    before = {path: path.stat().st_ino for path in done.parent.iterdir()}
+    with FileLock(done.parent / ".lock"):
+        assert kdbench("train", *POINTS) == 1
+    assert "another process is training here" in capsys.readouterr().err
+    assert {path: path.stat().st_ino for path in done.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("subdir", ["${hydra.job.num}", "${hydra.job.override_dirname}", "s${seed}"])
+def test_hydras_own_layouts_of_a_sweep(subdir):
+    words = ["hydra.sweep.dir=mine", f"hydra.sweep.subdir={subdir}", "seed=4,5"]
+    assert kdbench("train", "-m", *POINTS, *words) == 0
+    assert len(results("mine")) == 2 and not Path("outputs/runs").exists()
+
+
+def test_each_sweep_keeps_its_own_files():
+    for seeds in ("0,1", "1,2"):
+        assert kdbench("train", "-m", *POINTS, f"seed={seeds}") == 0
+    kept = sorted(Path("outputs/sweeps").glob("*/multirun.yaml"))
+    assert len(kept) == 2 and [("seed=1,2" in file.read_text()) for file in kept].count(True) == 1
+    assert len(results()) == 3 and not Path("outputs/runs/multirun.yaml").exists()
+
+
+def test_paths_count_from_where_the_command_was_typed_with_chdir_too():
+    assert kdbench("train", *POINTS, "hydra.job.chdir=true") == 0
+    assert len(results()) == 1 and results()[0].is_relative_to("outputs/runs")
+    assert not list(Path("outputs").rglob("outputs"))
+
+
+def test_a_sweep_over_losses_of_an_experiment(capsys):
+    words = [
+        "experiment=kim2021_kl_small", "loss=ce,dkd", "teacher=none,resnet8", "student=mlp", "schedule.epochs=1",
+        "teacher.schedule.epochs=1", "teacher.allow_chance=true", "trainer.progress=none", "trainer.limit_steps=1",
+    ]  # fmt: skip
+    assert kdbench("train", "-m", *words) == 1  # dkd without a teacher
+    shown = capsys.readouterr()
+    assert "1 of 4 runs failed" in shown.err and len(results("outputs/runs")) == 3
+    assert shown.out.count("not the experiment's") == 1, "one line for all runs that leave the same keys out"
+
+
+def test_a_run_alone_goes_on_in_a_cohort_and_the_other_way_round():
+    assert kdbench("train", *POINTS, "seed=0") == 0
+    (alone,) = results()
+    alone.unlink()
+    cohort = ["hydra/launcher=cohort", "seed=0,1"]
+    assert kdbench("train", "-m", *POINTS, *cohort) == 0
+    assert len(results()) == 2
+    for file in results():
+        file.unlink()
+    assert kdbench("train", *POINTS, "seed=1") == 0
+    assert kdbench("train", *POINTS, "seed=0") == 0
