@@ -10,37 +10,39 @@ from pathlib import Path
 from rich.console import Console
 
 from kdbench.errors import UserError, nearest, printable
+from kdbench.results.checklist import checklist
 from kdbench.results.metrics import metric_of
-from kdbench.results.read import Run, read_runs
-from kdbench.results.render import as_csv, as_json, markdown, table
+from kdbench.results.read import Found, Run, read_runs
+from kdbench.results.render import as_csv, as_json, cells, latex, markdown, setting, table, verdict_cells
 from kdbench.results.rows import Comparison, Row, compare, metric_names
+from kdbench.results.selection import baseline, by, conditions, known_key, pivot, where
+from kdbench.results.statistics import FEWEST, LEVEL
+from kdbench.results.verdicts import Verdicts, against, best_against_others, every_pair
 
 
 def main() -> int:
     arguments = _parse()
     found = read_runs([Path(path) for path in arguments.paths])
-    metrics = [name for given in arguments.metric or ["last"] for name in given.split(",")]
-    _refuse_unknown(metrics, found.runs)
-    comparison = compare(found.runs, metrics)
-    comparison.rows.sort(key=_order(comparison, arguments.sort, metrics), reverse=arguments.reverse)
-    if arguments.format == "json":
-        print(as_json(comparison, found.problems))
-        return 0
-    if arguments.format == "csv":
-        print(as_csv(comparison), end="")
-    elif arguments.format == "markdown":
-        print(markdown(comparison))
-    elif found.runs:
-        _print_table(comparison)
-    for warning in comparison.warnings:
-        print(printable(f"warning: {warning}"), file=sys.stderr)
-    for folder, reason in found.problems:
+    runs = where(found.runs, conditions(",".join(arguments.where), "--where") if arguments.where else {})
+    metrics = [name for given in arguments.metric or [] for name in given.split(",")]
+    _refuse_unknown(metrics, runs)
+    metrics = metrics or ["last", *(["best"] if any(run.result.best for run in runs) else [])]
+    parts = by(runs, arguments.by) if arguments.by else {"": runs}
+    for name, members in parts.items():
+        comparison = compare(members, metrics)
+        comparison.rows.sort(key=_order(comparison, arguments.sort, metrics), reverse=arguments.reverse)
+        if name and arguments.format in (None, "markdown"):
+            print(f"{arguments.by}={name}")
+        _print(comparison, arguments, metrics, found)
+        for warning in comparison.warnings if arguments.format != "json" else ():
+            print(printable(f"warning: {warning}"), file=sys.stderr)
+    for folder, reason in found.problems if arguments.format != "json" else ():
         print(printable(f"left out: {folder}: {reason}"), file=sys.stderr)
     return 0
 
 
 def print_runs(folders: Sequence[Path]) -> None:
-    """The table of a sweep, the best setting first; nothing for fewer than two finished runs."""
+    """The table of a sweep, the best setting first, and its warnings; nothing for fewer than two finished runs."""
     runs = read_runs(folders).runs
     if len(runs) < 2:
         return
@@ -48,6 +50,45 @@ def print_runs(folders: Sequence[Path]) -> None:
     comparison.rows.sort(key=_order(comparison, None, ["last"]))
     print()
     _print_table(comparison)
+    _print_verdicts(best_against_others(comparison.rows, "last"), comparison)
+    for warning in comparison.warnings:
+        print(printable(f"warning: {warning}"), file=sys.stderr)
+
+
+def _print(comparison: Comparison, arguments: argparse.Namespace, metrics: list[str], found: Found) -> None:
+    """One comparison in the shape that was asked for."""
+    verdicts = _verdicts(comparison, arguments.against, metrics[0])
+    words = [*comparison.columns, "setting", "against", "verdict"]
+    written = {"markdown": markdown, "latex": latex}.get(arguments.format)
+    if arguments.checklist:
+        print("\n".join(f"{title}: {answer}" for title, answer in checklist(comparison)))
+    elif arguments.rows:
+        for key, option in ((arguments.rows, "--rows"), (arguments.columns, "--columns")):
+            known_key([run for row in comparison.rows for run in row.runs], key, option)
+        laid = pivot(comparison, arguments.rows, arguments.columns, metrics[0])
+        if written:
+            print(written(*laid, laid[0][:1]))
+        else:
+            _console().print(table(*laid, laid[0][:1]))
+    elif arguments.format == "json":
+        print(as_json(comparison, found.problems, verdicts))
+    elif arguments.format == "csv":
+        print(as_csv(comparison), end="")
+    elif written:
+        print(written(*cells(comparison), words))
+        if arguments.against and verdicts.versus:
+            print("\n" + written(*verdict_cells(verdicts, comparison.columns), words))
+    elif comparison.rows:
+        _print_table(comparison)
+        _print_verdicts(verdicts, comparison)
+
+
+def _verdicts(comparison: Comparison, named: str | None, metric: str) -> Verdicts:
+    if named is None:
+        return best_against_others(comparison.rows, metric)
+    if named == "all":
+        return every_pair(comparison.rows, metric)
+    return against(comparison.rows, baseline(comparison, named), metric)
 
 
 def _parse() -> argparse.Namespace:
@@ -61,17 +102,43 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--metric",
         action="append",
-        help="last (default), best (the best epoch by validation), or a metric of result.json, e.g. test/nll; "
-        "several with commas",
+        help="last and best (default: test accuracy after the last epoch, and at the best one by validation), or any "
+        "figure of result.json, e.g. test/nll; several with commas; the first one orders rows and gets verdicts",
     )
+    parser.add_argument(
+        "--where", metavar="KEY=VALUE", action="append", help="only these runs, e.g. loss=kl,loss.tau=4"
+    )
+    parser.add_argument("--by", metavar="KEY", help="a table for each value of a key, e.g. student")
+    parser.add_argument(
+        "--against",
+        metavar="SETTING",
+        help="verdicts on all settings against this one, e.g. loss=ce, or `all` for every pair (default: against the "
+        "best one, judged as strictly as all pairs are)",
+    )
+    parser.add_argument("--rows", metavar="KEY", help="with --columns: one metric laid out by two keys")
+    parser.add_argument("--columns", metavar="KEY", help="with --rows, e.g. --rows loss --columns student")
+    parser.add_argument("--checklist", action="store_true", help="what a paper's checklist asks, answered by the runs")
     shape = parser.add_mutually_exclusive_group()
     for name, text in (
         ("markdown", "a Markdown table"),
+        ("latex", "a LaTeX table (booktabs)"),
         ("csv", "comma-separated, as fractions"),
         ("json", "JSON, as fractions"),
     ):
         shape.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=text)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    _refuse_impossible(arguments)
+    return arguments
+
+
+def _refuse_impossible(arguments: argparse.Namespace) -> None:
+    """Options that say nothing together, before anything is read."""
+    if bool(arguments.rows) != bool(arguments.columns):
+        raise UserError("--rows and --columns go together, e.g. --rows loss --columns student")
+    if arguments.by and arguments.format in ("json", "csv"):
+        raise UserError(f"--by {arguments.by}: makes several tables, --{arguments.format} is one; use --where")
+    if (arguments.rows or arguments.checklist) and arguments.format in ("json", "csv"):
+        raise UserError(f"--{arguments.format}: a table for machines has all runs; leave out --rows and --checklist")
 
 
 def _refuse_unknown(metrics: list[str], runs: list[Run]) -> None:
@@ -102,9 +169,30 @@ def _order(comparison: Comparison, key: str | None, metrics: list[str]) -> Calla
 
 
 def _print_table(comparison: Comparison) -> None:
-    width = None if sys.stdout.isatty() else 10_000
-    console = Console(width=width, highlight=False, soft_wrap=False, markup=False)
+    console = _console()
     same = ", ".join(f"{name}={value}" for name, value in comparison.same.items())
     if same:
         console.print(f"the same in all: {same}", style="dim", markup=False)
-    console.print(table(comparison))
+    console.print(table(*cells(comparison), comparison.columns))
+
+
+def _print_verdicts(verdicts: Verdicts, comparison: Comparison) -> None:
+    """The verdicts under a table; a line if there are too few runs for any."""
+    if not verdicts.versus:
+        return
+    print()
+    if all(one.judged.verdict == "TOO FEW RUNS" for one in verdicts.versus):
+        print(f"TOO FEW RUNS to say which differences are more than chance: {FEWEST} seeds a setting, or more.")
+        return
+    baselines = {id(one.baseline): one.baseline for one in verdicts.versus}
+    one = f"against {setting(next(iter(baselines.values())), comparison.columns)}, " if len(baselines) == 1 else ""
+    count = f"{verdicts.comparisons} comparison{'s' if verdicts.comparisons > 1 else ''}"
+    print(
+        f"{one}{verdicts.metric}: {100 * (1 - LEVEL):.0f} % intervals over seeds after Holm, {count}, on this test set"
+    )
+    _console().print(table(*verdict_cells(verdicts, comparison.columns), ["setting", "against", "verdict"]))
+
+
+def _console() -> Console:
+    width = None if sys.stdout.isatty() else 10_000
+    return Console(width=width, highlight=False, soft_wrap=False, markup=False)

@@ -30,20 +30,23 @@ def read_runs(paths: Iterable[Path]) -> Found:
     Trained teachers in a run's own store (a folder named `teachers`) are left out unless a path points into it.
     Raises UserError for a path that does not exist, or if there is no run at all.
     """
-    runs: dict[Path, Run] = {}
-    problems: dict[Path, str] = {}
+    runs: dict[str, Run] = {}
+    problems: dict[str, tuple[Path, str]] = {}
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: there is no such folder")
-        for folder in _run_folders(path if path.is_dir() else path.parent):
+        top = path if path.is_dir() else path.parent
+        real = os.path.realpath(top)  # links are not followed below: one look-up for all that lies there
+        for folder in _run_folders(top):
             result = _read(folder)
+            key = os.path.normpath(os.path.join(real, os.path.relpath(folder, top)))
             if isinstance(result, str):
-                problems[folder.resolve()] = result
+                problems[key] = folder, result
             else:
-                runs[folder.resolve()] = Run(folder, result)
+                runs[key] = Run(folder, result)
     if not runs and not problems:
         raise UserError(f"{', '.join(map(str, paths))}: there are no runs here (no result.json in any folder)")
-    return Found([runs[key] for key in sorted(runs)], sorted(problems.items()))
+    return Found([runs[key] for key in sorted(runs)], [problems[key] for key in sorted(problems)])
 
 
 def _run_folders(top: Path) -> Iterator[Path]:

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from kdbench.results.metrics import CLASSIFICATION, METRICS, Metric, metric_of
 from kdbench.results.rows import Comparison, Figure, Row
+from kdbench.results.statistics import FEWEST, Judged
+from kdbench.results.verdicts import Verdicts
 
 TITLES = {"last": "test top-1 (last)", "best": "test top-1 (best by val)"}
 
@@ -25,22 +27,72 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return [columns[i][0] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def table(comparison: Comparison) -> Table:
-    """A table for the terminal."""
-    header, rows = cells(comparison)
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> Table:
+    """A table for the terminal; the columns in `words` are aligned to the left."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     for title in header:
-        made.add_column(title, justify="left" if title in comparison.columns else "right", overflow="fold")
+        made.add_column(title, justify="left" if title in words else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made
 
 
-def markdown(comparison: Comparison) -> str:
-    header, rows = cells(comparison)
-    rule = ["---" if title in comparison.columns else "---:" for title in header]
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> str:
+    """A Markdown table; the columns in `words` are aligned to the left."""
+    rule = ["---" if title in words else "---:" for title in header]
     escaped = [[text.replace("|", "\\|") for text in line] for line in [header, rule, *rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> str:
+    """A table with the rules of the package booktabs."""
+    aligned = "".join("l" if title in words else "r" for title in header)
+    lines = [" & ".join(map(_tex, line)) + r" \\" for line in [header, *rows]]
+    head = [rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", lines[0], r"\midrule"]
+    return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}"])
+
+
+_TEX = {"±": r"$\pm$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
+
+
+def verdict_cells(verdicts: Verdicts, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the comparisons; differences and intervals as people read them."""
+    metric = metric_of(verdicts.metric)
+    several = len({id(one.baseline) for one in verdicts.versus}) > 1
+    rows = []
+    for one in verdicts.versus:
+        gap, judged = one.judged.difference, one.judged
+        interval = "-" if judged.low is None else f"{_signed(metric, judged.low)} to {_signed(metric, judged.high)}"
+        p = "-" if judged.p is None else f"{judged.p:.2g}"
+        n = f"{gap.n} {'pairs' if gap.paired else 'runs'}"
+        wins = "-" if gap.wins is None else f"{100 * gap.wins:.0f}"
+        names = [setting(one.row, columns), *([setting(one.baseline, columns)] if several else [])]
+        rows.append([*names, _signed(metric, gap.mean), interval, n, p, wins, sentence(judged)])
+    unit = " %-points" if metric.unit == "%" else ""
+    titles = ["setting", *(["against"] if several else []), f"difference{unit}", "interval", "n", "p", "larger in %"]
+    return [*titles, "verdict"], rows
+
+
+def setting(row: Row, columns: Sequence[str]) -> str:
+    """A setting by what it differs in: "loss=kl, loss.tau=4"."""
+    return ", ".join(f"{key}={row.differs[key]}" for key in columns if key in row.differs) or "all runs"
+
+
+def sentence(judged: Judged) -> str:
+    """The verdict, and how many runs would do where too few are there."""
+    if judged.verdict == "TOO FEW RUNS":
+        return f"TOO FEW RUNS (a verdict takes {FEWEST})"
+    if judged.verdict != "CANNOT BE TOLD":
+        return judged.verdict
+    return f"CANNOT BE TOLD ({judged.runs} seeds would do)" if judged.runs else "CANNOT BE TOLD (over 1,000 seeds)"
+
+
+def _signed(metric: Metric, value: float | None) -> str:
+    return "-" if value is None else f"{metric.scale * value:+.{metric.digits}f}"
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -65,8 +117,8 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]]) -> str:
-    """All of it, figures as fractions with all their digits."""
+def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]], verdicts: Verdicts | None = None) -> str:
+    """All of it, figures as fractions with all their digits; p values before and after Holm."""
     rows = [
         {
             **{"differs": row.differs, "teacher": row.teacher._asdict()},
@@ -77,7 +129,18 @@ def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]]) -> str:
         for row in comparison.rows
     ]
     left_out = {str(folder): reason for folder, reason in problems}
-    whole = {"same": comparison.same, "rows": rows, "warnings": comparison.warnings, "left_out": left_out}
+    whole: dict[str, Any] = {"same": comparison.same, "rows": rows, "warnings": comparison.warnings}
+    whole["left_out"] = left_out
+    if verdicts is not None:
+        told = [
+            {
+                **{"setting": one.row.differs, "against": one.baseline.differs, "verdict": one.judged.verdict},
+                **{"p_holm": one.judged.p, "low": one.judged.low, "high": one.judged.high},
+                **{"runs_needed": one.judged.runs, "alone": one.judged.difference._asdict()},
+            }
+            for one in verdicts.versus
+        ]
+        whole["verdicts"] = {"metric": verdicts.metric, "comparisons": verdicts.comparisons, "of": told}
     return json.dumps(whole, indent=2, default=str)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from kdbench.results.read import Run
 from kdbench.results.result import NetworkResult
 
 _ORDER = ("dataset", "teacher", "student", "loss", "optimizer", "schedule", "procedure")
+_counted, _is_seed = functools.cache(counted), functools.cache(is_seed)  # a thousand runs have nearly the same keys
 # Groups that take values from another group's choice (optimizer.lr: ${schedule.lr}): those differences are explained.
 _FOLLOWS = {"schedule": ("optimizer.", "teacher.schedule.", "teacher.optimizer."), "optimizer": ("teacher.optimizer.",)}
 
@@ -47,31 +49,49 @@ class Comparison(NamedTuple):
     warnings: list[str]
 
 
-def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last",)) -> Comparison:
-    """Put runs that differ in nothing but seeds into one row each.
+def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last", "best")) -> Comparison:
+    """Put runs that differ in nothing but seeds into one row each; the same run under two folders counts once.
 
-    `metrics`: "last" or "best" for the test accuracy after the last epoch, or at the best epoch by validation; or any
-    name of result.json's `last` or `figures` ("test/nll", "ensemble/3/test/top1"), or of `best` as "best/val/top1".
+    `metrics`: names of `RunResult.figure`; "last" or "best" for the test accuracy after the last epoch, or at the best
+    epoch by validation.
     """
+    runs, twice = _once(runs)
     configs = [settings(run) for run in runs]
     choices = [{k: v for k, v in run.result.choices.items() if counted(k)} for run in runs]
     names = sorted({name for chosen in choices for name in chosen}, key=_rank)
     varied = [name for name in names if _distinct(choices, name) > 1]
-    columns = varied + _differing_keys(configs, choices, varied)
+    differing = [key for key in _keys(configs) if not _is_seed(key) and _distinct(configs, key) > 1]
+    columns = varied + _explained(differing, configs, choices, varied)
     grouped: dict[Any, list[int]] = {}
-    for i, config in enumerate(configs):
-        identity = (sorted(choices[i].items()), sorted((k, v) for k, v in config.items() if not is_seed(k)))
-        grouped.setdefault(repr(identity), []).append(i)
+    for i, config in enumerate(configs):  # what all share tells nobody apart
+        identity = repr([[choices[i].get(k, ...) for k in varied], [config.get(k, ...) for k in differing]])
+        grouped.setdefault(identity, []).append(i)
     rows = [_row([runs[i] for i in members], columns, metrics) for members in grouped.values()]
     same = {name: choices[0].get(name) for name in names if name in _ORDER and name not in varied} if runs else {}
-    return Comparison(columns, same, rows, warnings(rows))
+    return Comparison(columns, same, rows, twice + warnings(rows))
+
+
+def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Runs without repeated ones (the same hash in another folder), and what to say of those."""
+    first: dict[str, Run] = {}
+    kept, said = [], []
+    for run in runs:
+        known = first.setdefault(run.result.hash, run) if run.result.hash else run
+        if known is run:
+            kept.append(run)
+        else:
+            same = known.result.student.weights == run.result.student.weights
+            other = "" if same else ", though its weights are others"
+            said.append(f"{run.folder} is the run of {known.folder} once more and is not counted{other}.")
+    return kept, said
 
 
 def settings(run: Run) -> dict[str, Any]:
     """What a run was set to, without what changes no result; values inside its own `paths` are made neutral."""
     config = run.result.config
-    places = {k: v for k, v in config.items() if k.startswith("paths.") and isinstance(v, str) and v}
-    return {key: _neutral(value, places) for key, value in config.items() if counted(key)}
+    places = [(v, k) for k, v in config.items() if k.startswith("paths.") and isinstance(v, str) and v]
+    places.sort(key=lambda item: -len(item[0]))
+    return {key: _neutral(value, places) for key, value in config.items() if _counted(key)}
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
@@ -99,7 +119,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
             count = len(set().union(*weights))
             found.append(f"Teacher {name} is not the same in all rows: {count} different sets of weights.")
     for row in rows:
-        seeds = [tuple(sorted((k, v) for k, v in run.result.config.items() if is_seed(k))) for run in row.runs]
+        seeds = [tuple(sorted((k, v) for k, v in run.result.config.items() if _is_seed(k))) for run in row.runs]
         if len(set(seeds)) < len(seeds):
             folders = ", ".join(str(run.folder) for run in row.runs)
             found.append(f"A seed is counted more than once in n = {len(seeds)}: {folders}")
@@ -119,13 +139,18 @@ def _row(runs: list[Run], columns: Sequence[str], metrics: Sequence[str]) -> Row
     )
 
 
-def _differing_keys(
-    configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, Any]], varied: Sequence[str]
-) -> list[str]:
+def _keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted({key for config in configs for key in config})
+
+
+def _explained(
+    differing: Sequence[str], configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, Any]],
+    varied: Sequence[str],
+) -> list[str]:  # fmt: skip
     """Keys whose values differ for another reason than that an option of a group differs, which has its own column."""
     found: dict[str, list[Any]] = {}
-    for key in sorted({key for config in configs for key in config if not is_seed(key)}):
-        if key.endswith("_target_") or _distinct(configs, key) == 1:
+    for key in differing:
+        if key.endswith("_target_"):
             continue
         owners = [group for group in varied if key.startswith((f"{group}.", *_FOLLOWS.get(group, ())))]
         if any(_constant_within(configs, key, [chosen.get(group) for chosen in choices]) for group in owners):
@@ -149,7 +174,11 @@ def _constant_within(configs: Sequence[Mapping[str, Any]], key: str, groups: Seq
 
 
 def _distinct(mappings: Sequence[Mapping[str, Any]], key: str) -> int:
-    return len({repr(mapping.get(key, ...)) for mapping in mappings})
+    """How many values a key has; "not there" is one."""
+    values = [mapping.get(key, ...) for mapping in mappings]
+    if not values or all(type(value) is type(values[0]) and value == values[0] for value in values):
+        return min(len(values), 1)  # most keys, and much quicker than their texts
+    return len(set(map(repr, values)))
 
 
 def _sets(rows: Sequence[Row], of: Callable[[Run], Any]) -> list[Any]:
@@ -166,12 +195,13 @@ def _teacher(run: Run) -> NetworkResult:
     return run.result.teacher or NetworkResult()
 
 
-def _neutral(value: Any, places: Mapping[str, str]) -> Any:
+def _neutral(value: Any, places: Sequence[tuple[str, str]]) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    for key, place in sorted(places.items(), key=lambda item: -len(item[1])):
-        if isinstance(value, str) and (value == place or value.startswith(f"{place}/")):
-            return f"<{key}>{value[len(place) :]}"
+    if isinstance(value, str):
+        for place, key in places:
+            if value.startswith(place) and (value == place or value[len(place)] == "/"):
+                return f"<{key}>{value[len(place) :]}"
     return value
 
 

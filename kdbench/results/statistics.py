@@ -11,7 +11,7 @@ import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from scipy.special import bdtr, stdtr, stdtrit
 
@@ -47,20 +47,23 @@ class Judged(NamedTuple):
     runs: int | None  # a side that would show a difference of this size; None where that says nothing
 
 
-def difference(ours: Mapping[object, float], theirs: Mapping[object, float]) -> Difference:
+def difference(ours: Mapping[Any, float], theirs: Mapping[Any, float], step: float = 0.0) -> Difference:
     """Two settings' figures by seed. Paired if both have the same seeds: they share initial weights and order.
 
-    Student's interval of the pairs' differences, or Welch's for unequal variances (Welch 1947).
+    Student's interval of the pairs' differences, or Welch's for unequal variances (Welch 1947). `step` is that of the
+    figures (one image of the test set): rounding to it has the variance step^2 / 12 (of a difference twice that), and
+    figures that coincide by it, three seeds that each gain one image, do not count as having none.
     """
     paired = ours.keys() == theirs.keys()
     if not ours or not theirs:
         return Difference(None, None, None, None, 0, paired)
     if paired:
         gaps = [ours[seed] - theirs[seed] for seed in ours]
-        spread, freedom = _variance_of_mean(gaps), float(len(gaps) - 1)
+        spread, freedom = max(_variance_of_mean(gaps), step * step / 6 / len(gaps)), float(len(gaps) - 1)
     else:
         gaps = [one - other for one in ours.values() for other in theirs.values()]
-        sides = [(_variance_of_mean(list(side.values())), len(side) - 1) for side in (ours, theirs)]
+        values = [list(side.values()) for side in (ours, theirs)]
+        sides = [(max(_variance_of_mean(v), step * step / 12 / len(v)), len(v) - 1) for v in values]
         spread, freedom = sum(v for v, _ in sides), _welch_freedom(sides)
     mean = statistics.fmean(ours.values()) - statistics.fmean(theirs.values())
     wins = (sum(gap > 0 for gap in gaps) + 0.5 * sum(gap == 0 for gap in gaps)) / len(gaps)

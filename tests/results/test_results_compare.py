@@ -75,11 +75,12 @@ def test_one_row_a_setting_with_mean_and_deviation_over_seeds(run_compare, sweep
     assert lines[0] == "the same in all: dataset=digits, teacher=resnet20, student=resnet8"
     assert lines[1].split()[:4] == ["loss", "loss.tau", "teacher", "%"]
     spread = 100 * statistics.stdev((0.90, 0.91, 0.95))
-    assert [line.split() for line in lines[2:]] == [
-        ["dkd", "2", "97.00", "93.50", "1", "90.00", "12"],
-        ["kl", "4", "97.00", "93.00", "±", "1.00", "3", "90.00", "±", "0.00", "12"],
-        ["kl", "1", "97.00", "92.00", "±", f"{spread:.2f}", "3", "90.00", "±", "0.00", "12"],
+    assert [line.split() for line in lines[2:5]] == [
+        ["dkd", "2", "97.00", "93.50", "92.50", "1", "90.00", "12"],
+        ["kl", "4", "97.00", "93.00", "±", "1.00", "92.00", "±", "1.00", "3", "90.00", "±", "0.00", "12"],
+        f"kl 1 97.00 92.00 ± {spread:.2f} 91.00 ± {spread:.2f} 3 90.00 ± 0.00 12".split(),
     ]
+    assert lines[5:] == ["", "TOO FEW RUNS to say which differences are more than chance: 3 seeds a setting, or more."]
 
 
 def test_what_an_option_brings_is_not_a_column_of_its_own(sweep):
@@ -161,16 +162,16 @@ def test_metrics_by_name(run_compare, sweep):
 
 def test_sorted_by_a_column(run_compare, sweep):
     _, out, _ = run_compare(sweep, "--sort", "loss.tau")
-    assert [line.split()[1] for line in out.splitlines()[2:]] == ["1", "2", "4"]
+    assert [line.split()[1] for line in out.splitlines()[2:5]] == ["1", "2", "4"]
     _, out, _ = run_compare(sweep, "--sort", "loss.tau", "--reverse")
-    assert [line.split()[1] for line in out.splitlines()[2:]] == ["4", "2", "1"]
+    assert [line.split()[1] for line in out.splitlines()[2:5]] == ["4", "2", "1"]
 
 
 def test_csv_and_json_are_fractions_with_all_digits(run_compare, sweep):
     _, out, _ = run_compare(sweep, "--csv")
     header, first = out.splitlines()[:2]
-    assert header == "loss,loss.tau,teacher,last,last std,n,agreement,seconds,folders"
-    assert first.startswith("dkd,2,0.97,0.935,,1,0.9,12.0,")
+    assert header == "loss,loss.tau,teacher,last,last std,best,best std,n,agreement,seconds,folders"
+    assert first.startswith("dkd,2,0.97,0.935,,0.925")
     rows = json.loads(run_compare(sweep, "--json")[1])["rows"]
     assert rows[1]["metrics"]["last"]["std"] == pytest.approx(0.01) and rows[1]["n"] == 3
 
@@ -188,6 +189,15 @@ def test_markdown(run_compare, sweep):
         (["."], "there are no runs here"),
         (["runs", "--sort", "los.tau"], "Did you mean loss.tau"),
         (["runs", "--metric", "test/top"], "Did you mean test/top1"),
+        (["runs", "--where", "loss"], "must be KEY=VALUE"),
+        (["runs", "--where", "loss=ce"], "their values: dkd, kl"),
+        (["runs", "--where", "los=ce"], "--where los: no run has this key"),
+        (["runs", "--by", "studen"], "Did you mean student"),
+        (["runs", "--against", "loss=kl"], "must name one setting, names 2"),
+        (["runs", "--against", "loss=ce"], "must name one setting, names 0"),
+        (["runs", "--rows", "loss"], "--rows and --columns go together"),
+        (["runs", "--rows", "loss", "--columns", "studen"], "--columns studen: no run has this key"),
+        (["runs", "--by", "loss", "--csv"], "makes several tables"),
     ],
 )
 def test_mistakes_are_messages(run_compare, sweep, tmp_path, monkeypatch, arguments, words):
@@ -195,6 +205,113 @@ def test_mistakes_are_messages(run_compare, sweep, tmp_path, monkeypatch, argume
     monkeypatch.chdir(tmp_path / "empty" if arguments == ["."] else tmp_path)
     code, out, err = run_compare(*arguments)
     assert code == 1 and words in err and "Traceback" not in err + out
+
+
+@pytest.fixture
+def clear_sweep(tmp_path: Path) -> Path:
+    """Three losses with four seeds each and two students: dkd is better than kl in every seed, ce is like kl."""
+    for student, base in (("resnet8", 0.80), ("mlp", 0.60)):
+        for loss, gain in (("kl", 0.0), ("dkd", 0.05), ("ce", 0.0)):
+            for seed, noise in enumerate((0.001, -0.002, 0.001, 0.0)):
+                other = {"kl": noise, "dkd": noise / 2, "ce": -noise / 3}[loss]
+                made = result(base + gain + other + seed / 100, choices={"loss": loss, "student": student}, seed=seed)
+                write(tmp_path / "runs" / f"{student}-{loss}-{seed}", made)
+    return tmp_path / "runs"
+
+
+def test_verdicts_against_a_named_setting(run_compare, clear_sweep):
+    code, out, err = run_compare(clear_sweep, "--where", "student=resnet8", "--against", "loss=kl")
+    assert code == 0 and err == ""
+    head, _, *rows = out.splitlines()[6:]
+    assert head.startswith("against loss=kl, last: 95 % intervals") and "2 comparisons" in head
+    told = {row.split()[0]: row.rstrip() for row in rows}
+    assert told["loss=dkd"].endswith("BETTER") and "+5.00" in told["loss=dkd"] and "4 pairs" in told["loss=dkd"]
+    assert told["loss=ce"].endswith("NO DIFFERENCE SHOWN")
+
+
+def test_without_a_baseline_the_best_is_judged_as_strictly_as_all_pairs(run_compare, clear_sweep):
+    words = ["--where", "student=resnet8", "--json"]
+    best = json.loads(run_compare(clear_sweep, *words)[1])["verdicts"]
+    assert best["comparisons"] == 3 and {one["against"]["loss"] for one in best["of"]} == {"dkd"}
+    assert {one["verdict"] for one in best["of"]} == {"WORSE"}
+    named = json.loads(run_compare(clear_sweep, *words, "--against", "loss=dkd")[1])["verdicts"]
+    assert named["comparisons"] == 2 and named["of"][0]["p_holm"] < best["of"][0]["p_holm"]
+    every = json.loads(run_compare(clear_sweep, *words, "--against", "all")[1])["verdicts"]
+    assert len(every["of"]) == every["comparisons"] == 3
+
+
+def test_a_metric_of_which_less_is_better(run_compare, tmp_path):
+    for tau, base in ((1, 0.5), (4, 0.3)):
+        for seed in range(4):
+            made = result(0.9, loss__tau=tau, seed=seed, last={"test/nll": base + seed / 1000 * tau})
+            write(tmp_path / f"{tau}-{seed}", made)
+    _, out, _ = run_compare(tmp_path, "--metric", "test/nll", "--against", "loss.tau=1")
+    assert out.rstrip().endswith(" BETTER") and "-0.19" in out.splitlines()[-1]
+
+
+def test_by_makes_a_table_for_each_value(run_compare, clear_sweep):
+    _, out, _ = run_compare(clear_sweep, "--by", "student")
+    assert [line for line in out.splitlines() if line.startswith("student=")] == ["student=mlp", "student=resnet8"]
+    assert out.count("the same in all") == 2 and out.count("against loss=dkd") == 2
+
+
+def test_a_pivot(run_compare, clear_sweep):
+    _, out, _ = run_compare(clear_sweep, "--rows", "loss", "--columns", "student", "--markdown")
+    lines = out.splitlines()
+    assert lines[0] == "| loss \\ student | mlp | resnet8 |" and lines[1] == "| --- | ---: | ---: |"
+    assert [line.split()[1] for line in lines[2:]] == ["ce", "dkd", "kl"] and "86.50 ± 1.29" in lines[3]
+
+
+def test_a_pivot_of_a_papers_size(run_compare, tmp_path):
+    for loss in range(14):
+        for student in range(13):
+            made = result(0.5, choices={"loss": f"loss{loss}", "student": f"net{student}"})
+            write(tmp_path / f"{loss}-{student}", made)
+    _, out, _ = run_compare(tmp_path, "--rows", "loss", "--columns", "student", "--latex")
+    lines = out.splitlines()
+    assert lines[0] == "\\begin{tabular}{l" + 13 * "r" + "}" and len(lines) == 6 + 14
+    assert all(line.count(" & ") == 13 for line in lines[4:-2]) and "loss \\textbackslash{} student" in lines[2]
+
+
+def test_a_cell_never_holds_two_settings(run_compare, sweep):
+    code, _, err = run_compare(sweep, "--rows", "loss", "--columns", "student")
+    assert code == 1 and "two settings at loss=kl, student=resnet8 (loss.tau=4 and loss.tau=1)" in err
+    code, out, _ = run_compare(sweep, "--rows", "loss", "--columns", "student", "--where", "loss=kl,loss.tau=4")
+    assert code == 0 and "93.00 ± 1.00" in out
+
+
+def test_latex(run_compare, sweep):
+    lines = run_compare(sweep, "--latex")[1].splitlines()
+    assert lines[0].startswith("\\begin{tabular}{ll") and lines[2].startswith("loss & loss.tau & teacher \\% &")
+    assert "$\\pm$" in lines[5] and lines[-2:] == ["\\bottomrule", "\\end{tabular}"]
+
+
+def test_the_same_run_under_two_folders_counts_once(run_compare, tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / name, {**result(0.9), "hash": "abc"})
+    write(tmp_path / "c", {**result(0.9, seed=1), "hash": "def"})
+    _, out, err = run_compare(tmp_path)
+    assert err == f"warning: {tmp_path / 'b'} is the run of {tmp_path / 'a'} once more and is not counted.\n"
+    assert "  2  " in out.splitlines()[-1]
+
+
+def test_the_checklist(run_compare, clear_sweep):
+    _, out, _ = run_compare(clear_sweep, "--checklist")
+    told = dict(line.split(": ", 1) for line in out.splitlines())
+    assert told["Runs"] == "24 of 6 settings; 4 a setting" and told["Seeds"] == "0, 1, 2, 3"
+    assert told["Data"] == "digits (1,294 train, 360 test)" and "best val/top1" in told["Selection"]
+    assert told["Compute"].startswith("0.08 hours") and told["Teachers"] == "resnet20 aa"
+
+
+def test_a_thousand_runs_in_a_second(tmp_path):
+    long = {f"dataset.augment.key{i}": f"value{i}" for i in range(100)}
+    for seed in range(1000):
+        made = result(0.9 + seed / 1e5, seed=seed // 10, loss__tau=seed % 10)
+        made["config"] |= long
+        write(tmp_path / str(seed), made)
+    start = time.perf_counter()
+    rows = compare(read_runs([tmp_path]).runs).rows
+    assert len(rows) == 10 and time.perf_counter() - start < 3  # 0.6 s on an idle core; room for a busy machine
 
 
 def test_hundreds_of_runs_in_a_second_without_torch(tmp_path):
@@ -208,6 +325,13 @@ def test_hundreds_of_runs_in_a_second_without_torch(tmp_path):
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert time.perf_counter() - start < 3  # 0.4 s on an idle core; the limit leaves room for a busy machine
+
+
+def test_a_run_that_is_named_twice_is_read_once(tmp_path):
+    write(tmp_path / "runs" / "a", result(0.9))
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    paths = [tmp_path, tmp_path / "runs" / "a", tmp_path / "runs" / "a" / "result.json", tmp_path / "link"]
+    assert len(read_runs(paths).runs) == 1
 
 
 def test_a_strangers_result_steers_no_terminal_and_no_spreadsheet(tmp_path, run_compare):

@@ -93,6 +93,18 @@ def test_how_many_runs_would_do():
     assert runs_needed(0.0, 1.0, paired=True) is None and runs_needed(1e-6, 1.0, paired=True) is None
 
 
+def test_three_seeds_that_each_gain_one_image_are_not_certain():
+    base = {0: 0.9, 1: 0.91, 2: 0.92}
+    ours = {seed: value + 1 / 360 for seed, value in base.items()}
+    for theirs in (base, {seed + 10: value for seed, value in base.items()}):
+        rounded = difference(ours, theirs, step=1 / 360)
+        assert rounded.p is not None and rounded.p > 0.04
+    found = difference(ours, base, step=1 / 360)
+    assert found.error == pytest.approx(1 / 360 / 6**0.5 / 3**0.5)
+    spread = difference(OURS, THEIRS)
+    assert difference(OURS, THEIRS, step=1e-4) == spread  # what varies more than that is left as it is
+
+
 @pytest.mark.parametrize(("n", "rho"), [(3, 0.0), (3, 0.6), (5, 0.3)])
 def test_a_setting_is_seldom_better_than_itself(n, rho):
     """1,000 tables of three settings without a difference against a baseline: a wrong BETTER in at most 5 % of them."""

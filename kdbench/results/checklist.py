@@ -1,0 +1,59 @@
+"""What a paper's reproducibility checklist asks, answered from run folders alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from kdbench.results.metrics import TASKS
+from kdbench.results.read import Run
+from kdbench.results.rows import Comparison
+from kdbench.results.statistics import LEVEL
+from kdbench.results.verdicts import by_seed
+
+
+def checklist(comparison: Comparison) -> list[tuple[str, str]]:
+    """Questions and their answers."""
+    runs = [run for row in comparison.rows for run in row.runs]
+    counts = sorted({len(row.runs) for row in comparison.rows})
+    seeds = {str(seed[0]) for row in comparison.rows for seed, _ in by_seed(row, "last")}
+    hours = sum(run.result.seconds for run in runs) / 3600
+    chosen = TASKS[runs[0].result.task].on("val") if runs else ""
+    split = any(run.result.best for run in runs)
+    rule = f"best: the epoch with the best {chosen}" if split else "no validation split: nothing was selected"
+    return [
+        ("Runs", f"{len(runs)} of {len(comparison.rows)} settings; {_some(counts)} a setting"),
+        ("Seeds", _some([*map(str, sorted(map(int, seeds)))] if all(map(str.isdigit, seeds)) else sorted(seeds))),
+        ("Uncertainty", f"mean ± sample standard deviation over seeds; {100 * (1 - LEVEL):.0f} % t intervals of "
+                        "differences, paired where seeds match, Holm over the comparisons of a table"),
+        ("Selection", f"last: the last epoch; {rule}; the test set selects nothing"),
+        ("Data", _each(runs, _data)),
+        ("Teachers", _each(runs, _teacher)),
+        ("Compute", f"{hours:.2f} hours of training on {_each(runs, lambda run: run.result.device or 'unknown')} "
+                    f"({_each(runs, lambda run: run.result.precision or 'unknown')}); teachers are not in it"),
+        ("Versions", _each(runs, _versions)),
+        ("Left out", "; ".join(comparison.warnings) or "nothing to warn of"),
+    ]  # fmt: skip
+
+
+def _data(run: Run) -> str:
+    images = ", ".join(f"{count:,} {split}" for split, count in run.result.images.items() if count)
+    return f"{run.result.choices.get('dataset', 'unknown')} ({images or 'sizes unknown'})"
+
+
+def _teacher(run: Run) -> str:
+    teacher = run.result.teacher
+    return f"{teacher.name} {teacher.weights[:8]}" if teacher else "none"
+
+
+def _versions(run: Run) -> str:
+    return ", ".join(f"{name} {version}" for name, version in run.result.versions.items()) or "unknown"
+
+
+def _each(runs: Sequence[Run], of: Callable[[Run], str]) -> str:
+    return "; ".join(dict.fromkeys(map(of, runs)))
+
+
+def _some(values: Sequence[object]) -> str:
+    """All of a few values; of many the first and the last."""
+    words = list(map(str, values))
+    return ", ".join(words) if len(words) <= 12 else f"{', '.join(words[:3])}, ..., {words[-1]} ({len(words)})"

@@ -1,0 +1,118 @@
+"""Selecting runs by what they were set to, parting them, and laying their figures out by two keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from kdbench.errors import UserError, nearest
+from kdbench.results.metrics import metric_of
+from kdbench.results.read import Run
+from kdbench.results.render import figure, setting
+from kdbench.results.rows import Comparison, Row
+
+
+def conditions(text: str, option: str) -> dict[str, str]:
+    """ "loss=kl,loss.tau=4" by key. Raises UserError for what is no key=value."""
+    found = {}
+    for part in re.split(r",(?=[\w.]+=)", text):
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise UserError(f"{option} {text}: must be KEY=VALUE, several with commas, e.g. loss=kl,loss.tau=4")
+        found[key] = value
+    return found
+
+
+def value_of(run: Run, key: str) -> Any:
+    """What a run chose or was set to; None for a key that it lacks."""
+    return run.result.choices.get(key, run.result.config.get(key))
+
+
+def meets(values: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+    """Whether values are the ones written: as text, or as YAML reads it (4 is 4.0, [6,6] is [6, 6])."""
+    return all(key in values and _is(values[key], text) for key, text in wanted.items())
+
+
+def where(runs: Sequence[Run], wanted: Mapping[str, str]) -> list[Run]:
+    """The runs that were set so. Raises UserError, naming the values that there are, if none was."""
+    left = list(runs)
+    for key, text in wanted.items():
+        known = known_key(left, key, "--where")
+        kept = [run for run in left if _is(value_of(run, known), text)]
+        if left and not kept:
+            values = ", ".join(sorted({str(value_of(run, known)) for run in left}))
+            raise UserError(f"--where {key}={text}: no run has it; their values: {values}")
+        left = kept
+    return left
+
+
+def by(runs: Sequence[Run], key: str) -> dict[str, list[Run]]:
+    """Runs parted by their value of a key."""
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(str(value_of(run, known_key(runs, key, "--by"))), []).append(run)
+    return dict(sorted(parts.items()))
+
+
+def known_key(runs: Sequence[Run], key: str, option: str) -> str:
+    """The key, if some run has it. Raises UserError naming near ones."""
+    if any(key in run.result.choices or key in run.result.config for run in runs):
+        return key
+    known = sorted({name for run in runs for name in [*run.result.choices, *run.result.config]})
+    raise UserError(f"{option} {key}: no run has this key. {nearest(key, known)}".rstrip())
+
+
+def baseline(comparison: Comparison, text: str) -> Row:
+    """The one setting that --against names. Raises UserError if it names none, or several."""
+    wanted = conditions(text, "--against")
+    fitting = [row for row in comparison.rows if all(_is(value_of(row.runs[0], k), v) for k, v in wanted.items())]
+    if len(fitting) == 1:
+        return fitting[0]
+    shown = "; ".join(setting(row, comparison.columns) for row in (fitting or comparison.rows)[:5])
+    raise UserError(f"--against {text}: must name one setting, names {len(fitting)}. Settings: {shown}")
+
+
+def pivot(comparison: Comparison, rows: str, columns: str, metric: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of one metric laid out by two keys. Raises UserError for two settings in one cell."""
+    placed: dict[tuple[str, str], Row] = {}
+    for row in comparison.rows:
+        place = (str(value_of(row.runs[0], rows)), str(value_of(row.runs[0], columns)))
+        if place in placed:
+            others = [key for key in comparison.columns if key not in (rows, columns)]
+            both = " and ".join(setting(one, others) for one in (placed[place], row))
+            raise UserError(
+                f"--rows {rows} --columns {columns}: two settings at {rows}={place[0]}, {columns}={place[1]} ({both}). "
+                "Choose one with --where KEY=VALUE."
+            )
+        placed[place] = row
+    across, down = _ordered({place[1] for place in placed}), _ordered({place[0] for place in placed})
+    kind = metric_of(metric)
+    body = [
+        [name, *(figure(placed[name, one].metrics[metric], kind) if (name, one) in placed else "-" for one in across)]
+        for name in down
+    ]
+    return [f"{rows} \\ {columns}", *across], body
+
+
+def _ordered(names: set[str]) -> list[str]:
+    """Numbers by size, words by letter."""
+
+    def place(name: str) -> tuple[int, float, str]:
+        try:
+            return 0, float(name), ""
+        except ValueError:
+            return 1, 0.0, name
+
+    return sorted(names, key=place)
+
+
+def _is(value: Any, text: str) -> bool:
+    if str(value) == text:
+        return True
+    try:
+        return bool(value == yaml.safe_load(text))
+    except yaml.YAMLError:
+        return False
