@@ -59,29 +59,29 @@ def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunRes
                 todo += [] if finished(stage) else [stage]
             except UserError as error:
                 failures[stage.folder] = error
-        if todo:
-            failures |= _train_in_parts(todo, teacher)
+        parts = [todo] if todo else []
+        while parts:
+            part = parts.pop(0)
+            failures |= _train(part, teacher)
+            parts += _again(part, failures)
     return [failures.get(stage.folder) or read_result(stage.folder) for stage in stages]
 
 
-def _train_in_parts(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exception]:
-    """Train side by side; those for which the memory was too small go again with fewer beside them, from their last
-    checkpoint. Why the others failed, by folder."""
-    failures = _train(stages, teacher)
+def _again(stages: Sequence[Stage], failures: dict[Path, Exception]) -> list[list[Stage]]:
+    """Those for which the memory was too small, in one or two parts that go on from their last checkpoints; they have
+    not failed yet."""
     short = [stage for stage in stages if isinstance(failures.get(stage.folder), torch.OutOfMemoryError)]
     if not short or len(stages) == 1:
-        return failures
+        return []
+    for stage in short:
+        del failures[stage.folder]
     middle = len(short) if len(short) < len(stages) else len(short) // 2
-    for part in filter(None, (short[:middle], short[middle:])):
-        log.warning(
-            "%d of %d runs side by side had too little memory; %d go on together", len(short), len(stages), len(part)
-        )
-        gc.collect()
-        torch.cuda.empty_cache()
-        for stage in part:
-            del failures[stage.folder]
-        failures |= _train_in_parts(part, teacher)
-    return failures
+    parts = [part for part in (short[:middle], short[middle:]) if part]
+    sizes = " and ".join(str(len(part)) for part in parts)
+    log.warning("memory was too small for %d of %d runs; they go on by %s", len(short), len(stages), sizes)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return parts
 
 
 def finished(stage: Stage) -> bool:
