@@ -309,9 +309,9 @@ def test_a_thousand_runs_in_a_second(tmp_path):
         made = result(0.9 + seed / 1e5, seed=seed // 10, loss__tau=seed % 10)
         made["config"] |= long
         write(tmp_path / str(seed), made)
-    start = time.perf_counter()
+    start = time.process_time()
     rows = compare(read_runs([tmp_path]).runs).rows
-    assert len(rows) == 10 and time.perf_counter() - start < 3  # 0.6 s on an idle core; room for a busy machine
+    assert len(rows) == 10 and time.process_time() - start < 3  # 0.8 s; the limit leaves room for a busy machine
 
 
 def test_hundreds_of_runs_in_a_second_without_torch(tmp_path):
