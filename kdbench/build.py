@@ -26,6 +26,8 @@ from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.engine.schedule import check_durations
 from kdbench.errors import UserError, nearest, require, under
+from kdbench.losses.base import DistillationLoss
+from kdbench.losses.features import student_maps, teacher_maps
 from kdbench.models.base import refuse_kind
 from kdbench.paths import CONFIG_DIR
 from kdbench.results.metrics import TASKS
@@ -36,7 +38,7 @@ from kdbench.runs.fill import Filled, Watch
 from kdbench.runs.origin import SINGLE, origin_of
 from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec, flatten
 from kdbench.runs.serving import refuse_table
-from kdbench.types import Info
+from kdbench.types import Info, Outputs
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +155,33 @@ def try_networks(recipe: Recipe) -> None:
         if "_target_" in spec.config:
             network = locate(spec.config["_target_"], f"{key}._target_")
             refuse_kind(network, key, spec.name, data.info, f"dataset={data.name}")
-        spec.sketch(data.info)
+    student = recipe.student.sketch(data.info)
+    taught = named.get("teacher", recipe.student)
+    teacher = taught.sketch(data.info) if taught is not recipe.student else student
+    loss, classes = recipe.loss.make(), data.info.num_classes
+    allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
+    require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
+    with under(recipe.loss.key):
+        _try_loss(loss, student, teacher if taught.single else student, data)
+
+
+def _try_loss(loss: DistillationLoss, student: torch.nn.Module, teacher: torch.nn.Module, data: Bundle) -> None:
+    """Refuse a loss that reads what these networks do not have, by its `setup`."""
+    try:
+        outputs = [_sketched(network, data.info) for network in (student, teacher)]
+    except (RuntimeError, NotImplementedError):  # an operation that has no form on the meta device
+        return
+    student_maps(outputs[0], loss.needs)
+    teacher_maps(outputs[1], loss.needs, type(loss).__name__)
+    loss.train_rows = data.num_rows
+    loss.setup(*outputs)
+
+
+def _sketched(network: torch.nn.Module, info: Info) -> Outputs:
+    """A network's outputs for two images, without memory where the network has none."""
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        return network.eval()(info.example(2, device))
 
 
 def make_loss(choice: str, node: Mapping[str, Any], key: str = "loss") -> LossSpec:

@@ -33,7 +33,7 @@ class UserError(ValueError):
 
     def move_under(self, prefix: str) -> None:
         """Say that its key stands below `prefix`; one that begins with it already stays as it is."""
-        if self.key == prefix or self.key.startswith((f"{prefix}.", f"{prefix}[", f"{prefix} ", f"{prefix}:")):
+        if self.key == prefix or (self.key.startswith(prefix) and self.key[len(prefix)] in ".[ :="):
             return
         self.key = joined(prefix, self.key) if self.allowed or self.said else f"{prefix}: {self.key}"
         self.args = (self.key, *self.args[1:])

@@ -58,6 +58,6 @@ class CTKD(DistillationLoss):
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         strength = (1 - torch.cos(math.pi * ramp(target.progress, self.ramp))) / 2
         tau = self.start + self.span * reversed_gradient(self.theta, strength).sigmoid()
-        distill = tempered_kl_rows(student.logits, detached(teacher, "ctkd"), tau).mean()
+        distill = tempered_kl_rows(student.logits, detached(teacher, "ctkd"), tau, self.start + self.span).mean()
         terms = self.combine(task=self.task(student.logits, target.label), distill=distill)
         return terms._replace(parts={**terms.parts, "tau": tau.detach()})

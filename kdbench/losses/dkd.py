@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative, Positive, Share
 from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
-from kdbench.losses.functional import class_index, mean_over, ramp, real, split_at, without
+from kdbench.losses.functional import Ratio, class_index, excess, large, mean_over, ramp, real, split_at, without
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -22,7 +23,25 @@ def decoupled_rows(student: Tensor, teacher: Tensor, index: Tensor, tau: float) 
     s_own, s_rest, s_within = split_at(real(student) / tau, index)
     tckd = t_own.exp() * (t_own - s_own) + t_rest.exp() * (t_rest - s_rest)
     nckd = (without(t_within.exp(), index) * (t_within - s_within)).sum(-1)
+    if large(tau):
+        tckd, nckd = _close_rows(student, teacher, index, tau, tckd, nckd)
     return tau**2 * tckd, tau**2 * nckd
+
+
+def _close_rows(
+    student: Tensor, teacher: Tensor, index: Tensor, tau: float, tckd: Tensor, nckd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same pair without cancellation where the logits are close (see `Ratio`), else as they are."""
+    own = index.unsqueeze(-1)
+    whole = Ratio.of(student, teacher, tau)
+    p_own, r_own = whole.p.gather(-1, own).squeeze(-1), whole.log.gather(-1, own).squeeze(-1)
+    p_rest = without(whole.p, index).sum(-1)
+    near = whole.near.squeeze(-1) & (p_rest > 0.1)  # a sure teacher's digits are in the logarithms
+    r_rest = torch.where(near, -p_own / p_rest.clamp_min(0.1) * r_own.expm1(), 0.0).clamp_min(-0.9).log1p()
+    near = near & (r_rest.abs() < 1)
+    pair = p_own * excess(r_own) + p_rest * excess(r_rest.clamp(-1, 1))
+    others = torch.ones_like(whole.p, dtype=torch.bool).scatter(-1, own, False)
+    return torch.where(near, pair, tckd), Ratio.of(student, teacher, tau, others).kl(nckd)
 
 
 def warmup_text(warmup: float) -> str:
@@ -54,6 +73,10 @@ class DKD(DistillationLoss):
         self.tau = tau
         self.tckd, self.nckd = tckd, nckd
         self.warmup = warmup
+
+    @property
+    def least_classes(self) -> int:
+        return 1 if self.tckd else 3  # of two classes, one is all the others
 
     @property
     def formula(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdbench.arguments.ranges import Positive, Seed
 from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
-from kdbench.losses.functional import kl_rows, log_probs
+from kdbench.losses.functional import Ratio, kl_rows, large, log_probs
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -76,4 +76,7 @@ class DKPP(DistillationLoss):
         fresh = self.permutation == "fresh"
         keys = torch.rand_like(log_p) if fresh else hashed_keys(target.row, log_p.shape[-1], self.seed)
         rows = kl_rows(permuted_log_probs(log_p, keys), log_probs(student.logits, self.tau))
+        if large(self.tau):
+            permuted = permuted_log_probs(detached(teacher, "dkpp"), keys)
+            rows = Ratio.of(student.logits, permuted, self.tau).kl(rows)
         return self.combine(task=self.task(student.logits, target.label), distill=self.tau**2 * rows.mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Annotated
 
 import torch.nn.functional as F
@@ -50,6 +51,6 @@ def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def needs_maps(layers: Sequence[str], features: Sequence[Tensor], loss: str) -> None:
     """Raises UserError unless all are maps [B, D, H, W]."""
-    for layer, feature in zip(layers, features):
+    for layer, feature in zip(cycle(layers), features):  # of the student, then of the teacher
         if feature.dim() != 4:
             raise UserError(f"loss={loss} compares maps [B, D, H, W]; {layer} has the shape {list(feature.shape)}")

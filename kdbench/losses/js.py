@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdbench.arguments.ranges import Inside, Positive
 from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
-from kdbench.losses.functional import kl_rows, log_probs
+from kdbench.losses.functional import Ratio, excess, kl_rows, large, log_probs
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -21,7 +21,14 @@ def jensen_shannon_rows(student: Tensor, teacher: Tensor, tau: float, mix: float
     """
     log_p, log_q = log_probs(teacher, tau), log_probs(student, tau)
     log_m = torch.logaddexp(log_p + math.log(mix), log_q + math.log1p(-mix))
-    return mix * kl_rows(log_p, log_m) + (1 - mix) * kl_rows(log_q, log_m)
+    rows = mix * kl_rows(log_p, log_m) + (1 - mix) * kl_rows(log_q, log_m)
+    if not large(tau):
+        return rows
+    ratio = Ratio.of(student, teacher, tau)
+    to_teacher = ((1 - mix) * ratio.log.expm1()).log1p()  # log m - log p
+    to_student = (mix * (-ratio.log).expm1()).log1p()  # log m - log q
+    close = mix * ratio.p * excess(to_teacher) + (1 - mix) * ratio.p * ratio.log.exp() * excess(to_student)
+    return torch.where(ratio.near.squeeze(-1), close.sum(-1), rows)
 
 
 class JS(DistillationLoss):

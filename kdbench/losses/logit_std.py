@@ -42,6 +42,10 @@ class LogitStd(DistillationLoss):
         self.warmup = warmup if self.base == "dkd" else 0.0
 
     @property
+    def least_classes(self) -> int:
+        return 3  # two standardised logits are always +-0.707
+
+    @property
     def formula(self) -> str:
         distill = "tau^2 KL(Z(t)/tau || Z(s)/tau)"
         if self.base == "dkd":

@@ -62,6 +62,10 @@ class MSE(DistillationLoss):
         self.kind = kind
 
     @property
+    def least_classes(self) -> int:
+        return 3 if self.center == "standardize" else 1  # two standardised logits are always +-0.707
+
+    @property
     def formula(self) -> str:
         error = "(s_k - t_k)^2" if self.kind == "squared" else "smooth_l1(s_k - t_k)"
         notes = {"none": "", "zero_mean": ", logits minus their mean", "standardize": ", logits (z - mean) / std"}

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdbench.losses.functional import log_probs
+from kdbench.losses.functional import Ratio, large, log_probs
 
 Series = Literal["exact", "truncated"]
 
@@ -58,7 +58,11 @@ def perturbed_kl(
     exact = series == "exact"
     phi = perturbation(q, epsilon if exact else epsilon + 1 / orders(epsilon)) - (log_p if exact else 0.0)
     # A class the teacher rules out counts nothing, even if its logits are -inf (0 * inf would be NaN).
-    return (t * (log_t + phi)).masked_fill(t == 0, 0.0).sum(dim=-1)
+    rows = (t * (log_t + phi)).masked_fill(t == 0, 0.0).sum(dim=-1)
+    if not (exact and large(tau)):
+        return rows
+    added = (t * perturbation(q, epsilon)).masked_fill(t == 0, 0.0).sum(dim=-1)
+    return Ratio.of(student_logits, teacher_logits.detach(), tau).kl(rows - added) + added
 
 
 def pull(p: Tensor, t: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor]:

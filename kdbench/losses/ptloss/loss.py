@@ -97,7 +97,7 @@ class PTLoss(DistillationLoss):
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         """Check the class count of coefficients per class; make room for those that are still to be chosen."""
-        for doubt in self.doubts:
+        for doubt in () if student.logits.is_meta else self.doubts:  # said once, when the training starts
             log.warning("%s", doubt)
         classes = student.logits.shape[-1]
         if not self.known and self.search.per_class:
