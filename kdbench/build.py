@@ -84,7 +84,7 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
         seeds=check_node(tree["seeds"], Seeds, "seeds"),
         record=record,
         catalogue=catalogue,
-        teachers=Path(tree["paths"]["teachers"]),
+        teachers=Path(str(tree["paths"]["teachers"])),
         force=bool(cfg.force),
     )
 
@@ -180,8 +180,9 @@ def _try_loss(loss: DistillationLoss, student: torch.nn.Module, teacher: torch.n
 def _sketched(network: torch.nn.Module, info: Info) -> Outputs:
     """A network's outputs for two images, without memory where the network has none."""
     device = next(network.parameters()).device
+    inputs = info.example(2, device)
     with torch.no_grad():
-        return network.eval()(info.example(2, device))
+        return network.eval()(inputs.float() if inputs.dtype == torch.uint8 else inputs)
 
 
 def make_loss(choice: str, node: Mapping[str, Any], key: str = "loss") -> LossSpec:
@@ -205,7 +206,7 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
 def make_origin(choice: str, node: Mapping[str, Any]) -> Origin:
     """Where the teacher of a node comes from: what its `_target_` says if that is an origin, or else its network."""
     own = {key: value for key, value in node.items() if key not in {*TEACHER_KEYS, *SINGLE}}
-    checkpoint, key, run = (node.get(name) for name in SINGLE)
+    checkpoint, key, run = (None if node.get(name) is None else str(node[name]) for name in SINGLE)
     if not hasattr(locate(node["_target_"], "teacher._target_"), "obtain"):
         return origin_of(make_network(choice, own, "teacher"), checkpoint, run, key)
     for name in SINGLE:

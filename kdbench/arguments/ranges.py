@@ -85,4 +85,8 @@ Momentum = Annotated[float, from_to(0, 1)]
 Count = Annotated[int, within(1, 10**9)]
 Width = Annotated[int, within(1, 2**16)]  # channels or dimensions of a layer
 Seed = Annotated[int, Range("within 64 bits", lambda value: -BITS <= value < BITS)]
+Depth = Annotated[int, within(1, 10_000)]  # layers of a network
+Scale = Annotated[float, above_to(0, 64)]  # how many times as wide
+Dropout = Annotated[float, from_to(0, 1)]
+Amount = Annotated[float, within(0, 2**53)]  # a share up to 1, or a number of things above
 Text = Annotated[str, some_text()]

@@ -5,28 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from kdbench.arguments import fit, locate, parameters, unknown_key
+from kdbench.arguments import fit, fit_arguments, keys, locate, parameters, unknown_key
+from kdbench.arguments.ranges import Seed, Text
 from kdbench.configure.naming import flat, without_hydra
 from kdbench.configure.nodes import fit_node
 from kdbench.configure.options import options
 from kdbench.configure.reference import reference
-from kdbench.errors import UserError, show
+from kdbench.errors import UserError, require, show
 from kdbench.paths import CONFIG_DIR
 
 # Nodes that are plain options, by the dataclass that reads them (imported when a run starts, not before).
+# What others refer to comes first: optimizer.lr is schedule.lr, and the fault is named where it was typed.
 OPTIONS = {
-    "optimizer": "kdbench.engine.options.OptimizerOptions",
     "schedule": "kdbench.engine.options.ScheduleOptions",
+    "optimizer": "kdbench.engine.options.OptimizerOptions",
     "trainer": "kdbench.engine.options.TrainerOptions",
     "seeds": "kdbench.runs.recipe.Seeds",
-    "teacher.optimizer": "kdbench.engine.options.OptimizerOptions",
     "teacher.schedule": "kdbench.engine.options.ScheduleOptions",
+    "teacher.optimizer": "kdbench.engine.options.OptimizerOptions",
+}
+# Options of a dataset that functions read, and what kdbench gives those functions beside them.
+PARTS = {
+    "mix": ("kdbench.data.augment.mix.mixing", ()),
+    "noise": ("kdbench.data.noise.wrong_labels", ("labels", "names")),
+    "transfer": ("kdbench.data.transfer.transferred", ("split", "names", "rows", "cache", "files")),
 }
 TEACHER, ORIGIN = "kdbench.runs.recipe.TeacherSpec", "kdbench.runs.origin.origin_of"
 
@@ -35,11 +43,12 @@ TEACHER, ORIGIN = "kdbench.runs.recipe.TeacherSpec", "kdbench.runs.origin.origin
 class RunOptions:
     """The keys of train.yaml that belong to no group."""
 
-    seed: int
+    seed: Seed
     force: bool
-    name: str | None
+    name: Text | None
     tags: list[str]
-    monitor: str
+    monitor: Text
+    paths: dict[str, Text]
 
 
 def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
@@ -59,18 +68,20 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
         ordinary = OmegaConf.to_container(usual.config, resolve=False)
         assert isinstance(ordinary, dict)
         _compare(tree, {str(key): value for key, value in ordinary.items()}, "")
-    for name, annotation in get_type_hints(RunOptions).items():
+    for name, annotation in get_type_hints(RunOptions, include_extras=True).items():
         if name in tree:
             fit(tree[name], annotation, name)
+    for key, target in OPTIONS.items():
+        options = _select(tree, key)
+        if options is not None:
+            fit_node(options, locate(target), key)
     for key, node in _targets(tree, ""):
         if key == "teacher":
             _check_teacher(node)
         else:
             fit_node(node, locate(node["_target_"], _join(key, "_target_")), key)
-    for key, target in OPTIONS.items():
-        options = _select(tree, key)
-        if options is not None:
-            fit_node(options, locate(target), key)
+        if key == "dataset":
+            _check_dataset(node)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -122,10 +133,29 @@ def _check_teacher(node: Mapping[str, Any]) -> None:
     known = {**parameters(locate(TEACHER)), **parameters(locate(ORIGIN))}
     own = {name: p.annotation for name, p in known.items() if name not in ("origin", "network")}
     for key, annotation in own.items():
-        if key in node and not isinstance(node[key], dict):
+        if key in node and not (key in ("optimizer", "schedule") and isinstance(node[key], dict)):
             fit(node[key], annotation, f"teacher.{key}")
     network = {key: value for key, value in node.items() if key not in own}
     fit_node(network, locate(node["_target_"], "teacher._target_"), "teacher")
+
+
+def _check_dataset(node: Mapping[str, Any]) -> None:
+    """A dataset's node holds what its reader wants beside kdbench's own keys, and parts that functions read."""
+    own = keys(locate(node["_target_"]))
+    if isinstance(node.get("noise"), dict):
+        fit(node["noise"].get("for", "both"), Literal["both", "teacher", "student"], "dataset.noise.for")
+    for name in ("augment", "teacher_augment"):
+        part = node.get(name)
+        fits = part is None or (isinstance(part, dict) and "_target_" in part)
+        require(fits, f"dataset.{name}", part, "null or the _target_ of an augmentation")
+    for name, (target, given) in PARTS.items():
+        if isinstance(node.get(name), dict):
+            options = {key: value for key, value in node[name].items() if (name, key) != ("noise", "for")}
+            fit_arguments(locate(target), options, f"dataset.{name}", given)
+    if "reader" in own and isinstance(node.get("reader"), str):
+        options = {key: value for key, value in node.items() if key not in own and key != "_target_"}
+        given = ("root", "cache", "download", "channels")
+        fit_arguments(locate(node["reader"], "dataset.reader"), options, "dataset", given, own)
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from kdbench.arguments import accepted, call, keys, locate
+from kdbench.arguments.ranges import Amount, Seed, Text, above_to, within
 from kdbench.data import bundle as bundles
 from kdbench.data.augment.mix import CutMix, Mixup, make_mix
 from kdbench.data.augment.views import Augment, Identity
@@ -24,27 +25,31 @@ from kdbench.errors import UserError
 
 _KINDS = {(torch.uint8, 4), (torch.float32, 2), (torch.int64, 2)}
 
+# Channel statistics of pixels in 0..1; a set may be scaled otherwise, but not beyond what float32 still squares well.
+Pixel = Annotated[float, within(-1e6, 1e6)]
+Spread = Annotated[float, above_to(0, 1e6)]
+
 
 def load_bundle(
-    name: str,
-    reader: str,
-    root: str | None,
-    cache: str,
+    name: Text,
+    reader: Text,
+    root: Text | None,
+    cache: Text,
     download: bool = True,
-    validation: float = 0.0,
-    split_seed: int = 0,
-    subset: float | None = None,
+    validation: Amount = 0.0,
+    split_seed: Seed = 0,
+    subset: Amount | None = None,
     classes: list[str | int] | None = None,
-    channels: int | None = None,
-    mean: list[float] | float | None = None,
-    std: list[float] | float | None = None,
+    channels: Literal[1, 3] | None = None,
+    mean: list[Pixel] | Pixel | None = None,
+    std: list[Spread] | Spread | None = None,
     augment: Augment | None = None,
-    pad: int = 4,
+    pad: Annotated[int, within(0, 1024)] = 4,
     teacher_augment: Augment | None = None,
     mix: Mapping[str, Any] | None = None,
     noise: Mapping[str, Any] | None = None,
     transfer: Mapping[str, Any] | None = None,
-    workers: int | None = None,
+    workers: Annotated[int, within(0, 1024)] | None = None,
     **options: Any,
 ) -> Bundle:
     """Read a dataset and cut it as its YAML says; configs/dataset/shared/base.yaml explains each key.
@@ -68,8 +73,6 @@ def load_bundle(
 
 
 def _read(reader: str, options: Mapping[str, Any], channels: int | None, **given: Any) -> Source:
-    if channels not in (None, 1, 3):
-        raise UserError(f"dataset.channels must be 1 (gray), 3 (colour) or null (as the images are), got {channels}")
     function = locate(reader, "dataset.reader")
     given = accepted(function, {"channels": channels, **given})
     source = call(function, options, "dataset", given, beside=keys(load_bundle))
@@ -94,7 +97,7 @@ def _augment(value: Augment | None, key: str, inputs: Inputs) -> Augment:
     """null is no augmentation. Raises UserError, also for one that cannot take this data: it is tried on two rows."""
     made = Identity() if value is None else value
     if not callable(made) or not hasattr(made, "views"):
-        raise UserError(f"dataset.{key} must be null or hold the _target_ of an augmentation, got {value!r}")
+        raise UserError(f"dataset.{key}", value, "null or the _target_ of an augmentation")
     if isinstance(inputs, Tensor) and not are_images(inputs):
         some = inputs[:2]
         try:

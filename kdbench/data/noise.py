@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from kdbench.arguments import call
+from kdbench.arguments.ranges import Seed, Share
 from kdbench.data.bundle import Split
 from kdbench.data.sampling import smallest
 from kdbench.data.seeds import numpy_generator
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 
 # Patrini et al. 2017: mistakes that people make between CIFAR-10's classes. All others keep their labels.
 CIFAR10_MISTAKES = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
@@ -26,24 +27,21 @@ def make_noise(labels: Tensor, classes: Sequence[str], options: Mapping[str, Any
     """
     options = dict(options)
     whom = options.pop("for", "both")  # a word of Python's own, so no parameter can be called so
-    if whom not in ("both", "teacher", "student"):
-        raise UserError(f"dataset.noise.for must be both | teacher | student, got {whom!r}")
+    require(whom in ("both", "teacher", "student"), "dataset.noise.for", whom, "one of both, teacher, student")
     given = {"labels": labels, "names": classes}
-    return call(_make_noise, options, "dataset.noise", given, beside=["for"]), whom
+    return call(wrong_labels, options, "dataset.noise", given, beside=["for"]), whom
 
 
-def _make_noise(
+def wrong_labels(
     labels: Tensor,
     names: Sequence[str],
     kind: Literal["none", "symmetric", "asymmetric", "pairflip"] = "none",
-    rate: float = 0.0,
-    seed: int = 0,
+    rate: Share = 0.0,
+    seed: Seed = 0,
     any_class: bool = False,
 ) -> Tensor:
-    if not 0 <= rate <= 1:
-        raise UserError(f"dataset.noise.rate must be in [0, 1], got {rate}")
     if kind == "none" and rate > 0:
-        raise UserError(f"dataset.noise.kind must be symmetric | asymmetric | pairflip where noise.rate is {rate}")
+        raise UserError("dataset.noise.kind", kind, f"symmetric, asymmetric or pairflip where noise.rate is {rate}")
     if kind == "none" or rate == 0:
         return labels
     return flipped(labels, names, kind, rate, seed, any_class)

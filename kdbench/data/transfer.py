@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdbench.arguments import call
+from kdbench.arguments.ranges import Amount, Seed, Text, above, above_to, within
 from kdbench.data.augment.strong import ResizedCrop
 from kdbench.data.augment.views import SEED
 from kdbench.data.bundle import ImageFiles, Inputs, Source, Split, are_images
@@ -28,24 +29,24 @@ def make_transfer(split: Split, source: Source, cache: str, options: Mapping[str
     """
     rows, files = len(source.labels), source.files  # the first row of an extra image
     given = {"split": split, "names": source.classes, "rows": rows, "cache": cache, "files": files}
-    return call(_transfer, options, "dataset.transfer", given)
+    return call(transferred, options, "dataset.transfer", given)
 
 
-def _transfer(
+def transferred(
     split: Split,
     names: tuple[str, ...],
     rows: int,
     cache: str,
     files: ImageFiles | None,
-    fraction: float | None = None,
-    per_class: float | None = None,
-    classes: float | list[str | int] | None = None,
+    fraction: Annotated[float, above_to(0, 1)] | None = None,
+    per_class: Annotated[Amount, above(0)] | None = None,
+    classes: Annotated[float, above_to(0, 1)] | list[str | int] | None = None,
     omit: list[str | int] | None = None,
     only: list[str | int] | None = None,
-    extra: str | None = None,
-    crops: int = 0,
-    noise_images: int = 0,
-    seed: int = 0,
+    extra: Text | None = None,
+    crops: Annotated[int, within(0, 10**9)] = 0,
+    noise_images: Annotated[int, within(0, 10**9)] = 0,
+    seed: Seed = 0,
 ) -> tuple[Split, Inputs | None]:
     kept = _classes(names, classes, omit, only, seed)
     part = split if len(kept) == len(names) else split.select(rows_of(_true(split), kept))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.options import TrainerOptions
+from kdbench.engine.options import DEVICES, TrainerOptions
 from kdbench.errors import UserError, require
 from kdbench.types import Info
 
@@ -27,7 +27,6 @@ PROVEN_COMPILE = False  # trainer.compile: fused kernels of the student's networ
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
 
 
 class Placement(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,10 @@ Duration = Annotated[
 ]
 
 
+DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
+Device = Annotated[str, Range(DEVICES, lambda name: bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name)))]
+
+
 @checked
 @dataclass(frozen=True)
 class OptimizerOptions:
@@ -85,7 +90,7 @@ class ScheduleOptions:
 class TrainerOptions:
     """What `configs/trainer` sets: how the training runs."""
 
-    device: str = "auto"
+    device: Device = "auto"
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     cuda_graph: Literal["auto", "on", "off"] = "auto"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Depth, Dropout, Width, above_to
 from kdbench.errors import UserError
 from kdbench.models.initialise import initialise
 from kdbench.types import Outputs
@@ -43,6 +46,7 @@ class Transition(nn.Module):
         return self.pool(self.conv(F.relu(self.norm(x), inplace=True)))
 
 
+@checked
 class DenseNetBC(nn.Module):
     """DenseNet-BC-depth-growth: three dense blocks with bottlenecks and compressing transitions.
 
@@ -56,17 +60,16 @@ class DenseNetBC(nn.Module):
 
     def __init__(
         self,
-        depth: int,
-        growth: int,
-        compression: float = 0.5,
-        dropout: float = 0.0,
+        depth: Depth,
+        growth: Width,
+        compression: Annotated[float, above_to(0, 1)] = 0.5,
+        dropout: Dropout = 0.0,
         *,
         num_classes: int,
         in_channels: int = 3,
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        _check(growth, compression, dropout)
         self.image_size = image_size
         channels = 2 * growth
         parts: dict[str, nn.Module] = {"conv0": nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)}
@@ -96,7 +99,7 @@ class DenseNetBC(nn.Module):
 def layers_per_block(depth: int) -> tuple[int, int, int]:
     """How many two-convolution layers each of the three blocks has. Raises UserError unless depth is even and >= 10."""
     if depth < 10 or depth % 2:
-        raise UserError(f"depth must be an even number >= 10 (6n + 4 for three equal blocks), got {depth}")
+        raise UserError("depth", depth, "an even number >= 10 (6n + 4 for three equal blocks)")
     each, left = divmod((depth - 4) // 2, 3)
     return each + (left > 0), each + (left > 1), each
 
@@ -104,12 +107,3 @@ def layers_per_block(depth: int) -> tuple[int, int, int]:
 def _block(layers: int, inputs: int, growth: int, dropout: float) -> nn.Sequential:
     named = {f"denselayer{i + 1}": DenseLayer(inputs + i * growth, growth, dropout) for i in range(layers)}
     return nn.Sequential(OrderedDict(named))
-
-
-def _check(growth: int, compression: float, dropout: float) -> None:
-    if growth < 1:
-        raise UserError(f"growth must be at least 1, got {growth}")
-    if not 0 < compression <= 1:
-        raise UserError(f"compression must be in (0, 1], got {compression}")
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout must be in [0, 1), got {dropout}")

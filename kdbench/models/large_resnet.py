@@ -79,9 +79,9 @@ class LargeResNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(blocks) != len(WIDTHS) or any(count < 1 for count in blocks):
-            raise UserError(f"blocks must be four positive numbers, got {list(blocks)}")
+            raise UserError("blocks", list(blocks), "four positive numbers")
         if block not in ("basic", "bottleneck"):
-            raise UserError(f"block must be basic or bottleneck, got {block}")
+            raise UserError("block", block, "basic or bottleneck")
         kind = BasicBlock if block == "basic" else Bottleneck
         outputs = [width * kind.expansion for width in WIDTHS]
         self.image_size = image_size

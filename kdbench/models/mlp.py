@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Dropout
 from kdbench.errors import UserError
 from kdbench.types import Outputs
 
 
+@checked
 class MLP(nn.Module):
     """Hidden ReLU layers over a vector or an image: 2 x 1200 (with dropout) was the teacher, 2 x 800 the student.
 
@@ -21,8 +24,8 @@ class MLP(nn.Module):
     def __init__(
         self,
         hidden: list[int],
-        dropout: float = 0.0,
-        input_dropout: float = 0.0,
+        dropout: Dropout = 0.0,
+        input_dropout: Dropout = 0.0,
         *,
         num_classes: int,
         in_channels: int = 3,
@@ -31,10 +34,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if not hidden or any(width < 1 for width in hidden):
-            raise UserError(f"hidden must be one or more positive widths, got {list(hidden)}")
-        for name, value in (("dropout", dropout), ("input_dropout", input_dropout)):
-            if not 0 <= value < 1:
-                raise UserError(f"{name} must be in [0, 1), got {value}")
+            raise UserError("hidden", list(hidden), "one or more positive widths")
         sizes = [dimensions or in_channels * image_size**2, *hidden]
         self.image_size = image_size
         self.input_dropout = _dropout(input_dropout)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Scale, within
 from kdbench.errors import UserError
 from kdbench.models.initialise import initialise
 from kdbench.types import Outputs
@@ -42,6 +46,7 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
+@checked
 class MobileNetV2(nn.Module):
     """MobileNetV2 as RepDistiller and mdistiller run it on CIFAR: ReLU, not ReLU6, no dropout, a stem of stride 2.
 
@@ -53,8 +58,8 @@ class MobileNetV2(nn.Module):
 
     def __init__(
         self,
-        width: float,
-        expansion: int = 6,
+        width: Scale,
+        expansion: Annotated[int, within(1, 64)] = 6,
         *,
         num_classes: int,
         in_channels: int = 3,
@@ -62,9 +67,7 @@ class MobileNetV2(nn.Module):
     ) -> None:
         super().__init__()
         if int(16 * width) < 1:
-            raise UserError(f"width must leave at least one channel a layer (>= 1/16), got {width}")
-        if expansion < 1:
-            raise UserError(f"expansion must be at least 1, got {expansion}")
+            raise UserError("width", width, "at least 1/16, or layers are left without channels")
         self.image_size = image_size
         channels = int(32 * width)
         last = max(1280, int(1280 * width))

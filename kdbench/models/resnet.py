@@ -7,6 +7,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Depth, Scale
 from kdbench.errors import UserError
 from kdbench.models.initialise import initialise
 from kdbench.types import Outputs
@@ -51,6 +53,7 @@ def _shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Modu
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
+@checked
 class ResNet(nn.Module):
     """A ResNet of three stages; the maps halve at the start of stages 2 and 3.
 
@@ -63,10 +66,10 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        depth: int,
+        depth: Depth,
         widths: list[int],
         shortcut: Shortcut = "B",
-        width: float = 1,
+        width: Scale = 1,
         *,
         num_classes: int,
         in_channels: int = 3,
@@ -76,9 +79,9 @@ class ResNet(nn.Module):
         stem, *stages = scaled_widths(widths, width)
         blocks = blocks_per_stage(depth, 2)
         if shortcut not in ("A", "B"):
-            raise UserError(f"shortcut must be A or B, got {shortcut}")
+            raise UserError("shortcut", shortcut, "A or B")
         if shortcut == "A" and [stem, *stages] != sorted([stem, *stages]):
-            raise UserError(f"widths must not fall with shortcut=A (zero padding only adds channels), got {widths}")
+            raise UserError("widths", widths, "such that none falls with shortcut=A (zero padding only adds channels)")
         self.image_size = image_size
         self.conv1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
@@ -107,15 +110,15 @@ def blocks_per_stage(depth: int, extra: int) -> int:
     """How many two-convolution blocks each of three stages has when depth = 6n + extra. Raises UserError otherwise."""
     blocks, rest = divmod(depth - extra, 6)
     if rest or blocks < 1:
-        raise UserError(f"depth must be 6n + {extra} with n >= 1 ({6 + extra}, {12 + extra}, ...), got {depth}")
+        raise UserError("depth", depth, f"6n + {extra} with n >= 1 ({6 + extra}, {12 + extra}, ...)")
     return blocks
 
 
 def scaled_widths(widths: list[int], width: float) -> list[int]:
     """Channels of stem and three stages, those of the stages times `width`. Raises UserError if one is below 1."""
     if len(widths) != 4 or any(w < 1 for w in widths):
-        raise UserError(f"widths must be four positive numbers (stem and three stages), got {list(widths)}")
+        raise UserError("widths", list(widths), "four positive numbers (stem and three stages)")
     scaled = [widths[0], *(int(w * width) for w in widths[1:])]
     if min(scaled) < 1:
-        raise UserError(f"width must leave at least one channel a layer, got {width}")
+        raise UserError("width", width, "large enough to leave each layer a channel")
     return scaled

@@ -75,9 +75,9 @@ class ShuffleNetV2(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) != 4 or any(width < 2 or width % 2 for width in widths):
-            raise UserError(f"widths must be four positive even numbers, got {list(widths)}")
+            raise UserError("widths", list(widths), "four positive even numbers")
         if len(units) != 3 or any(count < 0 for count in units):
-            raise UserError(f"units must be three numbers >= 0, got {list(units)}")
+            raise UserError("units", list(units), "three numbers >= 0")
         self.image_size = image_size
         self.conv1 = nn.Conv2d(in_channels, STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM)

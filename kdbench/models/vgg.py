@@ -26,7 +26,7 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         if len(convolutions) != len(WIDTHS) or any(count < 1 for count in convolutions):
-            raise UserError(f"convolutions must be five positive numbers, got {list(convolutions)}")
+            raise UserError("convolutions", list(convolutions), "five positive numbers")
         self.image_size = image_size
         self.block0 = _block(convolutions[0], in_channels, WIDTHS[0])
         self.block1 = _block(convolutions[1], WIDTHS[0], WIDTHS[1])

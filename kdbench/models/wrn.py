@@ -7,7 +7,8 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.errors import UserError
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Depth, Dropout, Scale
 from kdbench.models.initialise import initialise
 from kdbench.models.resnet import blocks_per_stage, scaled_widths
 from kdbench.types import Outputs
@@ -33,6 +34,7 @@ class WideBlock(nn.Module):
         return y + (x if self.convShortcut is None else self.convShortcut(active))
 
 
+@checked
 class WideResNet(nn.Module):
     """WRN-depth-width: a 3x3 stem and three stages of widened pre-activation blocks.
 
@@ -45,9 +47,9 @@ class WideResNet(nn.Module):
 
     def __init__(
         self,
-        depth: int,
-        width: float,
-        dropout: float = 0.0,
+        depth: Depth,
+        width: Scale,
+        dropout: Dropout = 0.0,
         widths: list[int] | None = None,
         *,
         num_classes: int,
@@ -58,8 +60,6 @@ class WideResNet(nn.Module):
         widths = [16, 16, 32, 64] if widths is None else widths
         blocks = blocks_per_stage(depth, 4)
         stem, *stages = scaled_widths(widths, width)
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), got {dropout}")
         self.image_size = image_size
         self.conv1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False)
         self.block1 = _stage(blocks, stem, stages[0], 1, dropout)

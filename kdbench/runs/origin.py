@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 from torch import Tensor
 
+from kdbench.arguments.ranges import Text
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
 from kdbench.errors import UserError, require
@@ -106,7 +107,7 @@ class Trained:
 
 
 def origin_of(
-    network: NetworkSpec, checkpoint: str | None = None, run: str | None = None, checkpoint_key: str | None = None
+    network: NetworkSpec, checkpoint: Text | None = None, run: Text | None = None, checkpoint_key: Text | None = None
 ) -> Origin:
     """The origin of a single network. Raises UserError for a run and a checkpoint at once, and for a key alone."""
     alone = bool(checkpoint_key) and not checkpoint

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kdbench.arguments import call
+from kdbench.arguments.ranges import Positive
 from kdbench.data.order import Order
 from kdbench.data.seeds import numpy_generator, torch_generator
-from kdbench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,10 @@ class CutMix:
 
 def make_mix(options: Mapping[str, Any]) -> Mixup | CutMix | None:
     """What `dataset.mix` names: {kind: none | mixup | cutmix, alpha}. Raises UserError."""
-    return call(_make_mix, options, "dataset.mix")
+    return call(mixing, options, "dataset.mix")
 
 
-def _make_mix(kind: Literal["none", "mixup", "cutmix"] = "none", alpha: float = 1.0) -> Mixup | CutMix | None:
-    if not 0 < alpha < float("inf"):
-        raise UserError(f"dataset.mix.alpha must be above 0, got {alpha}")
+def mixing(kind: Literal["none", "mixup", "cutmix"] = "none", alpha: Positive = 1.0) -> Mixup | CutMix | None:
     return {"none": None, "mixup": Mixup(alpha), "cutmix": CutMix(alpha)}[kind]
 
 

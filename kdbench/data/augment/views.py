@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import within
 from kdbench.data.seeds import mixed
 from kdbench.errors import UserError
 
@@ -57,6 +59,7 @@ class Identity:
         return images
 
 
+@checked
 @dataclass(frozen=True)
 class CropFlip:
     """Pad by `pad` pixels, crop back to the old size at a random offset, mirror left-right half of the time.
@@ -66,15 +69,13 @@ class CropFlip:
     in the padded image; without flip the last factor is left out. 162 views for pad 4 with flip.
     """
 
-    pad: int = 4  # pixels
+    pad: Annotated[int, within(0, 1024)] = 4  # pixels
     flip: bool = True
     padding: Literal["zeros", "reflect"] = "zeros"
 
     def __post_init__(self) -> None:
-        if self.pad < 0:
-            raise UserError(f"pad must be 0 or more pixels, got {self.pad}")
         if self.padding not in ("zeros", "reflect"):
-            raise UserError(f"padding must be zeros or reflect, got {self.padding}")
+            raise UserError("padding", self.padding, "zeros or reflect")
 
     @property
     def views(self) -> int:
@@ -121,10 +122,8 @@ class CropFlip:
         return images
 
 
-def jitter(pixels: int = 2) -> CropFlip:
+def jitter(pixels: Annotated[int, within(0, 1024)] = 2) -> CropFlip:
     """Shift by up to `pixels` in both directions, black borders: Hinton et al. 2015, section 3 (MNIST)."""
-    if pixels < 0:
-        raise UserError(f"pixels must be 0 or more, got {pixels}")
     return CropFlip(pad=pixels, flip=False)
 
 

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Count, Seed, above_to, within
 from kdbench.data.bundle import Source
 from kdbench.data.seeds import torch_generator
-from kdbench.errors import UserError
 
 
+@checked
 def fake(
     channels: int | None,
-    n: int = 512,
-    n_test: int = 256,
-    num_classes: int = 10,
-    size: int = 16,
-    contrast: float = 0.5,
-    data_seed: int = 0,
+    n: Annotated[int, within(2, 10**9)] = 512,
+    n_test: Count = 256,
+    num_classes: Annotated[int, within(2, 10**6)] = 10,
+    size: Annotated[int, within(4, 4096)] = 16,
+    contrast: Annotated[float, above_to(0, 1)] = 0.5,
+    data_seed: Seed = 0,
 ) -> Source:
     """n + n_test images of num_classes classes: a smooth random pattern a class, under `contrast` times as much noise.
 
     Classes are equally frequent. contrast: the pattern's share of the deviation from gray, in (0, 1]; 1 is noise-free.
     """
-    for name, value, least in (("n", n, 2), ("n_test", n_test, 1), ("num_classes", num_classes, 2), ("size", size, 4)):
-        if value < least:
-            raise UserError(f"dataset.{name} must be {least} or more, got {value}")
-    if not 0 < contrast <= 1:
-        raise UserError(f"dataset.contrast must be in (0, 1], got {contrast}")
     generator = torch_generator(data_seed, "fake")
     coarse = torch.randn((num_classes, channels or 3, 4, 4), generator=generator)
     pattern = F.interpolate(coarse, size=(size, size), mode="bilinear")
