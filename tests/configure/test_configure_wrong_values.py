@@ -23,8 +23,8 @@ IN_TURN: list[Any] = [[[1]], math.nan, math.inf, -math.inf, 1e30, True, 2**70, -
 
 # What may be right of the values above, by the end of the key.
 TEXTS = (".name", ".reader", ".root", ".cache", ".extra", ".checkpoint", ".run", "name", "paths.")
-FLAGS = ("trust", "download", "any_class", "flip", "allow_chance", "nesterov", "decay_1d", "channels_last", "deterministic",
-         "drop_last", "force", "packed", "pretrained")  # fmt: skip
+FLAGS = ("download", "any_class", "flip", "allow_chance", "nesterov", "decay_1d", "channels_last", "deterministic",
+         "drop_last", "force", "packed", "pretrained", "trust")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
