@@ -21,7 +21,7 @@ from kdbench.data.noise import make_noise, noisy
 from kdbench.data.sampling import class_numbers, count_of, order_keys, rows_of, stratified
 from kdbench.data.survey import survey
 from kdbench.data.transfer import make_transfer
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 
 _KINDS = {(torch.uint8, 4), (torch.float32, 2), (torch.int64, 2)}
 
@@ -58,6 +58,7 @@ def load_bundle(
     has parameters for, and `options`: all keys that are not kdbench's own. pad is there for the YAML of augmentations
     to refer to. Raises UserError naming the key, or saying which file to put where.
     """
+    require(channels in (None, 1, 3), "dataset.channels", channels, "one of 1, 3 or null")
     source = _read(reader, options, channels, root=root, cache=cache, download=download)
     source = survey(name, source, cache)
     train, val = _split(source, validation, split_seed, subset, classes)

@@ -150,7 +150,7 @@ def test_stratified_counts():
         ),
         ({"classes": [3]}, "dataset.classes must hold"),
         ({"classes": [True]}, "dataset.classes must hold"),
-        ({"channels": 2}, "dataset.channels must be 1"),
+        ({"channels": 2}, "dataset.channels = 2: must be one of 1, 3"),
         ({"mean": [0.5, 0.5]}, r"dataset.mean must be 3 number\(s\)"),
         ({"std": 0.0}, r"dataset.std must be 3 number\(s\), above 0"),
         ({"std": float("inf")}, "dataset.std must be"),
@@ -159,9 +159,9 @@ def test_stratified_counts():
         ({"mean": float("inf")}, "dataset.mean must be"),
         ({"validation": float("inf")}, "dataset.validation must be"),
         ({"subset": float("inf")}, "dataset.subset must be"),
-        ({"transfer": {"per_class": float("inf")}}, "dataset.transfer.per_class must be"),
-        ({"noise": {"rate": 0.5}}, "dataset.noise.kind must be symmetric"),
-        ({"augment": "crop"}, "dataset.augment must be null or hold the _target_"),
+        ({"transfer": {"per_class": float("inf")}}, "dataset.transfer.per_class = inf: must be"),
+        ({"noise": {"rate": 0.5}}, "dataset.noise.kind = none: must be symmetric"),
+        ({"augment": "crop"}, "dataset.augment = crop: must be null or the _target_"),
         ({"workers": -1}, "dataset.workers must be 0 or more"),
         ({"size": 3}, r"dataset.size: there is no such key. .*Keys of dataset: augment, cache, .*, mix, n, name"),
         ({"n": "many"}, "dataset.n = many: must be a whole number"),
@@ -176,7 +176,7 @@ def test_what_cannot_be(keys, words):
 
 @pytest.mark.parametrize("key", ["n", "n_test", "num_classes", "size"])
 def test_fake_options_have_limits(key):
-    with pytest.raises(UserError, match=f"dataset.{key} must be"):
+    with pytest.raises(UserError, match=f"dataset.{key} = 0: must be"):
         fake(**{key: 0})
-    with pytest.raises(UserError, match=r"dataset.contrast must be"):
+    with pytest.raises(UserError, match=r"dataset.contrast = 2.0: must be in \(0, 1\]"):
         fake(contrast=2.0)

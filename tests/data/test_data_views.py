@@ -106,8 +106,8 @@ def test_seeds_are_splitmix64():
 
 def test_what_cannot_be():
     for make, words in [
-        (lambda: CropFlip(pad=-1), "pad must be 0 or more pixels, got -1"),
-        (lambda: jitter(-2), "pixels must be 0 or more, got -2"),
+        (lambda: CropFlip(pad=-1), r"pad = -1: must be in \[0, 1024\]"),
+        (lambda: jitter(-2), r"pixels = -2: must be in \[0, 1024\]"),
         (lambda: Compose([]), "parts must hold at least one"),
         (lambda: RandAugment(magnitude=31), r"magnitude must be in \[0, 30\], got 31"),
         (lambda: Cutout(size=0), "size must be 1 or more"),

@@ -122,6 +122,7 @@ class CropFlip:
         return images
 
 
+@checked
 def jitter(pixels: Annotated[int, within(0, 1024)] = 2) -> CropFlip:
     """Shift by up to `pixels` in both directions, black borders: Hinton et al. 2015, section 3 (MNIST)."""
     return CropFlip(pad=pixels, flip=False)
