@@ -130,11 +130,18 @@ def _drop(cfg: DictConfig, strange: set[str], packages: set[str]) -> list[str]:
     for key in list(_leaves(cfg)):
         owner = max((p for p in packages | strange if key == p or key.startswith(f"{p}.")), key=len, default="")
         if owner in strange:
-            node, _, name = key.rpartition(".")
-            parent = OmegaConf.select(cfg, node) if node else cfg
-            del parent[name]
+            _remove(cfg, key)
             dropped.append(key)
     return dropped
+
+
+def _remove(cfg: DictConfig, key: str) -> None:
+    """Take a key out, and every mapping that this leaves empty: {} laid over a null would be a value."""
+    node, _, name = key.rpartition(".")
+    parent = OmegaConf.select(cfg, node) if node else cfg
+    del parent[name]
+    if node and not len(parent):
+        _remove(cfg, node)
 
 
 def _leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

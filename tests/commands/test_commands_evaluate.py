@@ -25,7 +25,7 @@ def kdbench(*words: str) -> int:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("runs") / "run"
     smoke = ["debug=smoke", "trainer.progress=none", "teacher=none", "loss=ce", f"hydra.run.dir={folder}"]
     assert kdbench("train", *smoke) == 0
     return folder
