@@ -53,6 +53,7 @@ def evaluate_run(
     from kdbench.engine.device import place
     from kdbench.engine.evaluate import compare_networks, evaluate
     from kdbench.engine.options import TrainerOptions
+    from kdbench.runs.adapt import as_trained, fitted, interface_of_run
     from kdbench.runs.folder import network_of_run, read_config
 
     trust = trust or trusting()
@@ -62,7 +63,7 @@ def evaluate_run(
     catalogue = ConfigCatalogue(trust)
     _, network, info = network_of_run(folder, catalogue, weights)
     data = load_data(json.dumps(dataset_node(tree["dataset"], overrides)))
-    require(info == data.info, "dataset", f"{data.name}, {data.info}", f"like the run's: {info}")
+    network, data = as_trained(network, info, folder, data)
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
     known = TrainerOptions.__dataclass_fields__  # a run of an earlier version may have had others
@@ -73,7 +74,7 @@ def evaluate_run(
     if against is None:
         return {"images": len(images), **evaluate(network, batches)}
     other, theirs = network_of_run(against, catalogue)[1:]
-    require(theirs == info, "--against", f"{against}, for {theirs}", f"for data like the run's: {info}")
+    other = fitted(other, interface_of_run(against), data, "--against", against, theirs)
     return {"images": len(images), **compare_networks(network, placement.put(other), batches)}
 
 

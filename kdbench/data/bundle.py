@@ -137,6 +137,7 @@ class Bundle:
     mix: Any = None  # kdbench.data.augment.mix.Mixup, CutMix, or None
     workers: int = 0  # processes that decode streamed images
     vocab_size: int = 0  # of token ids
+    resize: int | None = None  # pixels of an image file's shorter side before the middle is cut out
 
     def for_teacher(self) -> Bundle:
         """The same data for the teacher's own training: its augmentation, and no mixing of images."""

@@ -20,12 +20,12 @@ from kdbench.models.weights import ABOUT, HASH, damaged_records, weight_hash
 CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
 
 
-def save_weights(path: Path, network: nn.Module, about: dict[str, str]) -> None:
+def save_weights(path: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
     """A network's weights as safetensors; `about` is kept in the file's header."""
     save_state(path, network.state_dict(), about)
 
 
-def save_state(path: Path, weights: Mapping[str, Tensor], about: dict[str, str]) -> None:
+def save_state(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """A state dict as safetensors, with its hash in the header: the same weights and `about` are the same bytes.
 
     One entry of metadata: safetensors writes several in a random order. The bytes are made in memory and written here:
@@ -70,7 +70,7 @@ class Checkpoints:
 
     folder: Path
     every: int = 1
-    about: Mapping[str, str] = field(default_factory=dict)  # kept in the header of the weights file
+    about: Mapping[str, Any] = field(default_factory=dict)  # kept in the header of the weights file
 
     def after(self, epoch: int, state: Callable[[], dict[str, Any]], writer: Writer, always: bool = False) -> None:
         """Keep the state where that is due after this epoch (counted from 0), or `always`."""

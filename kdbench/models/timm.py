@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdbench.errors import UserError
 from kdbench.models.adopt import Adopted, first_line, head_refusal, nearest
 from kdbench.models.base import evaluating
+from kdbench.models.interface import Interface, channels_of
 from kdbench.models.stages import choose_stages
 from kdbench.types import Outputs
 
@@ -44,6 +45,7 @@ def timm_model(
     arguments = {"num_classes": num_classes, "in_chans": in_channels, **(options or {})}
     net = _create(name, pretrained, image_size, arguments)
     network = Adopted(net, _observer(net), _classifier_name(net), image_size)
+    network.published = _published(net, in_channels)  # type: ignore[assignment]
     _check_forward(network, name, in_channels)
     return network
 
@@ -92,6 +94,28 @@ def _failure(name: str, pretrained: bool, image_size: int, error: Exception) -> 
             "set options.pretrained_cfg_overlay.file to a local file, or pretrained=false"
         )
     return f"{name} cannot be built for {image_size}-pixel images ({reason})"
+
+
+def _published(net: Any, in_channels: int) -> Interface | None:
+    """What timm says that its weights were trained with; None if it has none for this network."""
+    config = dict(net.pretrained_cfg or {})
+    if not config.get("mean"):
+        return None
+    mean, std = (channels_of(config[key], in_channels) for key in ("mean", "std"))
+    names = config.get("label_names") or _imagenet_names(net, config)
+    size = config["input_size"][-1] if config.get("input_size") else None
+    return Interface(name_of(config), tuple(names) if names else None, mean, std, size, published=True)
+
+
+def name_of(config: Mapping[str, Any]) -> str:
+    """ "resnet18.a1_in1k"."""
+    return ".".join(filter(None, (config.get("architecture"), config.get("tag"))))
+
+
+def _imagenet_names(net: Any, config: Mapping[str, Any]) -> list[str] | None:
+    """The WordNet ids of the classes of a network that was trained on a part of ImageNet; they name its folders."""
+    subset = timm.data.infer_imagenet_subset({**config, "num_classes": config.get("num_classes", 0)})
+    return timm.data.ImageNetInfo(subset).label_names() if subset else None
 
 
 class Stages:

@@ -12,6 +12,7 @@ from torchvision import models
 from kdbench.errors import UserError
 from kdbench.models.adopt import Adopted, first_line, head_refusal, nearest
 from kdbench.models.base import first_layer_name, forward_on_meta
+from kdbench.models.interface import Interface, channels_of
 from kdbench.models.stages import choose_stages
 from kdbench.types import Outputs
 
@@ -52,6 +53,7 @@ def torchvision_model(
     # 224 pixels: large enough that each map size differs from the next, whatever the images are.
     taps = _tap(net, in_channels, image_size if name.startswith("maxvit_") else 224, classifier)
     network = Adopted(net, taps, classifier, image_size)
+    network.published = _published(name, in_channels)  # type: ignore[assignment]
     _check_forward(network, name, in_channels)
     return network
 
@@ -146,6 +148,14 @@ def _load(name: str, num_classes: int, new_head: bool, image_size: int, argument
     if classes != num_classes:
         _replace_head(net, num_classes)
     return net
+
+
+def _published(name: str, in_channels: int) -> Interface:
+    """What torchvision says that its weights were trained with."""
+    weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    seen, names = weights.transforms(), tuple(weights.meta["categories"])
+    mean, std = channels_of(seen.mean, in_channels), channels_of(seen.std, in_channels)
+    return Interface(str(weights), names, mean, std, seen.crop_size[0], seen.resize_size[0], published=True)
 
 
 def _replace_head(net: nn.Module, num_classes: int) -> None:

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -39,8 +39,21 @@ _MDISTILLER = ("student_best", "best", "student_latest", "latest")  # its checkp
 _BOMB = 100_000_000  # bytes that an archive may unpack to, and ten times its size: torch does not compress
 
 
+class WeightsFile(NamedTuple):
+    """What a file of weights holds."""
+
+    state: dict[str, Tensor]
+    entry: str | None  # which of a checkpoint's weights these are ("state_dict_ema"); None: the file has no others
+    about: dict[str, Any]  # what it says of how they were trained: dataset, classes, mean, std, size, resize
+
+
 def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
-    """The weights in a file, by parameter name, on the CPU.
+    """The weights in a file, by parameter name, on the CPU: `read_file` without the rest."""
+    return read_file(path, key).state
+
+
+def read_file(path: str | Path, key: str | None = None) -> WeightsFile:
+    """The weights in a file, by parameter name, on the CPU, and what it says of them.
 
     Reads `.safetensors`, a saved state_dict, and a training checkpoint that holds one under `state_dict`, `model`,
     `net` or the like (RepDistiller, mdistiller, timm, torchvision, kdbench), or only a moving average of one; drops
@@ -51,8 +64,30 @@ def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     checkpoint, unpacks to far more than its size, or holds no weights (no `key`).
     """
     path = _file_at(Path(path))
-    content = read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
-    return plain_names(_chosen(path, content, key))
+    content, about = _safetensors(path) if path.suffix == ".safetensors" else (_unpickle(path), {})
+    entry, state = _chosen(path, content, key)
+    return WeightsFile(plain_names(state), entry, about or _options_of(content) or _config_beside(path))
+
+
+def _options_of(content: Any) -> dict[str, Any]:
+    """Of the command line that timm's training script keeps in its checkpoints: `--mean` and `--std`, where typed."""
+    options = content.get("args") if isinstance(content, Mapping) else None
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    if not isinstance(options, Mapping) or not (options.get("mean") and options.get("std")):
+        return {}
+    return {"mean": options["mean"], "std": options["std"]}
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """Of the config.json that timm's networks have beside their weights on the Hugging Face hub: `pretrained_cfg`."""
+    try:
+        tree = json.loads(path.with_name("config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # anybody's file may have this name
+        return {}
+    config = tree.get("pretrained_cfg") if isinstance(tree, dict) else None
+    if not isinstance(config, dict) or not config.get("mean"):
+        return {}
+    return {"mean": config["mean"], "std": config.get("std"), "classes": config.get("label_names")}
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -110,6 +145,11 @@ def _in_folder(folder: Path) -> Path:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file. Raises UserError naming it if it is broken or, where it carries one, not of its hash."""
+    return _safetensors(path)[0]
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and our own entry of the header."""
     try:
         state = load_file(path)
         with safe_open(path, "pt") as file:
@@ -119,7 +159,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     wanted = about.get(HASH) if isinstance(about, dict) else None
     if wanted is not None and wanted != weight_hash(state):
         raise UserError(f"{path}: damaged: the weights in it are not those that were written (their hash differs)")
-    return state
+    return state, about if isinstance(about, dict) else {}
 
 
 def damaged_records(path: Path) -> tuple[int, int]:
@@ -194,12 +234,12 @@ def _reason(path: Path, error: Exception) -> str:
     return f"not a PyTorch checkpoint (it begins with {start!r})"
 
 
-def _chosen(path: Path, content: Any, key: str | None) -> Mapping[str, Tensor]:
+def _chosen(path: Path, content: Any, key: str | None) -> tuple[str | None, Mapping[str, Tensor]]:
     """The state_dict that `key` names, or the first of those in a checkpoint's content; says what else there is."""
     if key is not None:
-        return _named(path, content, key)
+        return key, _named(path, content, key)
     if _is_state(content):
-        return content
+        return None, content
     entries = list(_entries(content))
     if not entries:
         names = f" of {_some(map(str, content))}" if isinstance(content, Mapping) else ""
@@ -214,7 +254,7 @@ def _chosen(path: Path, content: Any, key: str | None) -> Mapping[str, Tensor]:
         log.info("weights %s: %s taken; the file also has %s (teacher.checkpoint_key)", path, name, others)
     elif average:
         log.info("weights %s: %s taken, a moving average; the file has no other", path, name)
-    return state
+    return name, state
 
 
 def _named(path: Path, content: Any, key: str) -> Mapping[str, Tensor]:

@@ -45,7 +45,7 @@ def born_again(recipe: Recipe, out: Path, generations: int = 3, share: list[Laye
         for generation in range(1, generations + 1):
             own = replace(series.recipe, seeds=seeds_apart(recipe.seeds, generation))
             stage = series.stage(f"generation{generation}", teacher, own)
-            stage = replace(stage, start=sharing(pairs, teacher.trained()) if pairs else None)
+            stage = replace(stage, start=sharing(pairs, teacher.layers()) if pairs else None)
             series.run(stage, teacher)
             pairs = {mine: mine for mine in pairs}  # the next teacher is such a student
             next_one = series.taught if generation < generations else series.finished

@@ -44,7 +44,7 @@ def meta_pseudo_labels(
         series = replace(opening, data=pool.data(opening.data))
         given = obtain(spec, recipe, series.data)
         optimizer = replace(spec.optimizer, lr=teacher_lr)
-        meta = _meta(series, given.trained(), optimizer, pseudo == "sample", supervised)
+        meta = _meta(series, given.layers(), optimizer, pseudo == "sample", supervised)
         stage = replace(series.stage("taught", given), split=pool.unlabelled)
         series.run(stage, replace(given, teacher=meta, tables=None))
         figures = top1(given.metrics, "teacher_before") | _teacher_after(series, stage.folder, given)
@@ -80,7 +80,7 @@ def _teacher_after(series: Series, folder: Path, given: TaughtBy) -> dict[str, f
     """The teacher's accuracy after its last update: its weights lie in the stage's checkpoint."""
     state = resume_epoch(folder)[1]
     assert state is not None
-    network = copy.deepcopy(given.trained())
+    network = copy.deepcopy(given.layers())
     network.load_state_dict(state["teacher"]["network"])
     after = measured(given.name, network, folder, series.recipe, series.data)
     return top1(after.metrics, "teacher_after")

@@ -52,7 +52,7 @@ def specialists(
         answers = series.answers(generalist, series.data.train).softmax(1)
         groups = confusable_classes(answers, specialists, size, recipe.seeds.init)
         own = _specialist(series.recipe, network, epochs, lr)
-        trained = [_train(series, own, generalist.trained(), group, i) for i, group in enumerate(groups, start=1)]
+        trained = [_train(series, own, generalist.layers(), group, i) for i, group in enumerate(groups, start=1)]
         offsets = [offset(series.data.train, group) for group in groups]
         networks = [network_of_run(folder, recipe.catalogue)[1] for folder in trained]
         together = Fused(generalist.trained(), networks, groups, offsets, len(series.data.classes), top)

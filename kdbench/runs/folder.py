@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdbench.engine.checkpoint import BEST, CHECKPOINT, STUDENT
 from kdbench.errors import UserError
 from kdbench.files import read_object, write_atomically, write_json
+from kdbench.models.interface import Interface
 from kdbench.models.weights import load_into, read_safetensors, weight_hash
 from kdbench.results.result import RESULT, is_finished, read_result
 from kdbench.types import ImageInfo, Info
@@ -36,17 +37,26 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / "stages", ignore_errors=True)
 
 
-def save_network(folder: Path, spec: NetworkSpec, data: Bundle) -> None:
-    """network.json: all that is needed to build the folder's network again, without the command line that made it."""
-    config = dict(spec.config)
-    about = {
-        "name": spec.name,
-        "config": config,
-        "info": data.info._asdict(),
-        "classes": list(data.classes),
-        "dataset": data.name,
-    }
-    write_json(folder / NETWORK, about)
+def save_network(folder: Path, spec: NetworkSpec, data: Bundle, average: bool = False) -> None:
+    """network.json: all that is needed to build the folder's network again, without the command line that made it, and
+    to use it: what its inputs and logits mean. `average`: its weights are a moving average of the trained ones."""
+    about = {"name": spec.name, "config": dict(spec.config), "info": data.info._asdict()}
+    write_json(folder / NETWORK, about | _use_of(data, average))
+
+
+def about_weights(spec: NetworkSpec, data: Bundle, average: bool = False) -> dict[str, Any]:
+    """What the header of a file of weights holds: the file alone says how its network is to be used."""
+    return {"network": spec.name, **_use_of(data, average)}
+
+
+def _use_of(data: Bundle, average: bool) -> dict[str, Any]:
+    return {**interface_of(data).kept(), "entry": "ema" if average else "model"}
+
+
+def interface_of(data: Bundle) -> Interface:
+    """What data give a network, and what they ask of it."""
+    size = data.info.image_size if isinstance(data.info, ImageInfo) else None
+    return Interface(data.name, tuple(data.classes), tuple(data.mean), tuple(data.std), size, data.resize)
 
 
 def save_config(folder: Path, tree: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.result import NetworkResult, RunResult, is_finished, read_result
-from kdbench.runs.folder import clear, describe_versions, save_config, save_network
+from kdbench.runs.folder import about_weights, clear, describe_versions, save_config, save_network
 from kdbench.runs.recipe import Record
 from kdbench.runs.serving import serve
 from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches
@@ -172,11 +172,12 @@ def _member(
     if not epochs_done:
         _announce(run_log, stage, learner.distiller.loss, calibration)
     evaluator = Evaluator(sets, teacher.reference if teacher else {}, recipe.trainer.evaluate_every)
-    about = {"network": recipe.student.name, "dataset": stage.data.name, "hash": record.hash}
+    average = recipe.trainer.ema is not None
+    about = {**about_weights(recipe.student, stage.data, average), "hash": record.hash}
     checkpoints = Checkpoints(stage.folder, recipe.trainer.checkpoint_every, about)
     attached = teacher.teacher if teacher else None
     member = Member(learner, evaluator, checkpoints, run_log, recipe.schedule.epochs, attached)
-    save_network(stage.folder, recipe.student, stage.data)
+    save_network(stage.folder, recipe.student, stage.data, average)
     if state is not None:
         member.restore(state)
     return member

@@ -16,6 +16,7 @@ from kdbench.engine.metrics import measure_logits
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters, example_input
 from kdbench.models.fold import fold_batchnorm
+from kdbench.models.interface import plain
 from kdbench.models.weights import weight_hash
 from kdbench.results.metrics import CLASSIFICATION, metric_of
 from kdbench.runs.recipe import Recipe, TeacherSpec
@@ -37,7 +38,7 @@ def measured(name: str, network: nn.Module, folder: Path | None, recipe: Recipe,
     placement = place(recipe.trainer)
     network = freeze(placement.put(network))
     reference, metrics = measure(network, recipe, data, placement)
-    weights = weight_hash(network.state_dict())
+    weights = weight_hash(plain(network).state_dict())
     parameters, tables = count_parameters(network), _tables(folder, recipe)
     live = live_teacher(network, recipe, data, placement)
     return TaughtBy(name, live, network, parameters, weights, folder, metrics, reference, tables=tables)

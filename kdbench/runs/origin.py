@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Text
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
-from kdbench.errors import UserError, require
+from kdbench.errors import require
 from kdbench.losses.ce import CE
-from kdbench.models.weights import load_into, read_weights
+from kdbench.models.interface import Interface
+from kdbench.models.weights import WeightsFile, load_into, read_file
 from kdbench.results.result import is_finished
-from kdbench.runs.folder import network_of_run, spec_of_run
+from kdbench.runs.adapt import fitted, interface_of_run
+from kdbench.runs.folder import NETWORK, network_of_run, spec_of_run
 from kdbench.runs.lifecycle import run_stage
 from kdbench.runs.obtain import measured
 from kdbench.runs.recipe import Catalogue, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec
@@ -45,11 +47,16 @@ class FromFile:
         return self.network
 
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
-        """Raises UserError if the file is none, or if its weights are not the network's."""
-        state = read_weights(self.path, self.key)
-        network = self.network.make(data.info)
-        load_into(network, state, str(self.path))
-        return measured(self.network.name, network, self.path, recipe, data)
+        """Raises UserError if the file is none, or if its weights are not the network's, or know other classes."""
+        file = read_file(self.path, self.key)
+        known = _interface_of_file(self.path, file)
+        classes = len(known.classes or data.classes)
+        network = self.network.make(data.info._replace(num_classes=classes))
+        load_into(network, file.state, str(self.path))
+        own = _published_too(known, network, classes)
+        network = fitted(network, own, data, "teacher.checkpoint", self.path)
+        taught = measured(self.network.name, network, self.path, recipe, data)
+        return replace(taught, entry=file.entry)
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,7 @@ class FromRun:
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
         """Raises UserError if the run is not finished, or if it is for other data."""
         found, network, info = network_of_run(self.folder, recipe.catalogue)
-        if type(info) is not type(data.info) or info[:2] != data.info[:2]:  # images and texts may differ in size
-            raise UserError(
-                f"teacher.run = {self.folder}: its network is for {info}, dataset {data.name} has {data.info}"
-            )
+        network = fitted(network, interface_of_run(self.folder), data, "teacher.run", self.folder, info)
         return measured(found.name, network, self.folder, recipe, data)
 
 
@@ -81,7 +85,11 @@ class Published:
         return self.network
 
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
-        return measured(self.network.name, self.network.make(data.info), None, recipe, data)
+        network = self.network.make(data.info)
+        own = getattr(network, "published", None)
+        if own is not None:
+            network = fitted(network, own, data, "teacher.pretrained", self.network.name)
+        return measured(self.network.name, network, None, recipe, data)
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,23 @@ class Trained:
                 run_stage(stage, None)
         network = network_of_run(stage.folder, recipe.catalogue)[1]
         return measured(self.network.name, network, stage.folder, recipe, data)
+
+
+def _interface_of_file(path: Path, file: WeightsFile) -> Interface:
+    """What a weights file says itself; of a run's file from before it said so, what the run folder says."""
+    told = any(file.about.get(key) for key in ("classes", "mean"))
+    if not told and path.suffix == ".safetensors" and (path.parent / NETWORK).is_file():
+        return interface_of_run(path.parent)
+    return Interface.read(file.about, str(path))
+
+
+def _published_too(known: Interface, network: nn.Module, classes: int) -> Interface:
+    """What a file of a library's weights does not say itself: it was trained as that library's own are, if it has as
+    many classes."""
+    own = getattr(network, "published", None)
+    if own is None or known.classes is not None or len(own.classes or ()) != classes:
+        return known
+    return own if known.mean is None else replace(own, mean=known.mean, std=known.std)
 
 
 def origin_of(

@@ -23,7 +23,7 @@ from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.result import NetworkResult, RunResult, StageResult, is_finished, read_result
-from kdbench.runs.folder import NETWORK, clear, network_of_run, save_config, save_network
+from kdbench.runs.folder import NETWORK, about_weights, clear, network_of_run, save_config, save_network
 from kdbench.runs.lifecycle import only_here, run_stage
 from kdbench.runs.obtain import introduced, measure, measured
 from kdbench.runs.recipe import NetworkSpec, Recipe, Record, Seeds
@@ -102,7 +102,7 @@ class Series:
             base = read_result(like)
             save_network(stage.folder, spec, self.data)
             save_config(stage.folder, record.tree)
-            save_weights(stage.folder / STUDENT, network, {"network": spec.name, "dataset": self.data.name})
+            save_weights(stage.folder / STUDENT, network, about_weights(spec, self.data))
             weights = weight_hash(network.state_dict())
             replace(
                 base,

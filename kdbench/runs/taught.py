@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import UserError
 from kdbench.models.ensemble import mean_metrics, share_recovered
+from kdbench.models.interface import plain
 from kdbench.results.result import NetworkResult
 from kdbench.tables.store import Tables
 from kdbench.types import Teacher
@@ -31,6 +32,7 @@ class TaughtBy:
     metrics: Mapping[str, float] = field(default_factory=dict)  # "test/top1", "val/top1", ...
     reference: Mapping[str, Tensor] = field(default_factory=dict)
     members: tuple[NetworkResult, ...] = ()  # of an ensemble: their own entries
+    entry: str | None = None  # which weights of its file were taken ("state_dict_ema")
     tables: Tables | None = None  # where its logits are kept; None: they are not
 
     def trained(self) -> nn.Module:
@@ -39,11 +41,20 @@ class TaughtBy:
             raise UserError(f"teacher {self.name}: is no network that was trained before")
         return self.network
 
+    def layers(self) -> nn.Module:
+        """Its network, for whoever goes on with its weights. Raises UserError if it is adapted to other data."""
+        network = self.trained()
+        if plain(network) is not network:
+            why = "its layers are taken over here, and it was trained with another normalisation or order of classes"
+            raise UserError("teacher", self.name, "a network that was trained on data like the student's", hint=why)
+        return network
+
     def record(self) -> NetworkResult:
         """Its entry in result.json. An ensemble's has its members', and their mean accuracy as `members/test/top1`."""
         folder, means = str(self.folder) if self.folder else None, self._means()
         metrics = {**self.metrics, **({f"members/{key}": means[key] for key in self.metrics} if means else {})}
-        return NetworkResult(self.name, folder, self.parameters, self.weights, metrics, self.members)
+        more = {"entry": self.entry} if self.entry else {}
+        return NetworkResult(self.name, folder, self.parameters, self.weights, metrics, self.members, more)
 
     def recovered(self, student: Mapping[str, float]) -> dict[str, float | None]:
         """What share of an ensemble's gain over its members' mean a student has kept, by set; {} for other teachers."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from kdbench import cli
@@ -168,3 +171,66 @@ def test_a_flipped_bit_or_another_runs_weights_are_seen(run, tmp_path, capsys):
     save_file({name: value + 1 for name, value in state.items()}, folder / "student.safetensors")
     assert kdbench("evaluate", str(folder)) == 1
     assert "not the weights that result.json is of" in capsys.readouterr().err
+
+
+def pictures(root: Path, classes: Sequence[str], add: int = 0, kinds: Sequence[int] = (0, 1, 2)) -> None:
+    """20 noisy 8x8 images a class: class k of `kinds` is brightest in channel k."""
+    for name, kind in zip(classes, kinds, strict=True):
+        (root / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.random.default_rng([kind, i]).integers(0, 60, (8, 8, 3)) + add
+            pixels[:, :, kind] += 60
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def photo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("photos")
+    pictures(base / "own", ("bear", "cat", "dog"))
+    pictures(base / "shifted", ("bear", "cat", "dog"), add=60)
+    pictures(base / "reordered", ("bear", "cat", "ant"), kinds=(1, 0, 2))
+    pictures(base / "fewer", ("dog", "bear"), kinds=(2, 0))
+    words = ["dataset=imagefolder", f"dataset.root={base / 'own'}", "teacher=none", "loss=ce", "student=resnet8"]
+    words += ["schedule.epochs=4", "schedule.batch_size=8", "trainer.progress=none", f"hydra.run.dir={base / 'run'}"]
+    assert kdbench("train", *words) == 0
+    return base / "run"
+
+
+def figures_of(run: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict[str, float], str]:
+    """What `evaluate` prints, and what it says besides."""
+    capsys.readouterr()
+    assert kdbench("evaluate", str(run), *words, "--json") == 0
+    shown = capsys.readouterr()
+    return json.loads(shown.out), shown.err
+
+
+def test_a_shift_of_the_data_is_not_measured_away(photo_run, capsys, caplog):
+    root = f"dataset.root={photo_run.parent / 'shifted'}"
+    about = json.loads((photo_run / "network.json").read_text())
+    shifted, _ = figures_of(photo_run, capsys, root)
+    assert "mean and std that it was trained with" in caplog.text
+    caplog.clear()
+    own = [f"dataset.mean={about['mean']}", f"dataset.std={about['std']}"]
+    assert figures_of(photo_run, capsys, root, *own)[0] == shifted and not caplog.text
+    at_home, _ = figures_of(photo_run, capsys)
+    assert at_home["top1"] == 1 and shifted["nll"] > at_home["nll"] + 0.1
+
+
+def test_data_of_other_classes_are_refused_by_name(photo_run, capsys):
+    assert kdbench("evaluate", str(photo_run), f"dataset.root={photo_run.parent / 'reordered'}") == 1
+    assert "It has 3 classes (bear, cat, dog), and not ant" in capsys.readouterr().err
+
+
+def test_of_fewer_classes_those_are_asked_for(photo_run, capsys, caplog):
+    figures, _ = figures_of(photo_run, capsys, f"dataset.root={photo_run.parent / 'fewer'}")
+    assert figures["top1"] == 1 and "answers without 1 of its classes" in caplog.text and "(cat)" in caplog.text
+
+
+def test_a_run_of_the_first_edition_is_seen_as_the_data_are(photo_run, tmp_path, capsys, caplog):
+    old = Path(shutil.copytree(photo_run, tmp_path / "old"))
+    about = json.loads((old / "network.json").read_text())
+    kept = {key: about[key] for key in ("name", "config", "classes", "dataset")}
+    (old / "network.json").write_text(json.dumps(kept | {"info": [3, 3, 8]}))
+    assert figures_of(old, capsys)[0] == figures_of(photo_run, capsys)[0]
+    said = [record.message for record in caplog.records if "not known; those of dataset" in record.message]
+    assert len(said) == 1

@@ -1,0 +1,71 @@
+"""Adapting a trained network to data that it was not trained on: its own normalisation, its classes by name."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from kdbench.data.bundle import Bundle
+from kdbench.errors import UserError
+from kdbench.files import read_object
+from kdbench.models.interface import Interface, adapt, channels_of
+from kdbench.runs.folder import NETWORK, interface_of, read_info
+from kdbench.types import Info
+
+log = logging.getLogger(__name__)
+
+
+def interface_of_run(folder: Path) -> Interface:
+    """What a run's network was trained with. Folders of the first edition know the classes alone."""
+    path = folder / NETWORK
+    about = read_object(path)
+    own, info = Interface.read(about, str(path)), read_info(about.get("info"))
+    if info is None or (own.classes is not None and len(own.classes) != info.num_classes):
+        raise UserError(f"{path}: damaged: it does not name the classes that its network has")
+    return own
+
+
+def fitted(
+    network: nn.Module, own: Interface, data: Bundle, key: str, value: object, info: Info | None = None
+) -> nn.Module:
+    """A network that was trained with `own` for these data; one log line says what had to be done for that.
+
+    `info`: what it was built for, where that may be other data. Raises UserError naming the key that it comes from.
+    """
+    if info is not None and not _takes(info, own, data):
+        raise UserError(f"{key} = {value}: its network is for {info}, dataset {data.name} has {data.info}")
+    adapted, said = _adapted(network, own, data, key, value)
+    if said:
+        log.warning("%s = %s: %s", key, value, "; ".join(said))
+    return adapted
+
+
+def as_trained(network: nn.Module, info: Info, folder: Path, data: Bundle) -> tuple[nn.Module, Bundle]:
+    """A run's network for these data, and the data normalised as the run's were; a log line says what differs.
+
+    So its figures on the run's own data are those of the run to the last bit, and a shift of other data is not
+    measured away. Raises UserError for other classes, and for inputs of another size.
+    """
+    own = interface_of_run(folder)
+    if info[1:] != data.info[1:] or not _takes(info, own, data):
+        raise UserError("dataset", f"{data.name}, {data.info}", f"like the run's: {info}")
+    said = _adapted(network, own, data, "run", folder)[1]
+    if said:
+        log.warning("%s: %s", folder, "; ".join(said))
+    if data.mean and own.mean and own.std:
+        mean, std = (channels_of(values, len(data.mean)) for values in (own.mean, own.std))
+        data = replace(data, mean=mean, std=std)
+    return _adapted(network, own, data, "run", folder)[0], data
+
+
+def _adapted(network: nn.Module, own: Interface, data: Bundle, key: str, value: object) -> tuple[nn.Module, list[str]]:
+    return adapt(network, own, interface_of(data), key, value)
+
+
+def _takes(info: Info, own: Interface, data: Bundle) -> bool:
+    """Whether a network for `info` takes these inputs; images and texts may differ in size, classes with names too."""
+    counts = own.classes is not None or info.num_classes == data.info.num_classes
+    return type(info) is type(data.info) and info[1] == data.info[1] and counts
