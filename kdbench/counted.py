@@ -25,7 +25,7 @@ UNCOUNTED = (
 )
 
 # Keys by which the repetitions of one setting differ:
-SEEDS = ("seed", "seeds", "teacher.seed")
+SEEDS = ("seed", "seeds", "teacher.seed", "dataset.data_seed")
 
 
 def counted(key: str) -> bool:

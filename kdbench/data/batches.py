@@ -182,7 +182,7 @@ class EvaluationBatches(_Batches):
     """A split as it is, not augmented, always in its own order; of images that are files, the middle of each.
 
     `view` is the view of the training augmentation that leaves an input as it is, so that a table of the training set
-    can serve these batches too (-1: there is none).
+    can serve these batches too (-1: there is none). `posterior` [N, C]: the true probabilities, where they are known.
     """
 
     def __init__(self, data: Bundle, split: Split, loading: Loading) -> None:
@@ -192,6 +192,8 @@ class EvaluationBatches(_Batches):
         self.bounds = [(k, min(k + loading.batch_size, self.size)) for k in range(0, self.size, loading.batch_size)]
         self.view = torch.full((min(loading.batch_size, self.size),), data.augment.no_op, device=self.device)
         self.progress = torch.ones((), device=self.device)
+        known = data.posterior_of(split)
+        self.posterior = None if known is None else known.to(self.device)
 
     def __iter__(self) -> Iterator[Batch]:
         place = torch.arange(self.size)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.data.augment.views import Augment, Identity
 from kdbench.data.content import Content, Part, digest
@@ -111,6 +111,7 @@ class Source(NamedTuple):
     files: ImageFiles | None = None  # the training images as files, where they are files: read or to be streamed
     vocab_size: int = 0  # of token ids
     published: tuple[int, int] | None = None  # training and test images that the set is known to have
+    posterior: nn.Module | None = None  # inputs [N, ...] -> logits [N, C] of the true p*(class | input), where known
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,18 @@ class Bundle:
     workers: int = 0  # processes that decode streamed images
     vocab_size: int = 0  # of token ids
     resize: int | None = None  # pixels of an image file's shorter side before the middle is cut out
+    posterior: nn.Module | None = None  # as in Source
 
     def for_teacher(self) -> Bundle:
         """The same data for the teacher's own training: its augmentation, and no mixing of images."""
         return replace(self, augment=self.teacher_augment, mix=None)
+
+    def posterior_of(self, split: Split) -> Tensor | None:
+        """p* [N, C] of a split's inputs, on the CPU; None where the true probabilities are not known."""
+        if self.posterior is None or not isinstance(split.inputs, Tensor):
+            return None
+        with torch.no_grad():
+            return self.posterior(split.inputs.cpu()).softmax(1)
 
     @cached_property
     def content(self) -> Content:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kdbench.data.batches import EvaluationBatches
 from kdbench.engine.fidelity import fidelity
 from kdbench.engine.metrics import measure_logits
 from kdbench.types import Batch
@@ -63,7 +64,11 @@ class Evaluator:
 def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Tensor | None = None) -> dict[str, float]:
     """`measure_logits` of a network; `teacher` [N, C] are the teacher's logits on the same set, in the same order."""
     logits, labels = all_logits(network, batches)
-    return measure_logits(logits, labels, teacher)
+    return measure_logits(logits, labels, teacher, _posterior(batches))
+
+
+def _posterior(batches: Iterable[Batch]) -> Tensor | None:
+    return batches.posterior if isinstance(batches, EvaluationBatches) else None
 
 
 def compare_networks(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
@@ -72,7 +77,7 @@ def compare_networks(student: nn.Module, teacher: nn.Module, batches: Iterable[B
     said, teacher_norm, _ = _answers(teacher, batches)
     norms = {"feature_norm": norm, "teacher_feature_norm": teacher_norm}
     known = {name: value for name, value in norms.items() if value is not None}
-    return measure_logits(logits, labels, said) | fidelity(logits, said, labels) | known
+    return measure_logits(logits, labels, said, _posterior(batches)) | fidelity(logits, said, labels) | known
 
 
 def _answers(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, float | None, Tensor]:

@@ -79,12 +79,15 @@ def _labels(label: Tensor) -> Tensor:
     return largest.masked_fill(weight <= 0, -1)
 
 
-def measure_logits(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
-    """Accuracy, calibration and fidelity of `logits` [N, C] against `label` [N] and, if given, `teacher` logits [N, C].
+def measure_logits(
+    logits: Tensor, label: Tensor, teacher: Tensor | None = None, posterior: Tensor | None = None
+) -> dict[str, float]:
+    """Accuracy, calibration and fidelity of `logits` [N, C] against `label` [N] and, if given, `teacher` logits [N, C]
+    and the true probabilities `posterior` [N, C].
 
     top1, top5 and agreement are fractions; nll and teacher_kl (KL from teacher to student at temperature 1, the
     fidelity of Stanton et al. 2021) are in nats; ece is the expected calibration error with 15 equal bins (Guo et al.
-    2017).
+    2017); posterior_l2 the mean of |p - p*|_2, the error that bounds a student's risk (Zhang et al. 2024, section 4.1).
     """
     logp = F.log_softmax(logits.float(), 1)
     # One answer an image, for every figure: topk breaks ties in another way than argmax does.
@@ -101,6 +104,8 @@ def measure_logits(logits: Tensor, label: Tensor, teacher: Tensor | None = None)
         logq = F.log_softmax(teacher.float(), 1)
         values["agreement"] = (answer == teacher.argmax(1)).float().mean()
         values["teacher_kl"] = (logq.exp() * (logq - logp)).sum(1).mean()
+    if posterior is not None:
+        values["posterior_l2"] = (logp.exp() - posterior).norm(dim=1).mean()
     return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 

@@ -10,7 +10,7 @@ from kdbench.engine.options import ScheduleOptions
 from kdbench.errors import require
 from kdbench.models.ensemble import Ensemble, Mean, check_mean
 from kdbench.results.result import RunResult
-from kdbench.runs.ensemble import ensemble_of, refuse_features
+from kdbench.runs.ensemble import ensemble_of
 from kdbench.runs.obtain import introduced
 from kdbench.runs.origin import Published, Trained, label_loss
 from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Seeds, TeacherSpec
@@ -37,7 +37,7 @@ def snapshot(
     """
     spec, network = _checked(recipe, cycles, keep)
     check_mean(mean, tau)
-    refuse_features(recipe)
+    recipe.refuse_features("an ensemble of teachers")
     with opened(recipe, out) as series:
         stages = [_cycle(series, spec, network, cycle, cycles) for cycle in range(cycles)]
         members = [series.finished(stage.folder) for stage in stages]

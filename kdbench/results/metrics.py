@@ -40,6 +40,7 @@ _ALL = (
     Metric("ece", "", -1),
     Metric("agreement", "%", 1),  # with the teacher's answers
     Metric("teacher_kl", "nats", -1),
+    Metric("posterior_l2", "", -1),  # how far the predicted probabilities are from the true ones, where they are known
     Metric("clean_top1", "%", 1),  # against the true labels, where the training labels are noisy
     Metric("loss", "", -1),
     Metric("teacher_top1", "%", 1),
@@ -81,7 +82,7 @@ class Task(NamedTuple):
 
 
 CLASSIFICATION = Task(
-    metrics=tuple(METRICS[name] for name in ("top1", "top5", "nll", "ece", "agreement", "teacher_kl")),
+    metrics=tuple(METRICS[name] for name in ("top1", "top5", "nll", "ece", "agreement", "teacher_kl", "posterior_l2")),
     primary=METRICS["top1"],
     chance=lambda classes: 1 / classes,
 )

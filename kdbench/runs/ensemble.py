@@ -55,7 +55,7 @@ class Ensemble:
 
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
         """Raises UserError for a member that cannot be had, and for two with the same weights."""
-        refuse_features(recipe)
+        recipe.refuse_features("an ensemble of teachers")
         specs = [replace(spec, origin=one, seed=seed) for one, seed in self._members(recipe.catalogue, spec.seed)]
         return ensemble_of([obtain(one, recipe, data) for one in specs], self._join, recipe, data)
 
@@ -92,15 +92,6 @@ def ensemble_of(
         metrics = measure(at_temperature_1(network), recipe, data, place(recipe.trainer))[1]
         together = replace(together, metrics=metrics)
     return replace(together, members=tuple(member.record() for member in members))
-
-
-def refuse_features(recipe: Recipe) -> None:
-    """Raises UserError for a loss that reads features of an ensemble, which have no mean."""
-    needed = recipe.loss.make().needs
-    if needed:
-        raise UserError(
-            f"loss={recipe.loss.name} reads features ({', '.join(needed)}); an ensemble of teachers has only logits"
-        )
 
 
 def _about(member: int | str | Mapping[str, Any], network: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from kdbench.engine.graph import MOST, wants_graph
 from kdbench.engine.metrics import measure_logits
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters, example_input
-from kdbench.models.fold import fold_batchnorm
+from kdbench.models.fold import align_rows, fold_batchnorm
 from kdbench.models.interface import plain
 from kdbench.models.weights import weight_hash
 from kdbench.results.metrics import CLASSIFICATION, metric_of
@@ -55,7 +55,7 @@ def introduced(given: TaughtBy, data: Bundle, allow_chance: bool, longer: str = 
 
 def live_teacher(network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement) -> LiveTeacher:
     """What answers batches, and fills tables, in place of a trained network: a copy of it made quick."""
-    quick = placement.cast(fold_batchnorm(network, example_input(data.info)))
+    quick = placement.cast(align_rows(fold_batchnorm(network, example_input(data.info))))
     # Where steps are recorded the teacher is asked for many of them at once.
     ahead = wants_graph(recipe.trainer, placement.device, recipe.optimizer)
     chunk = chunk_for(placement.device, MOST if ahead else recipe.schedule.batch_size)
@@ -77,7 +77,8 @@ def measure(
     metrics: dict[str, float] = {}
     for split, batches in eval_sets(data, recipe.trainer, placement).items():
         reference[split], labels = all_logits(network, batches)
-        metrics |= {f"{split}/{k}": v for k, v in measure_logits(reference[split], labels).items()}
+        found = measure_logits(reference[split], labels, posterior=batches.posterior)
+        metrics |= {f"{split}/{key}": value for key, value in found.items()}
     return reference, metrics
 
 

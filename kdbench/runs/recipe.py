@@ -14,7 +14,7 @@ from kdbench.arguments import checked
 from kdbench.arguments.ranges import Count, Seed, from_to
 from kdbench.data.bundle import Bundle
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
-from kdbench.errors import require
+from kdbench.errors import UserError, require
 from kdbench.losses.base import DistillationLoss
 from kdbench.runs.taught import TaughtBy
 from kdbench.types import Info
@@ -158,6 +158,12 @@ class Recipe:
     def need_taught_loss(self, allowed: str) -> None:
         """Raises UserError for a loss that no teacher can change."""
         require(self.loss.make().uses_teacher, "loss", self.loss.name, allowed)
+
+    def refuse_features(self, teacher: str) -> None:
+        """Raises UserError for a loss that reads features, of a teacher that has none."""
+        needed = self.loss.make().needs
+        if needed:
+            raise UserError(f"loss={self.loss.name} reads features ({', '.join(needed)}); {teacher} has only logits")
 
     def refuse_untaught(self) -> None:
         """Raises UserError for a loss that learns from a teacher where there is none."""

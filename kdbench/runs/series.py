@@ -120,8 +120,7 @@ class Series:
 
     def _measured(self, network: nn.Module, teacher: TaughtBy | None) -> dict[str, float]:
         placement = place(self.recipe.trainer)
-        reference = measure(placement.put(network), self.recipe, self.data, placement)[0]
-        found: dict[str, float] = {}
+        reference, found = measure(placement.put(network), self.recipe, self.data, placement)
         for name, split in (("val", self.data.val), ("test", self.data.test)):
             if split is not None:
                 logits, theirs = reference[name], teacher.reference.get(name) if teacher else None

@@ -19,7 +19,7 @@ from kdbench.data.load import load_bundle
 CONFIGS = Path(__file__).parents[2] / "configs"
 DATASETS = sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml"))
 AUGMENTS = sorted(path.stem for path in (CONFIGS / "dataset" / "augment").glob("*.yaml"))
-WITHOUT_FILES = ["digits", "fake"]
+WITHOUT_FILES = ["digits", "fake", "gaussian"]
 
 
 def node(*overrides: str) -> dict:
@@ -31,7 +31,7 @@ def node(*overrides: str) -> dict:
 
 
 def test_what_there_is():
-    expected = "cifar10 cifar100 digits fake fashion_mnist imagefolder imagenet mnist stl10 svhn tiny_imagenet"
+    expected = "cifar10 cifar100 digits fake fashion_mnist gaussian imagefolder imagenet mnist stl10 svhn tiny_imagenet"
     assert set(expected.split()) <= set(DATASETS)
     assert {"none", "crop_flip", "jitter", "rand_augment", "cutout", "resized_crop"} <= set(AUGMENTS)
 

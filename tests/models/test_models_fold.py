@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from kdbench.models.fold import fold_batchnorm
+from kdbench.models.fold import align_rows, fold_batchnorm
 from kdbench.types import Outputs
 from tests.support.models import build, fill, images
 
@@ -139,3 +141,19 @@ def test_folding_in_half_precision_rounds_once() -> None:
         x = images(2, size=16).to(torch.bfloat16)
         a, b = network.eval()(x).logits.float(), folded(x).logits.float()
     assert (a - b).abs().max() < 0.05 * a.abs().max()
+
+
+@pytest.mark.parametrize("width", [30, 13, 32])
+def test_a_row_is_answered_alike_wherever_it_stands_in_its_batch(width):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(width, 3))
+    rows = torch.randn(200, width)
+    expected = network(rows)
+    aligned = align_rows(copy.deepcopy(network))
+    assert (type(aligned[0]) is nn.Linear) == (width == 32)
+    seen: dict[int, bytes] = {}
+    for _ in range(40):
+        places = torch.randperm(200)[:32]
+        for place, answer in zip(places.tolist(), aligned(rows[places]).detach(), strict=True):
+            torch.testing.assert_close(answer, expected[place].detach())
+            assert seen.setdefault(place, answer.numpy().tobytes()) == answer.numpy().tobytes()
