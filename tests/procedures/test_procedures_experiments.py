@@ -41,6 +41,8 @@ def words(name: str) -> list[str]:
     for key in ("chain", "students"):
         if key in procedure:
             found += [f"procedure.{key}=[{','.join(['mlp'] * len(procedure[key]))}]"]
+    transfer = node.get("dataset", {}).get("transfer", {})  # goes with the dataset of the experiment's own
+    found += [f"dataset.transfer.{key}={value}" for key, value in transfer.items()]
     return [*found, *(f"procedure.{key}={value}" for key, value in CUT.items() if key in procedure)]
 
 
