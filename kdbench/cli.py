@@ -6,12 +6,13 @@ import argparse
 import ast
 import importlib
 import io
+import logging
 import os
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdbench import __version__
 from kdbench.errors import UserError, nearest, printable, traced
@@ -54,7 +55,11 @@ class _Outlet(io.FileIO):
 
 
 def _steady_streams() -> None:
-    """Standard streams that end no training: closed ones lead nowhere, and characters that a console lacks become ?."""
+    """Standard streams that end no training: closed ones lead nowhere, and characters that a console lacks become ?.
+
+    A log file that cannot be written (a full disk) is no traceback a line: the message at the end says what is wrong.
+    """
+    logging.raiseExceptions = False
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed: the next file that is opened would get its number
@@ -63,7 +68,8 @@ def _steady_streams() -> None:
             stream.reconfigure(errors="replace")
             if not stream.isatty():
                 stream.flush()
-                outlet = io.BufferedWriter(_Outlet(stream.fileno(), "w", closefd=False))
+                raw = _Outlet(stream.fileno(), "w", closefd=False)
+                outlet: Any = raw if stream.write_through else io.BufferedWriter(raw)  # python -u: nothing is kept back
                 steady = io.TextIOWrapper(outlet, stream.encoding, "replace")
                 steady.reconfigure(line_buffering=stream.line_buffering, write_through=stream.write_through)
                 setattr(sys, name, steady)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.killing import PATHS
 
 RUN = (
@@ -41,3 +43,17 @@ def test_a_folder_that_is_gone_is_one_sentence():
     done = shell("mkdir gone; cd gone; rmdir ../gone; $KD list loss")
     assert done.returncode == 1 and done.stderr.startswith("kdbench: the current folder is not there any more")
     assert "Traceback" not in done.stderr
+
+
+def test_unbuffered_streams_stay_so():
+    """PYTHONUNBUFFERED: what was said before a kill is there."""
+    code = "import os, sys; from kdbench import cli; sys.argv = ['kdbench', 'nonsense']; os._exit(cli.main() + 1)"
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(map(str, PATHS))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "there is no command 'nonsense'" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_log_file_on_a_full_disk_is_no_traceback():
+    done = shell(f"$KD {RUN} hydra.job_logging.handlers.file.filename=/dev/full")
+    assert done.returncode == 0 and finished() == 1 and done.stderr == ""
