@@ -57,6 +57,17 @@ def under(prefix: str) -> Iterator[None]:
         raise UserError(f"{prefix}: {error}") from error
 
 
+@contextmanager
+def read_from(file: object) -> Iterator[None]:
+    """What is refused in here was read from this file, and the message names it."""
+    try:
+        yield
+    except UserError as error:
+        if str(file) in str(error):
+            raise
+        raise UserError(f"{file}: {error}") from error
+
+
 def joined(prefix: str, key: str) -> str:
     """The key `key` below `prefix`: loss and tau, members and [1]."""
     return f"{prefix}{'' if not prefix or key.startswith('[') else '.'}{key}"

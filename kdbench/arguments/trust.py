@@ -33,9 +33,12 @@ class Trust:
         """
         if self.allowed is None:
             return
-        for key, path in called(node):
-            if current(path) not in self.allowed:
-                raise UserError(f"{source}: {key} = {path} is not kdbench's own, and would be run. {_WAY}")
+        try:
+            wrong = next(((k, path) for k, path in called(node) if current(path) not in self.allowed), None)
+        except RecursionError as error:
+            raise UserError(f"{source}: nested too deeply") from error
+        if wrong is not None:
+            raise UserError(f"{source}: {wrong[0]} = {wrong[1]} is not kdbench's own, and would be run. {_WAY}")
 
 
 def trusting(*folders: str | Path, nodes: Iterable[Any] = ()) -> Trust:

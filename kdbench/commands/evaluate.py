@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 from kdbench.arguments import Trust, trusting
-from kdbench.errors import UserError, require
+from kdbench.errors import UserError, read_from, require
 from kdbench.results.metrics import metric_of
 from kdbench.results.result import is_finished, read_result
 
@@ -62,13 +63,15 @@ def evaluate_run(
         trust.check(tree["dataset"], str(folder / "config.yaml"))
     catalogue = ConfigCatalogue(trust)
     _, network, info = network_of_run(folder, catalogue, weights)
-    data = load_data(json.dumps(dataset_node(tree["dataset"], overrides)))
+    with nullcontext() if overrides else read_from(folder / "config.yaml"):
+        data = load_data(json.dumps(dataset_node(tree["dataset"], overrides)))
     network, data = as_trained(network, info, folder, data)
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
     known = TrainerOptions.__dataclass_fields__  # a run of an earlier version may have had others
     options = {key: value for key, value in tree["trainer"].items() if key in known}
-    placement = place(check_node(options, TrainerOptions, "trainer"))
+    with read_from(folder / "config.yaml"):
+        placement = place(check_node(options, TrainerOptions, "trainer"))
     batches = EvaluationBatches(data, images, Loading(batch_size=500, device=placement.device))
     network = placement.put(network)
     if against is None:

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor, nn
 
 from kdbench.engine.checkpoint import BEST, CHECKPOINT, STUDENT
-from kdbench.errors import UserError
+from kdbench.errors import UserError, read_from
 from kdbench.files import read_object, write_atomically, write_json
 from kdbench.models.interface import Interface
 from kdbench.models.weights import load_into, read_safetensors, weight_hash
@@ -69,7 +69,7 @@ def read_config(folder: Path, *parts: str) -> dict[str, Any]:
     """A run's config.yaml. Raises UserError naming the file if it cannot be read or one of `parts` is no mapping."""
     path = folder / "config.yaml"
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Whole)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a readable configuration ({type(error).__name__}: {reason})") from error
@@ -77,6 +77,17 @@ def read_config(folder: Path, *parts: str) -> dict[str, Any]:
     if lacking:
         raise UserError(f"{path}: damaged: it lacks {', '.join(lacking)}")
     return tree
+
+
+class _Whole(yaml.SafeLoader):
+    """YAML without aliases, which kdbench does not write: a stranger's 400 bytes of them are a billion values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(
+                f"line {self.peek_event().start_mark.line + 1}: an alias, which kdbench does not write"
+            )
+        return super().compose_node(parent, index)
 
 
 def _plain(value: Any) -> Any:
@@ -92,7 +103,8 @@ def spec_of_run(folder: Path, catalogue: Catalogue) -> tuple[NetworkSpec, Info]:
     if not (folder / NETWORK).exists():
         raise UserError(f"{folder}: not a run folder of kdbench (it has no {NETWORK})")
     name, config, info = _described(folder / NETWORK)
-    return catalogue.network_from(name, config, str(folder / NETWORK)), info
+    with read_from(folder / NETWORK):
+        return catalogue.network_from(name, config, str(folder / NETWORK)), info
 
 
 def network_of_run(folder: Path, catalogue: Catalogue, weights: str = STUDENT) -> tuple[NetworkSpec, nn.Module, Info]:
@@ -105,7 +117,8 @@ def network_of_run(folder: Path, catalogue: Catalogue, weights: str = STUDENT) -
     state = read_safetensors(folder / weights)
     if weights == STUDENT:
         _check_weights(folder, state)
-    network = spec.make(info)
+    with read_from(folder / NETWORK):
+        network = spec.make(info)
     load_into(network, state, str(folder / weights))
     return spec, network, info
 

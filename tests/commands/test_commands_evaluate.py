@@ -143,13 +143,22 @@ def test_an_own_configuration_folder_is_a_word_of_trust(run, tmp_path, capsys):
     assert "not kdbench's own" not in capsys.readouterr().err
 
 
+# 600 bytes that are 10^30 values once they are gone through
+BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 10}]\n" for i in range(1, 31)) + "dataset: {x: *a30}"
+DEEP = '{"a": ' * 890 + "1" + "}" * 890
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
+        ("config_yaml", BOMB), ("config_yaml", f"trainer: {{}}\ndataset: {DEEP}"),
+        ("config_yaml", f"trainer: {{}}\ndataset: {{x: '[{'[' * 9000}'}}"),
+        ("network_json", f'{{"name": "x", "config": {DEEP}, "info": [3, 3, 32]}}'),
         ("config_yaml", "a: [1"), ("config_yaml", "null"), ("config_yaml", "trainer: {}"),
         ("config_yaml", "dataset: 3"),
         ("config_yaml", "a: !!python/object:os.system {}"), ("config_yaml", "[" * 9000), ("config_yaml", "\x00\x1b[2J"),
         ("network_json", "{}"), ("network_json", "null"), ("network_json", "[" * 9000),
+        ("network_json", '{"name": "x", "config": {"_target_": 1}, "info": [3, 3, 32]}'),
         ("network_json", '{"name": "x", "config": {}, "info": [1, 2]}'), ("network_json", '{"name": 1, "config": 2}'),
         ("result_json", "[" * 9000), ("result_json", "null"),
     ],
