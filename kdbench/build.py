@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from kdbench.arguments import Trust, locate, trusting
-from kdbench.configure import check_node, config_folders, config_hash, construct, register
+from kdbench.configure import check_node, config_folders, construct, counted_in, register
+from kdbench.data.augment import views
 from kdbench.data.augment.mix import make_mix
-from kdbench.data.augment.views import Identity
 from kdbench.data.bundle import Bundle
+from kdbench.data.stamp import reading
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.engine.schedule import check_durations
@@ -35,6 +37,7 @@ from kdbench.results.report import show
 from kdbench.results.result import RunResult, is_finished, read_result
 from kdbench.runs import fill
 from kdbench.runs.fill import Filled, Watch
+from kdbench.runs.identity import refuse_other, restamp
 from kdbench.runs.origin import SINGLE, origin_of
 from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec, flatten
 from kdbench.runs.serving import refuse_table
@@ -50,6 +53,7 @@ def run(cfg: DictConfig, out: Path, overrides: list[str], choices: dict[str, str
     """
     recipe = make_recipe(cfg, overrides, choices)
     procedure = make_procedure(cfg.procedure)
+    refuse_others_folder(recipe, out)
     done = is_finished(out) and not recipe.force
     if not done:
         try_networks(recipe)
@@ -58,11 +62,22 @@ def run(cfg: DictConfig, out: Path, overrides: list[str], choices: dict[str, str
     return monitored(result, cfg.monitor)
 
 
+def refuse_others_folder(recipe: Recipe, out: Path) -> None:
+    """Raise a UserError if a run's folder holds another run; the data is read if its files are not as they were."""
+    if recipe.force:
+        return
+    refuse_other(out, recipe.record.identity, lambda: recipe.data().content)
+    if json.dumps(recipe.record.tree["dataset"]) in _loaded and is_finished(out):
+        restamp(out, recipe.data().stamp)
+
+
 def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str]) -> Recipe:
     """Everything is checked here, before data is read or a network built."""
     tree = plain(cfg)
     kept = {k: v for k, v in choices.items() if "/" not in k and "@" not in k and v is not None}
-    record = Record(config_hash(cfg), kept, tree, list(overrides), [str(tag) for tag in cfg.tags])
+    found = counted_in(cfg)
+    tags = [str(tag) for tag in cfg.tags]
+    record = Record(found.hash, kept, tree, list(overrides), tags, found.named, found.code)
     catalogue = ConfigCatalogue(_trust(tree))
     loss = make_loss(choices["loss"], tree["loss"])
     made = loss.make()  # refuses values out of range now rather than after the teacher is trained
@@ -71,7 +86,7 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
     require(bool(known), "monitor", cfg.monitor, "auto, or a figure of result.json such as val/top1 or best/val/nll")
     if teacher is not None and teacher.table == "on":
         dataset = tree["dataset"]
-        augment = construct(dataset["augment"], "dataset.augment") if dataset.get("augment") else Identity()
+        augment = construct(dataset["augment"], "dataset.augment") if dataset.get("augment") else views.Identity()
         refuse_table(made, loss.name, make_mix(dataset.get("mix") or {}), augment)
     return Recipe(
         data=functools.partial(load_data, json.dumps(tree["dataset"])),
@@ -108,10 +123,22 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items() if key != "hydra"}
 
 
-@functools.lru_cache(maxsize=2)
+_loaded: dict[str, Bundle] = {}  # of the last two datasets that this process has read
+_KEPT = 2
+
+
 def load_data(dataset: str) -> Bundle:
-    """The data of a dataset node (as JSON), read once for all runs of this process that use it."""
-    return construct(json.loads(dataset), "dataset")
+    """The data of a dataset node (as JSON), read once for all runs of this process that use it while it is the same."""
+    known = _loaded.pop(dataset, None)
+    if known is None or (known.stamp is not None and not known.stamp.holds()):
+        node = json.loads(dataset)
+        with reading(node.get("root"), node.get("cache")) as stamped:
+            made = construct(node, "dataset")
+        known = replace(made, stamp=stamped())
+    _loaded[dataset] = known
+    for old in list(_loaded)[:-_KEPT]:
+        del _loaded[old]
+    return known
 
 
 def dataset_node(node: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

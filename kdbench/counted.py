@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Raise it when a change of kdbench's code changes what a run's figures are. 1: the first edition, which did not say so.
+RESULT_FORMAT = 2
+
 # Keys that change nothing in a run's results, so that they change neither its hash nor its folder:
 UNCOUNTED = (
     "force",  # whether to run again

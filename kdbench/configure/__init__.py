@@ -3,19 +3,21 @@
 from kdbench.configure.check import check
 from kdbench.configure.compose import compose
 from kdbench.configure.launch import key_of, launch
-from kdbench.configure.naming import config_hash, flat
+from kdbench.configure.naming import Counted, config_hash, counted_in, flat
 from kdbench.configure.nodes import check_node, construct
-from kdbench.configure.reference import NAMED, group_choices
-from kdbench.configure.register import config_folders, register
+from kdbench.configure.reference import NAMED, config_folders, group_choices
+from kdbench.configure.register import register
 
 __all__ = [
     "NAMED",
+    "Counted",
     "check",
     "check_node",
     "compose",
     "config_folders",
     "config_hash",
     "construct",
+    "counted_in",
     "flat",
     "group_choices",
     "key_of",

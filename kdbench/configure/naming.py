@@ -8,12 +8,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from kdbench.configure.reference import NAMED, group_choices, reference
+from kdbench.arguments.source import Code, sources
+from kdbench.configure.reference import NAMED, config_folders, group_choices, reference
 from kdbench.counted import counted
 
 _FIRST = ("loss", "student", "schedule", "optimizer", "procedure", "seed", "seeds", "teacher", "dataset")
@@ -27,17 +31,40 @@ def flat(cfg: DictConfig | Mapping[str, Any], resolve: bool = True) -> dict[str,
     return found
 
 
-def config_hash(cfg: DictConfig) -> str:
-    """sha256 (64 hex digits) of the resolved configuration without the keys that change no result.
+class Counted(NamedTuple):
+    """What of a configuration makes a run another run."""
 
-    A file that a value names (a checkpoint, an epsilon.json) counts by its content, wherever it lies.
-    """
+    values: dict[str, Any]  # by dotted key; where things are kept is left out
+    named: dict[str, str]  # what the files and runs hold that values name, by key
+    code: Code  # of the user's own that it names
+
+    @property
+    def hash(self) -> str:
+        """sha256 (64 hex digits). A file or a run counts by what it holds, wherever it lies."""
+        tree: dict[str, Any] = {**self.values, **self.named}
+        tree |= {f"<code> {name}": modules for name, modules in self.code.items()}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def counted_in(cfg: DictConfig) -> Counted:
+    """What counts of a resolved configuration, without the keys that change no result."""
     task = without_hydra(cfg)
     if "paths" in task:
         for key in task.paths:
             task.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
-    tree = {key: _content(_plain_number(value)) for key, value in _counted(flat(task)).items()}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    values = {key: _plain_number(value) for key, value in _counted(flat(task)).items()}
+    named = {key: held for key, value in values.items() if (held := _held(value, _may_be_a_run(key))) != value}
+    tree = OmegaConf.to_container(task, resolve=True)
+    assert isinstance(tree, dict)
+    used = {str(key): node for key, node in tree.items() if counted(str(key))}
+    own = _named_options([used.get("teacher"), used.get("procedure")])
+    named |= {path: _hashed(text.encode()) for path, text in own.items()}
+    return Counted(values, named, sources([used, *map(yaml.safe_load, own.values())]))
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """`Counted.hash` of a configuration."""
+    return counted_in(cfg).hash
 
 
 def run_name(root: DictConfig) -> str:
@@ -52,10 +79,20 @@ def run_name(root: DictConfig) -> str:
         changed = _changed(root, chosen)
     except Exception:  # of any kind: the job's own check says what is wrong
         return "refused/" + hashlib.sha256(OmegaConf.to_yaml(without_hydra(root)).encode()).hexdigest()[:8]
-    parts = {group: _slug(chosen.get(group) or "none") for group in NAMED}
+    names = {group: _slug(chosen.get(group) or "none") for group in NAMED}
+    parts = names | {group: _slug(network_name(names[group], root.get(group))) for group in ("teacher", "student")}
     label = f"{_slug(str(root.name))}-" if root.get("name") else ""
     networks = f"{parts['teacher']}-{parts['student']}-{parts['loss']}"
     return f"{parts['dataset']}/{label}{networks}{_differences(changed)}-{digest[:8]}"
+
+
+def network_name(choice: str, node: Mapping[str, Any] | None) -> str:
+    """What a network is called: by the library's name of it where it has one, a teacher of a run by that run."""
+    node = node or {}
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        if node.get("run"):
+            return str(json.loads(Path(node["run"], "network.json").read_bytes())["name"])
+    return str(node.get("name") or choice)
 
 
 def _differences(changed: Mapping[str, Any]) -> str:
@@ -132,11 +169,51 @@ def _plain_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _content(value: Any) -> Any:
-    if not isinstance(value, str) or not _names_a_file(value):
+def _named_options(nodes: Any) -> dict[str, str]:
+    """The user's own networks and losses that values name (an ensemble's members, a procedure's steps): their YAML."""
+    words = set(_words(nodes))
+    files = [file for place in config_folders() for file in sorted(place.glob("*/*.yaml"))]
+    used = [file for file in files if file.stem in words and file.parent.name in ("student", "loss")]
+    return {f"{file.parent.name}/{file.stem}": file.read_text(encoding="utf-8") for file in used}
+
+
+def _words(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        node = [*node.values()]
+    if isinstance(node, list):
+        for item in node:
+            yield from _words(item)
+    elif isinstance(node, str):
+        yield node
+
+
+def _may_be_a_run(key: str) -> bool:
+    return key.startswith(("teacher.", "procedure."))
+
+
+def _held(value: Any, run: bool) -> Any:
+    """What a file or a finished run holds that a value names, or a list of them; other values as they are."""
+    if not isinstance(value, str):
         return value
+    if value.startswith("[") and '"' in value:
+        with suppress(ValueError):
+            items = json.loads(value)
+            held = [_held(item, run) for item in items]
+            return value if held == items else json.dumps(held)
+    weights = _weights_of_run(value) if run else None
+    if weights is not None or not _names_a_file(value):
+        return value if weights is None else f"weights {weights}"
     about = os.stat(value)
     return _digest(value, about.st_size, about.st_mtime_ns)
+
+
+def _weights_of_run(folder: str) -> str | None:
+    """The hash of the student of a finished run, by its result."""
+    try:
+        with open(os.path.join(folder, "result.json"), "rb") as file:
+            return str(json.load(file)["student"]["weights"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _names_a_file(text: str) -> bool:
@@ -154,6 +231,10 @@ def _digest(path: str, size: int, changed: int) -> str:
         for part in iter(lambda: file.read(1 << 20), b""):
             digest.update(part)
     return f"sha256 {digest.hexdigest()}"
+
+
+def _hashed(text: bytes) -> str:
+    return f"sha256 {hashlib.sha256(text).hexdigest()}"
 
 
 def _slug(text: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.counted import counted
+from kdbench.paths import CONFIG_DIR
 
 NAMED = ("dataset", "teacher", "student", "loss")  # what a run is first of all
 
@@ -47,3 +50,12 @@ def _reference(
 
 def _counts(group: str) -> bool:
     return counted(group) and group != "hydra" and not group.startswith("hydra/")
+
+
+def config_folders() -> list[Path]:
+    """The folders beside kdbench's own in which the running command looks for configurations."""
+    if not GlobalHydra.instance().is_initialized():
+        return []
+    found = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    places = [Path(element.path.removeprefix("file://")) for element in found if "pkg://" not in str(element.path)]
+    return [place for place in places if place.is_dir() and place.resolve() != Path(CONFIG_DIR).resolve()]

@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.compose import install
@@ -34,15 +33,6 @@ def register(arguments: Sequence[str] = ()) -> None:
     stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
     OmegaConf.register_new_resolver("kd.sweep", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("kd.options", lambda: overview(places), replace=True)
-
-
-def config_folders() -> list[Path]:
-    """The folders beside kdbench's own in which the running command looks for configurations."""
-    if not GlobalHydra.instance().is_initialized():
-        return []
-    found = GlobalHydra.instance().config_loader().get_search_path().get_path()
-    places = [Path(element.path.removeprefix("file://")) for element in found if "pkg://" not in str(element.path)]
-    return [place for place in places if place.is_dir() and place.resolve() != Path(CONFIG_DIR).resolve()]
 
 
 def prepare() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdbench.data.augment.views import Augment, Identity
 from kdbench.data.content import Content, Part, digest
 from kdbench.data.pixels import RGB, WHITE
+from kdbench.data.stamp import Stamp
 from kdbench.errors import UserError
 from kdbench.types import ImageInfo, Info, TokenInfo, VectorInfo
 
@@ -140,6 +141,7 @@ class Bundle:
     vocab_size: int = 0  # of token ids
     resize: int | None = None  # pixels of an image file's shorter side before the middle is cut out
     posterior: nn.Module | None = None  # as in Source
+    stamp: Stamp | None = None  # of the files that were read
 
     def for_teacher(self) -> Bundle:
         """The same data for the teacher's own training: its augmentation, and no mixing of images."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # a finished run is shown again without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def _changes(a: Part | None, b: Part | None, part: str) -> list[str]:
 
 def digest(values: Tensor | Sequence[str]) -> str:
     """32 hex digits of the sha256 of numbers or names, in order."""
-    if isinstance(values, Tensor):
-        data = values.cpu().contiguous().numpy().tobytes()
-    else:
+    if isinstance(values, Sequence):
         data = "\0".join(values).encode("utf-8", "surrogateescape")
+    else:
+        data = values.cpu().contiguous().numpy().tobytes()
     return hashlib.sha256(data).hexdigest()[:32]

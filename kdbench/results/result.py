@@ -12,7 +12,7 @@ from kdbench.files import read_json, write_json
 from kdbench.results.metrics import TASKS
 
 RESULT = "result.json"
-RESULT_FORMAT = 2  # raise it when a field changes its meaning; 1 is the first edition's, which did not say so
+FILE_FORMAT = 2  # raise it when a field changes its meaning; 1 is the first edition's, which did not say so
 
 Figures = Mapping[str, "float | None"]  # numbers by name; None: not defined in this run
 Entry = TypeVar("Entry")
@@ -63,6 +63,7 @@ class RunResult:
     kdbench: str = ""
     finished: str = ""  # UTC, ISO 8601
     hash: str = ""
+    identity: Mapping[str, Any] = field(default_factory=dict)  # what it is a result of (kdbench.runs.identity)
     overrides: Sequence[str] = ()
     tags: Sequence[str] = ()
     formula: str = ""
@@ -99,7 +100,7 @@ class RunResult:
 
     def write(self, folder: Path) -> None:
         """result.json, the last file of a run: a folder that has it is finished."""
-        write_json(folder / RESULT, {"format": RESULT_FORMAT, **as_json(self)})
+        write_json(folder / RESULT, {"format": FILE_FORMAT, **as_json(self)})
 
 
 def read_result(folder: Path) -> RunResult:
@@ -114,8 +115,8 @@ def read_result(folder: Path) -> RunResult:
     if lacking:
         raise UserError(f"{path}: no result of kdbench (it lacks {', '.join(lacking)})")
     edition = tree.pop("format", 1)
-    if not isinstance(edition, int) or edition > RESULT_FORMAT:
-        raise UserError(f"{path}: format {edition}, written by a newer kdbench; this one reads up to {RESULT_FORMAT}")
+    if not isinstance(edition, int) or edition > FILE_FORMAT:
+        raise UserError(f"{path}: format {edition}, written by a newer kdbench; this one reads up to {FILE_FORMAT}")
     try:
         result = _made(RunResult, tree)
         if result.task not in TASKS:

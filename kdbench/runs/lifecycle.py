@@ -21,15 +21,16 @@ from kdbench.engine.log import RunLog
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Member, fit
 from kdbench.errors import Busy, UserError, require
-from kdbench.files import read_object, remove_leftovers, write_json
+from kdbench.files import remove_leftovers, write_json
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.result import NetworkResult, RunResult, is_finished, read_result
 from kdbench.runs.folder import about_weights, clear, describe_versions, save_config, save_network
+from kdbench.runs.identity import keep, refuse_other
 from kdbench.runs.recipe import Record
 from kdbench.runs.serving import serve
-from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches
+from kdbench.runs.stage import Stage, eval_sets, identity_of, make_learner, train_batches
 from kdbench.runs.taught import TaughtBy
 from kdbench.types import Calibration
 
@@ -56,7 +57,7 @@ def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunRes
         for stage in stages:
             try:
                 stack.enter_context(only_here(stage.folder))
-                todo += [] if finished(stage) else [stage]
+                todo += [] if finished(stage, teacher) else [stage]
             except UserError as error:
                 failures[stage.folder] = error
         parts = [todo] if todo else []
@@ -84,18 +85,15 @@ def _again(stages: Sequence[Stage], failures: dict[Path, Exception]) -> list[lis
     return parts
 
 
-def finished(stage: Stage) -> bool:
-    """Whether the folder holds this stage's whole result. Clears the folder if the stage is forced."""
+def finished(stage: Stage, teacher: TaughtBy | None) -> bool:
+    """Whether the folder holds this stage's whole result. Clears the folder if the stage is forced.
+
+    Raises UserError if it holds another run, finished or not.
+    """
     if stage.recipe.force:
         clear(stage.folder)
-    if is_finished(stage.folder):
-        return True
-    started = stage.folder / "run.json"
-    if started.exists() and read_object(started).get("hash") != stage.recipe.record.hash:
-        raise UserError(
-            f"{stage.folder}: holds an unfinished run of another configuration. Choose another folder, or force=true."
-        )
-    return False
+    refuse_other(stage.folder, identity_of(stage, teacher))
+    return is_finished(stage.folder)
 
 
 @contextlib.contextmanager
@@ -166,7 +164,8 @@ def _member(
     learner = make_learner(stage, teacher, batches, sets, placement)
     calibration = _calibrate(learner.distiller.loss, stage, teacher, sets) if state is None else None
     recipe, record = stage.recipe, stage.recipe.record
-    write_json(stage.folder / "run.json", {"hash": record.hash, "started": _now()})
+    about_run = {"started": _now(), "choices": dict(record.choices), "config": record.config}
+    keep(stage.folder, identity_of(stage, teacher), stage.data.stamp, about_run)
     save_config(stage.folder, record.tree)
     run_log = RunLog(stage.folder, epochs_done)
     if not epochs_done:
@@ -234,6 +233,7 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
     versions = describe_versions()
     RunResult(
         name=stage.folder.name, kdbench=versions["kdbench"], finished=_now(), hash=record.hash,
+        identity=identity_of(stage, teacher).as_json(),
         choices=dict(record.choices), config=record.config, overrides=record.overrides,
         tags=record.tags, formula=learner.distiller.loss.formula, seed=recipe.seeds.init,
         teacher=teacher.record() if teacher else None,

@@ -13,6 +13,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Text
+from kdbench.arguments.source import Code, code_of, sources
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
 from kdbench.errors import require
@@ -22,10 +23,11 @@ from kdbench.models.weights import WeightsFile, load_into, read_file
 from kdbench.results.result import is_finished
 from kdbench.runs.adapt import fitted, interface_of_run
 from kdbench.runs.folder import NETWORK, network_of_run, spec_of_run
+from kdbench.runs.identity import refuse_other
 from kdbench.runs.lifecycle import run_stage
 from kdbench.runs.obtain import measured
 from kdbench.runs.recipe import Catalogue, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec
-from kdbench.runs.stage import Stage
+from kdbench.runs.stage import Stage, identity_of
 from kdbench.runs.taught import TaughtBy
 
 log = logging.getLogger(__name__)
@@ -104,6 +106,7 @@ class Trained:
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
         """A lock makes parallel runs wait for one training; an interrupted one continues."""
         stage = teacher_stage(self.network, spec, recipe, data)
+        refuse_other(stage.folder, identity_of(stage))
         if not is_finished(stage.folder):  # looked at before any lock: a store may be read-only
             stage.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{stage.folder}.lock"):
@@ -111,7 +114,8 @@ class Trained:
                     log.info("teacher %s: trained now, once, and kept in %s", self.network.name, stage.folder)
                 run_stage(stage, None)
         network = network_of_run(stage.folder, recipe.catalogue)[1]
-        return measured(self.network.name, network, stage.folder, recipe, data)
+        had = measured(self.network.name, network, stage.folder, recipe, data)
+        return replace(had, key=stage.recipe.record.hash)
 
 
 def _interface_of_file(path: Path, file: WeightsFile) -> Interface:
@@ -157,7 +161,7 @@ def teacher_stage(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data:
         schedule=spec.schedule,
         trainer=replace(recipe.trainer, ema=None),
         seeds=Seeds(spec.seed, spec.seed),
-        record=_record(network, spec, recipe.record, key),
+        record=_record(network, spec, recipe.record, key, own_code(network, data)),
         force=False,
     )
     folder = recipe.teachers / data.name / f"{network.name.replace('/', '_')}-{key[:10]}"
@@ -189,16 +193,24 @@ def store_key(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bun
         "precision": place(trainer).precision,
         "trainer": [trainer.clip, trainer.limit_steps, trainer.drop_last],
     }
+    code = own_code(network, data)
+    identity |= {"code": code} if code else {}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _record(network: NetworkSpec, spec: TeacherSpec, record: Record, key: str) -> Record:
+def own_code(network: NetworkSpec, data: Bundle) -> Code:
+    """The user's own code that a stored teacher follows from: its network's, and that of its augmentation."""
+    augment = code_of(data.teacher_augment)
+    return sources({"teacher": dict(network.config)}) | ({"dataset.teacher_augment": augment} if augment else {})
+
+
+def _record(network: NetworkSpec, spec: TeacherSpec, record: Record, key: str, code: Code) -> Record:
     choices = {**record.choices, "teacher": "none", "student": network.name, "loss": "ce", "procedure": "single"}
     tree: dict[str, Any] = {key: value for key, value in record.tree.items() if key in ("dataset", "trainer")}
     tree |= {"student": dict(network.config), "loss": {"label_smoothing": spec.label_smoothing}}
     tree |= {"optimizer": asdict(spec.optimizer), "schedule": asdict(spec.schedule)}
     tree |= {"seed": spec.seed, "stop_epoch": spec.stop_epoch}
-    return Record(hash=key, choices=choices, tree=tree)
+    return Record(hash=key, choices=choices, tree=tree, code=code, alone=False)
 
 
 def _digest(values: Tensor) -> str:

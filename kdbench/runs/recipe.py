@@ -12,10 +12,13 @@ from torch import nn
 
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Count, Seed, from_to
+from kdbench.arguments.source import Code
+from kdbench.counted import RESULT_FORMAT
 from kdbench.data.bundle import Bundle
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.errors import UserError, require
 from kdbench.losses.base import DistillationLoss
+from kdbench.runs.identity import Identity, settings_of
 from kdbench.runs.taught import TaughtBy
 from kdbench.types import Info
 
@@ -110,6 +113,15 @@ class Record:
     tree: Mapping[str, Any]  # the whole resolved configuration, plain
     overrides: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
+    named: Mapping[str, str] = field(default_factory=dict)  # what the files and runs hold that values name, by key
+    code: Code = field(default_factory=dict)  # of the user's own that the configuration names
+    alone: bool = True  # False: data and edition are spoken for by the hash, or by the run that this is a stage of
+
+    @property
+    def identity(self) -> Identity:
+        """As far as it is known before data and teacher are there."""
+        edition = RESULT_FORMAT if self.alone else 0
+        return Identity(self.hash, edition, self.named, self.code, settings=settings_of(self.choices, self.config))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -19,15 +19,15 @@ from kdbench.engine.checkpoint import STUDENT, save_weights
 from kdbench.engine.device import evaluation_batch, place
 from kdbench.engine.evaluate import all_logits
 from kdbench.engine.metrics import measure_logits
-from kdbench.errors import UserError
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.result import NetworkResult, RunResult, StageResult, is_finished, read_result
 from kdbench.runs.folder import NETWORK, about_weights, clear, network_of_run, save_config, save_network
+from kdbench.runs.identity import Identity, keep, refuse_other
 from kdbench.runs.lifecycle import only_here, run_stage
 from kdbench.runs.obtain import introduced, measure, measured
 from kdbench.runs.recipe import NetworkSpec, Recipe, Record, Seeds
-from kdbench.runs.stage import Stage, Start, student_stage
+from kdbench.runs.stage import Stage, Start, identity_of, student_stage
 from kdbench.runs.taught import TaughtBy
 
 APART = 1000  # between the seeds of two stages of one run, so that the seeds 0, 1, 2, ... of a sweep never meet them
@@ -55,11 +55,8 @@ class Series:
         return result
 
     def note(self, stage: Stage, result: RunResult) -> None:
-        """Keep a finished stage's figures. Raises UserError if its folder holds a stage of another configuration."""
+        """Keep a finished stage's figures."""
         folder, given = stage.folder, result.teacher
-        if result.hash != stage.recipe.record.hash:
-            other = "holds a stage of another configuration. Choose another folder, or force=true."
-            raise UserError(f"{folder}: {other}")
         tops = {key: value for key, value in result.last.items() if key.endswith("/top1")}
         self.entries.append(
             StageResult(
@@ -98,6 +95,8 @@ class Series:
         """
         stage = self.stage(name, teacher, replace(self.recipe, student=spec))
         record = stage.recipe.record
+        identity = identity_of(stage, teacher)
+        refuse_other(stage.folder, identity)
         if not is_finished(stage.folder):
             base = read_result(like)
             save_network(stage.folder, spec, self.data)
@@ -108,6 +107,7 @@ class Series:
                 base,
                 name=stage.folder.name,
                 hash=record.hash,
+                identity=identity.as_json(),
                 choices=dict(record.choices),
                 config=record.config,
                 student=NetworkResult(spec.name, parameters=count_parameters(network), weights=weights),
@@ -164,7 +164,8 @@ class Series:
         record = recipe.record
         result = replace(read_result(last), **(instead or {}))
         result = replace(
-            result, name=out.name, hash=record.hash, choices=dict(record.choices), config=record.config,
+            result, name=out.name, hash=record.hash, identity=_whole(self).as_json(),
+            choices=dict(record.choices), config=record.config,
             overrides=record.overrides, tags=record.tags, seed=recipe.seeds.init,
             seconds=round(sum(entry.seconds for entry in self.entries), 3),
             figures={**result.figures, **(figures or {})}, stages=list(self.entries),
@@ -180,7 +181,17 @@ def opened(recipe: Recipe, out: Path) -> Iterator[Series]:
     with only_here(out):
         if recipe.force:
             clear(out)
-        yield Series(replace(recipe, force=False), out, recipe.data())
+        series = Series(replace(recipe, force=False), out, recipe.data())
+        own, record = _whole(series), recipe.record
+        refuse_other(out, own)
+        if not is_finished(out):
+            keep(out, own, series.data.stamp, {"choices": dict(record.choices), "config": record.config})
+        yield series
+
+
+def _whole(series: Series) -> Identity:
+    """Of the series as one run; its stages, in its folder, have the rest."""
+    return identity_of(student_stage(series.recipe, series.data, series.out))
 
 
 def seeds_apart(seeds: Seeds, steps: int) -> Seeds:
@@ -207,7 +218,7 @@ def _record(stage: Stage, teacher: TaughtBy | None) -> Record:
     tree["procedure"] = {**tree.get("procedure", {}), "stage": stage.folder.name}
     named = {"teacher": teacher.name if teacher else "none", "student": recipe.student.name, "loss": recipe.loss.name}
     own = hashlib.sha256(f"{record.hash}/{stage.folder.name}".encode()).hexdigest()
-    return Record(own, {**record.choices, **named}, tree, record.overrides, record.tags)
+    return replace(record, hash=own, choices={**record.choices, **named}, tree=tree, alone=False)
 
 
 def _link(source: Path, target: Path) -> None:

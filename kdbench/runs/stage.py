@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from kdbench.engine.options import TrainerOptions
 from kdbench.engine.schedule import lr_factors
 from kdbench.errors import under
 from kdbench.losses.base import DistillationLoss
+from kdbench.runs.identity import Identity
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.taught import TaughtBy
 
@@ -59,6 +60,13 @@ class Stage:
 def student_stage(recipe: Recipe, data: Bundle, folder: Path) -> Stage:
     """The recipe's own student, on the transfer set."""
     return Stage(recipe, folder, data, data.transfer)
+
+
+def identity_of(stage: Stage, teacher: TaughtBy | None = None) -> Identity:
+    """What the stage's result is a result of; `teacher` None: there is none, or it is not there yet."""
+    record = stage.recipe.record
+    data = stage.data.content if record.alone else None
+    return replace(record.identity, data=data, teacher=teacher.identity if teacher else "")
 
 
 def train_batches(stage: Stage, placement: Placement) -> TrainingBatches:

@@ -34,6 +34,12 @@ class TaughtBy:
     members: tuple[NetworkResult, ...] = ()  # of an ensemble: their own entries
     entry: str | None = None  # which weights of its file were taken ("state_dict_ema")
     tables: Tables | None = None  # where its logits are kept; None: they are not
+    key: str = ""  # of a teacher in the store: what its weights follow from, which stands for them
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other teachers."""
+        return self.key or self.weights
 
     def trained(self) -> nn.Module:
         """Its network. Raises UserError if it is none that was trained before."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kdbench.errors import UserError
-from kdbench.results.result import RESULT, RESULT_FORMAT, NetworkResult, RunResult, StageResult, read_result
+from kdbench.results.result import FILE_FORMAT, RESULT, NetworkResult, RunResult, StageResult, read_result
 
 MEMBER = NetworkResult("mlp", "teachers/a", 10, "ab", {"test/top1": 0.5})
 WHOLE = RunResult(
@@ -40,7 +40,7 @@ def put(folder: Path, content: Any) -> Path:
 
 def test_what_is_written_is_read_again(tmp_path):
     WHOLE.write(tmp_path)
-    assert json.loads((tmp_path / RESULT).read_text())["format"] == RESULT_FORMAT
+    assert json.loads((tmp_path / RESULT).read_text())["format"] == FILE_FORMAT
     assert read_result(tmp_path) == WHOLE
 
 
@@ -62,7 +62,7 @@ def test_what_is_not_known_is_kept(tmp_path):
     assert again["energy"] == {"joules": 5} and again["teacher"]["epochs"] == [1, 2]
 
 
-@pytest.mark.parametrize("version", [RESULT_FORMAT + 1, "three"])
+@pytest.mark.parametrize("version", [FILE_FORMAT + 1, "three"])
 def test_a_newer_format_is_refused_by_one_sentence(tmp_path, version):
     with pytest.raises(UserError, match=f"{RESULT}: format {version}, written by a newer kdbench"):
         read_result(put(tmp_path, {**FIRST_EDITION, "format": version}))
