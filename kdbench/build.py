@@ -32,7 +32,6 @@ from kdbench.losses.base import DistillationLoss
 from kdbench.losses.features import student_maps, teacher_maps
 from kdbench.models.base import refuse_kind
 from kdbench.paths import CONFIG_DIR
-from kdbench.results.metrics import TASKS
 from kdbench.results.report import show
 from kdbench.results.result import RunResult, is_finished, read_result
 from kdbench.runs import fill
@@ -59,7 +58,7 @@ def run(cfg: DictConfig, out: Path, overrides: list[str], choices: dict[str, str
         try_networks(recipe)
     result = read_result(out) if done else procedure(recipe, out)
     show(result, out, already=done)
-    return monitored(result, cfg.monitor)
+    return result.monitored(cfg.monitor)
 
 
 def refuse_others_folder(recipe: Recipe, out: Path) -> None:
@@ -296,14 +295,3 @@ class ConfigCatalogue:
         node = OmegaConf.to_container(composed[group], resolve=True)
         assert isinstance(node, dict)
         return {str(key): value for key, value in node.items()}
-
-
-def monitored(result: RunResult, name: str) -> float | None:
-    """The figure that a sweeper optimises: one of result.json's `last`, or of `best` as best/val/top1."""
-    if name == "auto":
-        task = TASKS[result.task]
-        return result.last.get(task.on("val"), result.last.get(task.on("train")))
-    value = result.figure(name)
-    if value is None:
-        raise UserError("monitor", name, f"auto or one of {', '.join(result.figure_names())}")
-    return value

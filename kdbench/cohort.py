@@ -103,6 +103,6 @@ def _concluded(run: Run) -> Outcome:
     try:
         result = read_result(run.out)
         show(result, run.out, already=False)
-        return build.monitored(result, run.cfg.monitor)
+        return result.monitored(run.cfg.monitor)
     except Exception as error:  # a monitor that does not exist fails its own run alone
         return error

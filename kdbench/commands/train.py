@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -9,13 +10,17 @@ from omegaconf import DictConfig
 
 from kdbench import configure
 from kdbench.commands.compare import print_runs
+from kdbench.counted import RESULT_FORMAT
 from kdbench.errors import UserError
+from kdbench.results.report import show
+from kdbench.results.result import is_finished, read_result
+from kdbench.runs.identity import Kept
 
 TAKES_KEYS = True
 
 
 def main() -> int:
-    return configure.launch(train, refuse, ended=print_runs)
+    return configure.launch(train, refuse, ended=print_runs, finished=finished)
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -27,10 +32,33 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def refuse(cfg: DictConfig) -> None:
-    """Raise a UserError for an experiment that cannot run."""
+    """Raise a UserError for a point of a sweep that cannot run, or whose folder holds another run."""
     from kdbench import build
 
-    build.make_recipe(cfg, list(HydraConfig.get().overrides.task), chosen())
+    job = HydraConfig.get()
+    recipe = build.make_recipe(cfg, list(job.overrides.task), chosen())
+    build.refuse_others_folder(recipe, configure.point_folder(job))
+
+
+def finished(cfg: DictConfig, out: Path) -> Callable[[], float | None] | None:
+    """Showing its result, if this very run is finished in folder `out` and nothing that it follows from has changed;
+    None for a run that is to be looked at more closely. Loads no torch and no data."""
+    try:
+        if cfg.force is not False or not is_finished(out):
+            return None
+        kept, counted = Kept(out), configure.counted_in(cfg)
+        known = kept.identity
+        if known is None or (known.hash, known.format) != (counted.hash, RESULT_FORMAT) or not kept.unchanged():
+            return None
+        result = read_result(out)
+    except Exception:  # what is damaged or cannot be resolved: the checks say so
+        return None
+
+    def shown() -> float | None:
+        show(result, out, already=True)
+        return result.monitored(str(cfg.monitor))
+
+    return shown
 
 
 def chosen() -> dict[str, str]:

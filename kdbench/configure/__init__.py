@@ -7,6 +7,7 @@ from kdbench.configure.naming import Counted, config_hash, counted_in, flat
 from kdbench.configure.nodes import check_node, construct
 from kdbench.configure.reference import NAMED, config_folders, group_choices
 from kdbench.configure.register import register
+from kdbench.configure.sweep import point_folder
 
 __all__ = [
     "NAMED",
@@ -22,5 +23,6 @@ __all__ = [
     "group_choices",
     "key_of",
     "launch",
+    "point_folder",
     "register",
 ]

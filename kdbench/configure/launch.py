@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdbench.configure.check import check
 from kdbench.configure.explain import explain
 from kdbench.configure.register import register
-from kdbench.configure.sweep import Sweep, Task, tell_left_out
+from kdbench.configure.sweep import Finished, Sweep, Task, tell_left_out
 from kdbench.configure.text import readable
 from kdbench.errors import Busy, UserError, traced
 from kdbench.paths import CONFIG_DIR
@@ -37,24 +37,28 @@ def launch(
     own: Sequence[str] = (),
     words: Sequence[str] | None = None,
     ended: Callable[[Sequence[Path]], None] | None = None,
+    finished: Finished | None = None,
 ) -> int:
     """Compose a command line and run `task(cfg)` in its run folder; with -m, once for every point.
 
     `words` is the command line without the command (default: sys.argv's). `own` are the command's defaults as
     key=value: what is typed of these keys counts instead. `refuse(cfg)` may raise a UserError for what the task could
-    not run: asked for every point of a sweep before the first one runs. `ended` is called once after a sweep, with the
-    folders of the runs that did not fail. Returns the exit code: 1 if a run of a sweep failed. Raises UserError for a
-    command line that cannot run; in a single run whatever the task raises.
+    not run: asked for every point of a sweep before the first one runs. `finished(cfg, folder)` gives what is left to
+    do for a run that was finished before, in place of all checks and the task; None for any other. `ended` is called
+    once after a sweep, with the folders of the runs that did not fail. Returns the exit code: 1 if a run of a sweep
+    failed. Raises UserError for a command line that cannot run; in a single run whatever the task raises.
     """
     arguments = _in_hydras_order(own, [readable(word) for word in (sys.argv[1:] if words is None else words)])
     _refuse_folder()
     sys.argv = [sys.argv[0], *arguments]
     register(arguments)
     failures: list[Exception] = []
-    sweep = Sweep(refuse)
+    sweep = Sweep(refuse, finished)
     try:
         with _hydra_raises(), sweep.watching():
-            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")(_job(task, failures))()
+            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")(
+                _job(task, failures, finished)
+            )()
     except SystemExit:
         _say_how_keys_are_typed(arguments)
         raise
@@ -103,7 +107,7 @@ def _refuse_folder() -> None:
         raise UserError(f"{os.getcwd()}: the current folder's path holds ${{, which Hydra would resolve; rename it")
 
 
-def _job(task: Task, failures: list[Exception]) -> Task:
+def _job(task: Task, failures: list[Exception], finished: Finished | None) -> Task:
     """The task after its checks. A single run's exception goes into `failures`: Hydra would add lines of its own."""
 
     @functools.wraps(task)
@@ -113,6 +117,9 @@ def _job(task: Task, failures: list[Exception]) -> Task:
         sweeping = hydra_config.mode == RunMode.MULTIRUN
         os.chdir(hydra_config.runtime.cwd)  # hydra.job.chdir: kdbench's paths count from where the command was typed
         try:
+            left = finished(cfg, out) if finished else None
+            if left is not None:
+                return left()
             check(cfg)
             if not sweeping:
                 tell_left_out([OmegaConf.to_container(hydra_config.overrides.task, resolve=False)])  # type: ignore[list-item]

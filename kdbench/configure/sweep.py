@@ -19,20 +19,21 @@ from omegaconf import DictConfig, open_dict
 
 from kdbench.configure.check import check
 from kdbench.configure.compose import left_out
-from kdbench.configure.naming import without_hydra
+from kdbench.configure.naming import config_hash, without_hydra
 from kdbench.errors import Busy, UserError
 
 log = logging.getLogger(__name__)
 
 Task = Callable[[DictConfig], Any]
+Finished = Callable[[DictConfig, Path], Callable[[], Any] | None]
 PAUSE = 1.0  # seconds between two looks at a run that another process trains
 
 
 class Sweep:
     """What became of the runs of a sweep."""
 
-    def __init__(self, refuse: Task | None) -> None:
-        self.refuse = refuse
+    def __init__(self, refuse: Task | None, finished: Finished | None = None) -> None:
+        self.refuse, self.finished = refuse, finished
         self.runs = 0
         self.folders: list[Path] = []  # of the runs that did not fail
         self.failed: list[tuple[str, BaseException]] = []
@@ -88,15 +89,20 @@ class _Watched:
     def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
         faults = []
         outer = HydraConfig.instance().cfg
+        points: dict[Path, tuple[str, str]] = {}
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             cfg = self.loader.load_sweep_config(self.config, list(overrides))
             with open_dict(cfg.hydra.job):
                 cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
             HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in a run's own values
             try:
-                check(cfg, cfg)
-                if self.sweep.refuse is not None:
-                    self.sweep.refuse(without_hydra(cfg))
+                words = " ".join(filter_overrides(overrides))
+                if self.sweep.finished is not None:
+                    _refuse_shared(points, point_folder(cfg.hydra), words, cfg)
+                if not self._is_finished(cfg):
+                    check(cfg, cfg)
+                    if self.sweep.refuse is not None:
+                        self.sweep.refuse(without_hydra(cfg))
             except UserError as error:
                 faults.append((" ".join(filter_overrides(overrides)), str(error)))
             finally:
@@ -107,6 +113,27 @@ class _Watched:
             lines = "\n".join(f"  {overrides}: {message}" for overrides, message in faults)
             raise UserError(f"nothing was run, as {len(faults)} of {len(job_overrides)} runs cannot:\n{lines}")
         tell_left_out(job_overrides)
+
+    def _is_finished(self, cfg: DictConfig) -> bool:
+        finished = self.sweep.finished
+        return finished is not None and finished(without_hydra(cfg), point_folder(cfg.hydra)) is not None
+
+
+def point_folder(hydra: Any) -> Path:
+    """The folder of a sweep's point. `hydra`: Hydra's node of the point's configuration."""
+    return Path(str(hydra.sweep.dir), str(hydra.sweep.subdir)).absolute()
+
+
+def _refuse_shared(points: dict[Path, tuple[str, str]], folder: Path, words: str, cfg: DictConfig) -> None:
+    """Raise a UserError for a point that would fall into the folder of another one of this sweep."""
+    try:
+        own = config_hash(cfg)
+    except Exception:  # its own check says what is wrong
+        return
+    known, other = points.setdefault(folder, (own, words))
+    if known != own:
+        place = "name it by what differs (hydra.sweep.subdir)"
+        raise UserError(f"{folder}: would hold two runs, {other} and {words}; {place}")
 
 
 def _passed_over(job: JobReturn) -> bool:

@@ -96,7 +96,7 @@ def _stamp(seen: set[str], root: str | None, cache: str | None, began: int) -> S
     here = os.getcwd()
     paths = {os.path.relpath(path, here) if _below(path, here) else path for path in kept if os.path.exists(path)}
     if base is not None and not any(_below(place, base) for place in aside):  # not the folder of all datasets
-        paths |= {os.path.relpath(base, here) if _below(base, here) else base}
+        paths |= {os.path.relpath(base, here) if _below(base, here) else base} if os.path.exists(base) else set()
     if base is not None:
         paths.add(f"{os.path.relpath(base, here) if _below(base, here) else base}{os.sep}.")
     ordered = tuple(sorted(paths))
@@ -112,11 +112,12 @@ def _digest(paths: Sequence[str]) -> tuple[str, int]:
     """Of all that is known without reading; and the latest time of change. "" if one of the paths is gone."""
     digest, latest = hashlib.sha256(), 0
     for path in paths:
+        if path.endswith(f"{os.sep}."):  # the folder itself, if it is there: made-up data have none
+            digest.update(f"{path} {_place(path)}\n".encode("utf-8", "surrogateescape"))
+            continue
         try:
             about = os.stat(path)
-            if path.endswith(f"{os.sep}."):  # the folder itself
-                lines = [f"{about.st_dev} {about.st_ino}"]
-            elif stat.S_ISDIR(about.st_mode):
+            if stat.S_ISDIR(about.st_mode):
                 lines = []
                 for name in sorted(os.listdir(path)):
                     known, changed = _known(os.path.join(path, name))
@@ -128,6 +129,14 @@ def _digest(paths: Sequence[str]) -> tuple[str, int]:
             return "", latest
         digest.update("\n".join([path, *lines, ""]).encode("utf-8", "surrogateescape"))
     return digest.hexdigest(), latest
+
+
+def _place(folder: str) -> str:
+    try:
+        about = os.stat(folder)
+    except OSError:
+        return "none"
+    return f"{about.st_dev} {about.st_ino}"
 
 
 def _known(path: str) -> tuple[str, int]:

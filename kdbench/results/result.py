@@ -98,6 +98,17 @@ class RunResult:
         """The names that `figure` has a number for, "last" and "best" left out."""
         return [*self.last, *self.figures, *(f"best/{name}" for name in self.best or {})]
 
+    def monitored(self, name: str) -> float | None:
+        """The figure that a sweeper optimises: `figure`, or for "auto" the primary metric on the validation set, on the
+        training set without one. Raises UserError for a name that there is not."""
+        if name == "auto":
+            task = TASKS[self.task]
+            return self.last.get(task.on("val"), self.last.get(task.on("train")))
+        value = self.figure(name)
+        if value is None:
+            raise UserError("monitor", name, f"auto or one of {', '.join(self.figure_names())}")
+        return value
+
     def write(self, folder: Path) -> None:
         """result.json, the last file of a run: a folder that has it is finished."""
         write_json(folder / RESULT, {"format": FILE_FORMAT, **as_json(self)})

@@ -73,4 +73,7 @@ def test_a_stage_of_another_configuration_is_not_taken_for_ones_own():
     out = train(*words)
     (out / "result.json").unlink()
     message = refusal(*words, "schedule.lr=0.03")
+    assert message.startswith("run: ") and "another configuration (optimizer.lr 0.02 -> 0.03)" in message
+    (out / "run.json").unlink()  # as the first edition left it
+    message = refusal(*words, "schedule.lr=0.03")
     assert "1-generation1" in message and "another configuration" in message
