@@ -116,8 +116,8 @@ def restamp(folder: Path, stamp: Stamp | None) -> None:
     """Note that the files are as they are now, so that they are not read again the next time; where that can be."""
     with suppress(OSError):
         kept = read_object(folder / START) if (folder / START).exists() else {}
-        if stamp is not None and stamp.digest and kept.get("stamp") != asdict(stamp):
-            write_json(folder / START, {**kept, "stamp": {"paths": list(stamp.paths), "digest": stamp.digest}})
+        if stamp is not None and stamp.digest and Stamp.read(kept.get("stamp")) != stamp:
+            write_json(folder / START, {**kept, "stamp": asdict(stamp)})
 
 
 def differences(old: Identity, new: Identity) -> list[str]:
