@@ -57,26 +57,66 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last", "best")) -> C
     """
     runs, twice = _once(runs)
     configs = [settings(run) for run in runs]
-    choices = [{k: v for k, v in run.result.choices.items() if counted(k)} for run in runs]
+    choices = [named_choices(run) for run in runs]
+    of = [_of(run) for run in runs]
     names = sorted({name for chosen in choices for name in chosen}, key=_rank)
     varied = [name for name in names if _distinct(choices, name) > 1]
     differing = [key for key in _keys(configs) if not _is_seed(key) and _distinct(configs, key) > 1]
     columns = varied + _explained(differing, configs, choices, varied)
     grouped: dict[Any, list[int]] = {}
+    settled: dict[str, list[int]] = {}
     for i, config in enumerate(configs):  # what all share tells nobody apart
-        identity = repr([[choices[i].get(k, ...) for k in varied], [config.get(k, ...) for k in differing]])
-        grouped.setdefault(identity, []).append(i)
+        setting = repr([[choices[i].get(k, ...) for k in varied], [config.get(k, ...) for k in differing]])
+        settled.setdefault(setting, []).append(i)
+        grouped.setdefault((setting, repr(of[i])), []).append(i)
     rows = [_row([runs[i] for i in members], columns, metrics) for members in grouped.values()]
     same = {name: choices[0].get(name) for name in names if name in _ORDER and name not in varied} if runs else {}
-    return Comparison(columns, same, rows, twice + warnings(rows))
+    apart = [_why_apart([runs[i] for i in members]) for members in settled.values() if _several(of, members)]
+    return Comparison(columns, same, rows, twice + apart + warnings(rows))
+
+
+def named_choices(run: Run) -> dict[str, str]:
+    """The option of each group that counts; a library's network by its own name, a run that teaches by its network."""
+    result, config = run.result, run.result.config
+    chosen = {group: option for group, option in result.choices.items() if counted(group)}
+    if result.teacher is not None and result.teacher.name and (config.get("teacher.run") or config.get("teacher.name")):
+        chosen["teacher"] = result.teacher.name
+    if config.get("student.name"):
+        chosen["student"] = str(config["student.name"])
+    return chosen
+
+
+# Parts of an identity (kdbench.runs.identity) that no column shows, and what they are called.
+_PARTS = {"format": "edition of kdbench", "named": "files and runs", "code": "own code", "data": "data"}
+
+
+def _of(run: Run) -> dict[str, Any]:
+    """What a run is of besides its configuration; {} for runs of the first edition, which did not say."""
+    return {part: run.result.identity[part] for part in _PARTS if part in run.result.identity}
+
+
+def _several(of: Sequence[Any], members: Sequence[int]) -> bool:
+    return any(of[i] != of[members[0]] for i in members)
+
+
+def _why_apart(runs: Sequence[Run]) -> str:
+    """Why runs of one setting are in several rows."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(repr(_of(run)), run)
+    kinds = [_of(run) for run in first.values()]
+    parts = [words for part, words in _PARTS.items() if any(kind.get(part) != kinds[0].get(part) for kind in kinds)]
+    why = f"of other {' and other '.join(parts)}" if all(kinds) else "of which some do not say what they are of"
+    folders = ", ".join(str(run.folder) for run in first.values())
+    return f"Runs of one setting are in {len(first)} rows, since they are {why}: {folders}"
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Runs without repeated ones (the same hash in another folder), and what to say of those."""
+    """Runs without repeated ones (the same identity in another folder), and what to say of those."""
     first: dict[str, Run] = {}
     kept, said = [], []
     for run in runs:
-        known = first.setdefault(run.result.hash, run) if run.result.hash else run
+        known = first.setdefault(f"{run.result.hash} {_of(run)}", run) if run.result.hash else run
         if known is run:
             kept.append(run)
         else:
@@ -127,8 +167,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
 
 
 def _row(runs: list[Run], columns: Sequence[str], metrics: Sequence[str]) -> Row:
-    first = runs[0].result
-    values = {**settings(runs[0]), **first.choices}
+    values = {**settings(runs[0]), **named_choices(runs[0])}
     return Row(
         differs={column: values[column] for column in columns if column in values},
         teacher=Figure.of(_teacher(run).metrics.get("test/top1") for run in runs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -346,3 +347,51 @@ def test_a_strangers_result_steers_no_terminal_and_no_spreadsheet(tmp_path, run_
         if form == ["--csv"]:
             assert "'=HYPERLINK(1)" in out and "'@SUM(1)" in out and not re.search(r"(^|,)[=@]", out, re.MULTILINE)
     assert "deep" in err or "deep" in out
+
+
+def of(top1: float, rows: int = 48, **changes: Any) -> dict[str, Any]:
+    """A result of this edition, which says what it is of."""
+    part = {"count": rows, "samples": "s", "labels": "l"}
+    data = {"name": "photos", "inputs": f"i{rows}", "rows": rows, "train": part, "val": None}
+    identity = {"hash": "h", "format": 2, "named": {}, "code": {}, "data": data, "teacher": "t"}
+    return {**result(top1, **changes), "identity": identity}
+
+
+def test_runs_of_other_data_are_not_pooled_and_it_is_said(run_compare, tmp_path):
+    for seed in (0, 1):
+        write(tmp_path / f"old-{seed}", of(0.9, rows=24, seed=seed))
+        write(tmp_path / f"new-{seed}", of(0.7, rows=48, seed=seed))
+    rows = compare(read_runs([tmp_path]).runs).rows
+    assert sorted(row.metrics["last"].mean for row in rows) == pytest.approx([0.7, 0.9])
+    assert [len(row.runs) for row in rows] == [2, 2]
+    _, _, err = run_compare(tmp_path)
+    assert "in 2 rows, since they are of other data" in err and "old-0" in err and "new-0" in err
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"), [("code", {"loss m.L": {"m": "2"}}, "own code"), ("format", 3, "edition")]
+)
+def test_nor_are_runs_of_other_code_or_of_another_edition(run_compare, tmp_path, part, value, words):
+    other = of(0.8, seed=1)
+    other["identity"][part] = value
+    write(tmp_path / "a", of(0.9))
+    write(tmp_path / "b", other)
+    assert len(compare(read_runs([tmp_path]).runs).rows) == 2 and f"other {words}" in run_compare(tmp_path)[2]
+
+
+def test_the_same_hash_with_other_data_is_another_run_and_a_copy_is_none(run_compare, tmp_path):
+    for name, rows in (("a", 24), ("b", 48)):
+        write(tmp_path / name, of(0.9, rows=rows) | {"hash": "h"})
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    rows = compare(read_runs([tmp_path]).runs).rows
+    assert [len(row.runs) for row in rows] == [1, 1]
+    err = run_compare(tmp_path)[2]
+    assert err.count("once more and is not counted") == 1 and "copy is the run of" in err
+
+
+def test_networks_are_called_what_they_are(tmp_path):
+    taught = of(0.9, choices={"student": "timm", "teacher": "resnet20"}, student__name="resnet18", teacher__run="t")
+    taught["teacher"] = {**taught["teacher"], "name": "wrn_16_2"}
+    write(tmp_path / "a", taught)
+    same = compare(read_runs([tmp_path]).runs).same
+    assert (same["student"], same["teacher"]) == ("resnet18", "wrn_16_2")
