@@ -57,9 +57,13 @@ def modules_of(path: str) -> dict[str, str]:
 
 
 def code_of(thing: object) -> dict[str, str]:
-    """The same of an object's class."""
+    """The same of an object's class, of the user's own code alone."""
     kind = thing if inspect.isclass(thing) else type(thing)
-    return modules_of(f"{kind.__module__}.{kind.__qualname__}".replace(".<locals>", ""))
+    found: dict[str, str] = {}
+    _follow(kind.__module__, found)
+    return dict(sorted(found.items())) or (
+        {} if _spec(kind.__module__) else _live(f"{kind.__module__}.{kind.__name__}")
+    )
 
 
 def _follow(name: str, found: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kdbench import configure
+from kdbench.arguments.source import sources
 from kdbench.commands.train import chosen
 from kdbench.errors import UserError
 from kdbench.results.result import as_json
@@ -71,7 +72,11 @@ def search(cfg: DictConfig) -> None:
         raise UserError("dataset.validation must be above 0: epsilon is chosen on a validation split")
     teacher = obtain(recipe.need_teacher("a network: an epsilon belongs to a teacher"), recipe, data)
     images = [data.fingerprint, data.val.rows.tolist(), data.val.labels.tolist()]
-    identity = json.dumps([teacher.weights, images, dict(recipe.loss.config)], sort_keys=True)
+    if bool((data.val.rows < 0).all()) and data.content.val is not None:  # not of the training images
+        images.append(data.content.val.samples)
+    code = sources({"loss": dict(recipe.loss.config)})
+    about = [teacher.weights, images, dict(recipe.loss.config), *([code] if code else [])]
+    identity = json.dumps(about, sort_keys=True)
     name = f"{teacher.name.replace('/', '_')}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     out = Path(cfg.paths.outputs) / "epsilon" / data.name / name
     if recipe.force or not (out / "epsilon.json").exists():

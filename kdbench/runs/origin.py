@@ -112,10 +112,18 @@ class Trained:
             with FileLock(f"{stage.folder}.lock"):
                 if not is_finished(stage.folder):
                     log.info("teacher %s: trained now, once, and kept in %s", self.network.name, stage.folder)
+                    self._tell_of_older(stage, spec, recipe, data)
                 run_stage(stage, None)
         network = network_of_run(stage.folder, recipe.catalogue)[1]
         had = measured(self.network.name, network, stage.folder, recipe, data)
         return replace(had, key=stage.recipe.record.hash)
+
+    def _tell_of_older(self, stage: Stage, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> None:
+        """Why a teacher that the first edition kept is not taken: it did not keep what code it was trained with."""
+        if stage.recipe.record.code:
+            older = store_folder(self.network, store_key(self.network, spec, recipe, data, False), recipe, data)
+            if is_finished(older):
+                log.info("the one in %s does not say which code of yours it is of, so it is not used", older)
 
 
 def _interface_of_file(path: Path, file: WeightsFile) -> Interface:
@@ -164,8 +172,12 @@ def teacher_stage(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data:
         record=_record(network, spec, recipe.record, key, own_code(network, data)),
         force=False,
     )
-    folder = recipe.teachers / data.name / f"{network.name.replace('/', '_')}-{key[:10]}"
+    folder = store_folder(network, key, recipe, data)
     return Stage(own, folder, data.for_teacher(), data.train, stop_epoch=spec.stop_epoch)
+
+
+def store_folder(network: NetworkSpec, key: str, recipe: Recipe, data: Bundle) -> Path:
+    return recipe.teachers / data.name / f"{network.name.replace('/', '_')}-{key[:10]}"
 
 
 def label_loss(spec: TeacherSpec) -> LossSpec:
@@ -174,8 +186,9 @@ def label_loss(spec: TeacherSpec) -> LossSpec:
     return LossSpec("ce", {"label_smoothing": smoothing}, lambda: CE({"task": 1.0}, smoothing))
 
 
-def store_key(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> str:
-    """sha256 of all that a stored teacher's weights follow from."""
+def store_key(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bundle, with_code: bool = True) -> str:
+    """sha256 of all that a stored teacher's weights follow from; without the user's own code it is the first
+    edition's."""
     trainer = recipe.trainer
     identity = {
         "format": STORE_FORMAT,
@@ -193,7 +206,7 @@ def store_key(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bun
         "precision": place(trainer).precision,
         "trainer": [trainer.clip, trainer.limit_steps, trainer.drop_last],
     }
-    code = own_code(network, data)
+    code = own_code(network, data) if with_code else {}
     identity |= {"code": code} if code else {}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 

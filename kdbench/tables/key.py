@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.arguments.source import code_of
 from kdbench.data.batches import TrainingBatches
 from kdbench.data.bundle import Bundle
 from kdbench.tables.file import Shape
@@ -42,6 +43,8 @@ def table_key(
         "chunk": live.chunk,
         **_machine(live.network, answer.logits),
     }
+    own = _own_code([*live.network.modules(), batches.augment])
+    key |= {"own code": own} if own else {}  # keys without any stay as they were
     return key, Shape(data.num_rows, batches.views, answer.logits.shape[1], answer.logits.dtype)
 
 
@@ -76,6 +79,14 @@ def _code(network: nn.Module) -> str:
         with open(source, "rb") as file:
             texts.append(file.read())
     return _sha(b"\0".join(texts))
+
+
+def _own_code(parts: Iterable[object]) -> dict[str, str]:
+    """Digests of the user's own modules that the parts come from, and that these import."""
+    found: dict[str, str] = {}
+    for kind in {type(part) for part in parts}:
+        found |= code_of(kind)
+    return dict(sorted(found.items()))
 
 
 def _sha(value: str | bytes) -> str:
