@@ -43,7 +43,7 @@ def table_key(
         "chunk": live.chunk,
         **_machine(live.network, answer.logits),
     }
-    own = _own_code([*live.network.modules(), batches.augment]) if batches.device.type != "cpu" else {}
+    own = _own_code([*live.network.modules(), batches.augment]) if torch.device(batches.device).type != "cpu" else {}
     key |= {"own code": own} if own else {}  # keys without any stay as they were
     return key, Shape(data.num_rows, batches.views, answer.logits.shape[1], answer.logits.dtype)
 
