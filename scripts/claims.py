@@ -209,6 +209,11 @@ HINTON = [
     Claim("H6", "mean", "ensemble - members' mean", ">", 0, lambda r: r("ensemble")[teacher] - r("ensemble")[members]),
     Claim("H6", "mean", "distilled - members' mean", ">", 0, lambda r: r("ensemble")[last] - r("ensemble")[members]),
     Claim("H6", "mean", "% of the gain recovered", ">=", 40, lambda r: gain_kept(r("ensemble"))),
+    Claim("H6", "all", "Gaussians: ensemble - members' mean", ">", 0,
+          lambda r: r("ensemble_gaussian")[teacher] - r("ensemble_gaussian")[members]),
+    Claim("H6", "mean", "Gaussians: % of the gain recovered", ">=", 40, lambda r: gain_kept(r("ensemble_gaussian"))),
+    Claim("H6", "all", "Gaussians: training accuracy of the best member (guard)", "<", 90,
+          lambda r: r("ensemble_gaussian")[members_training]),
     Claim("H7", "all", "answers changed where no specialist covers them", "<=", 0,
           lambda r: r("specialists")[figure("changed_uncovered/test", 1)]),
     Claim("H7", "mean", "conditional accuracy: fused - generalist", ">=", 0,
@@ -302,6 +307,49 @@ KIM = [
           lambda r: r("sequential", procedure__direct=True)[figure("gain/test/top1")]),
 ]  # fmt: skip
 
+def distance(run: Run) -> float:
+    """The student's L2 distance to the true probabilities on the test set."""
+    return 100 * run.result.last["test/posterior_l2"]
+
+
+def teachers_distance(run: Run) -> float:
+    return _of_teacher(run, "test/posterior_l2")
+
+
+def pt(r: Runs, order: int = 5, of: Of = last) -> BySeed:
+    return r("ptloss_gaussian", loss="ptloss", loss__order=order)[of]
+
+
+def gaussian(r: Runs, loss: str, tau: float, weight: float = 1, of: Of = last) -> BySeed:
+    return r("ptloss_gaussian", loss=loss, loss__tau=tau, loss__weights__distill=weight)[of]
+
+
+def best_rival(r: Runs) -> BySeed:
+    """In each seed the best of PTLoss' own rivals, chosen on the test set: in their favour."""
+    rivals = [gaussian(r, "kl", tau) for tau in (2, 4, 8)] + [r("ptloss_gaussian", loss="label_smoothing")[last]]
+    return BySeed({seed: max(rival[seed] for rival in rivals) for seed in rivals[0]})
+
+
+SUPERVISION = (("p*", "ensemble"), ("ensemble", "one teacher"), ("one teacher", "labels"))
+
+
+def supervision(r: Runs, by: str) -> Results:
+    named = {"p*": "posterior", "ensemble": "ensemble", "one teacher": "mlp_128", "labels": "none"}
+    return r("supervision", teacher=named[by])
+
+
+def supervised(of: Of, one: str, other: str, r: Runs) -> BySeed:
+    return supervision(r, one)[of] - supervision(r, other)[of]
+
+
+def members_training(run: Run) -> float:
+    """The best training accuracy of an ensemble's members, from their own results."""
+    if run.result.teacher is None:
+        raise LookupError(f"{run.folder}: no teacher taught it")
+    folders = [Path(member.folder or "") for member in run.result.teacher.members]
+    return max(100 * read_result(folder).last["train/top1"] for folder in folders)
+
+
 OTHERS = {
     "beyer2022": [
         Claim("patience", "mean", "240 epochs - 30 epochs", ">", 0,
@@ -329,7 +377,24 @@ OTHERS = {
         Claim("mutual", "reported", "taught by a peer - alone", ">", 0,
               lambda r: r("mutual", procedure="mutual")[last] - r("mutual", procedure="single")[last]),
     ],
+    "ren2022": [
+        *(Claim("supervision", "mean", f"test accuracy: {one} - {other}", ">", 0,
+                functools.partial(supervised, last, one, other)) for one, other in SUPERVISION),
+        *(Claim("supervision", "mean", f"100 x distance to p*: {other} - {one}", ">", 0,
+                functools.partial(supervised, distance, other, one)) for one, other in SUPERVISION),
+        Claim("supervision", "mean", "100 x the teachers' distance to p*: one teacher - ensemble", ">", 0,
+              functools.partial(supervised, teachers_distance, "one teacher", "ensemble")),
+    ],
     "zhang2024": [
+        Claim("Gaussians", "all", "PTLoss - KL at tau = 1", ">=", 1, lambda r: pt(r) - gaussian(r, "kl", 1)),
+        Claim("Gaussians", "all", "PTLoss - the best of KL at tau = 2, 4, 8 and label smoothing", ">", 0,
+              lambda r: pt(r) - best_rival(r)),
+        Claim("Gaussians", "all", "order 3 - order 1", ">", 0, lambda r: pt(r, 3) - pt(r, 1)),
+        Claim("Gaussians", "reported", "order 5 - order 3", ">", 0, lambda r: pt(r) - pt(r, 3)),
+        Claim("Gaussians", "reported", "PTLoss - KL at tau = 1 with a tenth of the weight", ">", 0,
+              lambda r: pt(r) - gaussian(r, "kl", 1, 0.1)),
+        Claim("Gaussians", "reported", "100 x distance to p*: KL at tau = 1 - PTLoss", ">", 0,
+              lambda r: gaussian(r, "kl", 1, of=distance) - pt(r, of=distance)),
         Claim("PTLoss", "reported", "r/m - KL at the same tau", ">", 0,
               lambda r: r("ptloss", loss__epsilon="0.5/m")[last] - r("ptloss", loss="kl", loss__tau=4)[last]),
         Claim("PTLoss", "reported", "epsilon searched - KL at the same tau", ">", 0,

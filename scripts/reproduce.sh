@@ -21,11 +21,14 @@ outputs=${OUTPUTS:-outputs/reproduce}/$(basename "$0" .sh | sed 's/^reproduce_//
 seeds=seed=0,1,2
 failed=0
 
-# run <experiment without _small> [key=value ...]: three seeds of it; a run that fails stops no other.
+# run <experiment without _small> [key=value ...]: three seeds of it; a run that fails stops no other. An experiment without
+# a small sibling is small itself.
 run() {
   local experiment=$1
+  local chosen=$experiment$suffix
   shift
-  kdbench train -m "experiment=$experiment$suffix" "paths.outputs=$outputs" "paths.runs=$outputs/$experiment" \
+  [ -e "$(dirname "$0")/../configs/experiment/$chosen.yaml" ] || chosen=$experiment
+  kdbench train -m "experiment=$chosen" "paths.outputs=$outputs" "paths.runs=$outputs/$experiment" \
     "$seeds" "$@" "${words[@]}" || failed=1
 }
 
@@ -40,9 +43,9 @@ finish() {
   local folder name
   for folder in "$outputs"/*/; do
     name=$(basename "$folder")
-    [ "$name" = teachers ] && continue
+    case $name in teachers | sweeps) continue ;; esac
     echo
-    echo "== $name$suffix"
+    echo "== $name, $size"
     kdbench compare "$folder" --metric "$(metrics_of "$name")" || failed=1
   done
   exit $failed

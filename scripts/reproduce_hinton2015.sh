@@ -8,7 +8,7 @@ metrics_of() {
     *_few_hard) echo last,best,train/top1 ;;
     *_few_soft) echo last,best,train/top1 ;;
     *_omit3 | *_only78) echo before/test/top1,before/missing/test/top1,last,after/missing/test/top1,offset ;;
-    *_ensemble) echo last,recovered/test/top1 ;;
+    *_ensemble | *_ensemble_gaussian) echo last,recovered/test/top1 ;;
     *_specialists)
       echo generalist/test/top1,last,conditional/generalist/test/top1,conditional/fused/test/top1,changed_uncovered/test ;;
     *) echo last ;;
@@ -25,5 +25,6 @@ run hinton2015_few_soft "$own_teachers"
 if [ "$size" = small ]; then narrow='[6,6]'; else narrow='[30,30]'; fi
 run hinton2015_narrow "student.hidden=$narrow,[300,300]" loss.tau=1,2.5,4,8,20
 run hinton2015_ensemble
+run hinton2015_ensemble_gaussian
 run hinton2015_specialists "$own_teachers"
 finish

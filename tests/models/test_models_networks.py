@@ -16,7 +16,7 @@ from tests.support.models import ALL, OWN, build, header, images, on_meta
 
 SMALL = [name for name in OWN if int(re.search(r"([\d,]+) parameters", header(name))[1].replace(",", "")) < 4_000_000]
 FAMILIES = ("resnet20", "wrn_16_2", "vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2", "mlp")
-MLPS = ("mlp", "mlp_1200")
+MLPS = ("mlp", "mlp_1200", "mlp_128", "mlp_2560x8")
 
 # C = 100 and C = 10, from three independent codebases (RepDistiller, mdistiller, chenyaofo/pytorch-cifar-models); SimKD
 # for the x2 and x4 widths that the first two do not name.

@@ -1,0 +1,246 @@
+"""Your own numbers: vectors, frames with their neighbours, or tables, from one file or from one file a part."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.arguments import call
+from kdbench.arguments.ranges import within
+from kdbench.data.arrays import ENDINGS, File, known, read_arrays
+from kdbench.data.bundle import Source
+from kdbench.data.readers.folders import part_of
+from kdbench.data.sampling import count_of, order_keys, stratified
+from kdbench.errors import UserError, require
+
+log = logging.getLogger("kdbench")
+# What arrays are called where no key says so, in any case.
+_USUAL = {
+    "inputs": ("inputs", "x", "x_train", "train_inputs", "data"),
+    "labels": ("labels", "label", "y", "y_train", "train_labels", "target", "class"),
+    "test_inputs": ("test_inputs", "x_test"),
+    "test_labels": ("test_labels", "y_test"),
+    "val_inputs": ("val_inputs", "x_val", "x_valid"),
+    "val_labels": ("val_labels", "y_val", "y_valid"),
+}
+Frames = Annotated[int, within(0, 1000)]
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """`dataset.keys`: which array of the file, or column of the table, is which; null: by its usual name."""
+
+    inputs: str | list[str] | None = None
+    labels: str | None = None
+    groups: str | None = None
+    test_inputs: str | None = None
+    test_labels: str | None = None
+    val_inputs: str | None = None
+    val_labels: str | None = None
+
+
+class Part(NamedTuple):
+    inputs: np.ndarray  # float32 [N, D]
+    labels: np.ndarray  # [N] numbers or text
+    groups: np.ndarray | None  # [N] what belongs together: the utterance of a frame, the patient of a measurement
+
+    def select(self, rows: np.ndarray) -> Part:
+        return Part(self.inputs[rows], self.labels[rows], None if self.groups is None else self.groups[rows])
+
+
+def tensors(
+    root: str | None,
+    keys: Mapping[str, Any] | None = None,
+    test: float = 0.2,
+    val: float = 0.0,
+    context: tuple[Frames, Frames] = (0, 0),
+) -> Source:
+    """One file of arrays or columns, or a folder with train.*, test.* and perhaps val.* in any usual spelling.
+
+    Inputs become float32; labels are class names, or whole numbers that stand for them, in order. A part that is not
+    there is set aside from the training set, always the same: a stratified share (or number) of the samples, `test`
+    and `val`, or whole groups where there are groups. context: how many rows before and after each are joined to it,
+    [N, D] -> [N, (before + 1 + after) D], never across groups; at an edge its last row stands for those that are
+    missing. Raises UserError naming the key, or the file and what in it cannot be.
+    """
+    wanted = call(Keys, keys or {}, "dataset.keys")
+    parts = {name: _joined(part, context) for name, part in _parts(root, wanted).items()}
+    for name, amount in (("test", test), ("val", val)):
+        if name not in parts and (amount or name == "test"):
+            parts["train"], parts[name] = _set_aside(parts["train"], amount, name, context != (0, 0))
+    names, labels = _classes(parts)
+    made = {name: (torch.from_numpy(parts[name].inputs), labels[name]) for name in parts}
+    return Source(names, *made["train"], *made["test"], val=made.get("val"))
+
+
+def _parts(root: str | None, wanted: Keys) -> dict[str, Part]:
+    """ "train", and "test" and "val" where the file or folder has them."""
+    place = Path(root or "")
+    allowed = f"a file ({', '.join(ENDINGS)}), or a folder with train and test files"
+    require(bool(root) and place.exists(), "dataset.root", root, allowed)
+    if not place.is_dir():
+        return _of_file(read_arrays(place), wanted)
+    files = [path for path in sorted(place.iterdir()) if path.suffix.lower() in ENDINGS]
+    found: dict[str, Path] = {}
+    for path in files:
+        part = part_of(path.stem)
+        if part in found:
+            both = f"{found[part].name} and {path.name}"
+            raise UserError(f"dataset.root: {both} in {place} would both be the {part} set: move one")
+        found |= {part: path} if part else {}
+    require("train" in found, "dataset.root", root, f"{allowed}; it holds no train file")
+    parts = {name: _part(read_arrays(path), wanted, "") for name, path in found.items()}
+    for name, read in parts.items():
+        _refuse_other_width(read, parts["train"], str(found[name]))
+    return parts
+
+
+def _of_file(file: File, wanted: Keys) -> dict[str, Part]:
+    parts = {"train": _part(file, wanted, "")}
+    for name in ("test", "val"):
+        if _called(file, wanted, f"{name}_inputs") is None:
+            unused = getattr(wanted, f"{name}_labels")
+            require(unused is None, f"dataset.keys.{name}_labels", unused, f"null without {name}_inputs")
+            continue
+        parts[name] = _part(file, wanted, f"{name}_")
+        _refuse_other_width(parts[name], parts["train"], f"{file.path}, {name}")
+    return parts
+
+
+def _refuse_other_width(part: Part, train: Part, where: str) -> None:
+    if part.inputs.shape[1] != train.inputs.shape[1]:
+        wide = f"{part.inputs.shape[1]} dimensions, the training set {train.inputs.shape[1]}"
+        raise UserError(f"{where}: the inputs have {wide}")
+
+
+def _part(file: File, wanted: Keys, prefix: str) -> Part:
+    """Inputs, labels and groups of one part. Raises UserError for what is not there, or of another length."""
+    label = _called(file, wanted, f"{prefix}labels")
+    if label is None:
+        usual = f"one of {', '.join(_USUAL[f'{prefix}labels'])} in {file.path}"
+        raise UserError(f"dataset.keys.{prefix}labels", None, f"a name; there is none of the usual ones ({usual})")
+    group = None if wanted.groups is None or prefix else known(file, wanted.groups, "dataset.keys.groups")
+    names = _input_names(file, wanted, prefix, {label, group or label})
+    inputs, labels = file.numbers(names), file.words(label)
+    groups = None if group is None else file.words(group)
+    for name, column in ((label, labels), (group, groups)):
+        if column is not None and len(column) != len(inputs):
+            raise UserError(f"{file.path}: {', '.join(names[:3])} has {len(inputs)} rows, {name} has {len(column)}")
+    return Part(_finite(inputs, names, file), labels, groups)
+
+
+def _input_names(file: File, wanted: Keys, prefix: str, taken: set[str]) -> list[str]:
+    key = f"{prefix}inputs"
+    typed = getattr(wanted, key)
+    if isinstance(typed, list):
+        require(bool(typed), f"dataset.keys.{key}", typed, "one or more names")
+        return [known(file, name, f"dataset.keys.{key}") for name in typed]
+    name = _called(file, wanted, key)
+    if name is None and file.table:
+        return [name for name in file.names if name not in taken]
+    if name is None:
+        usual = f"one of {', '.join(_USUAL[key])} in {file.path}, which has {', '.join(file.names[:12])}"
+        raise UserError(f"dataset.keys.{key}", None, f"a name; there is none of the usual ones ({usual})")
+    return [name]
+
+
+def _called(file: File, wanted: Keys, key: str) -> str | None:
+    """What an array or column is called: as it was typed, or by a usual name that the file has."""
+    typed = getattr(wanted, key)
+    if isinstance(typed, str):
+        return known(file, typed, f"dataset.keys.{key}")
+    if file.table and key not in ("labels",):
+        return None  # a column may be called x; the inputs of a table are all columns
+    return next((name for usual in _USUAL[key] for name in file.names if name.lower() == usual), None)
+
+
+def _finite(inputs: np.ndarray, names: Sequence[str], file: File) -> np.ndarray:
+    """Inputs as float32. Raises UserError naming the first number that is none, or that float32 cannot hold."""
+    wrong = ~(np.abs(inputs) <= _LARGEST) if inputs.dtype.kind == "f" else np.zeros((1, 1), bool)
+    if wrong.any():
+        row, column = (int(place) for place in np.argwhere(wrong)[0])
+        where = names[column] if len(names) == inputs.shape[1] else f"{names[0]}, dimension {column}"
+        raise UserError(
+            f"{file.path}: {int(wrong.sum()):,} of {inputs.size:,} inputs are no finite number of 32 bits, the first "
+            f"({inputs[row, column]}) in row {row} of {where}; mend or remove them"
+        )
+    return np.ascontiguousarray(inputs, dtype=np.float32)
+
+
+def _joined(part: Part, context: tuple[int, int]) -> Part:
+    before, after = context
+    if not before and not after:
+        return part
+    rows = np.arange(len(part.inputs))
+    begins = np.ones(len(rows), bool)
+    begins[1:] = part.groups[1:] != part.groups[:-1] if part.groups is not None else False
+    first = np.maximum.accumulate(np.where(begins, rows, 0))
+    ends = np.append(begins[1:], True)
+    last = np.minimum.accumulate(np.where(ends, rows, len(rows))[::-1])[::-1]
+    seen = (rows[:, None] + np.arange(-before, after + 1)).clip(first[:, None], last[:, None])
+    return part._replace(inputs=part.inputs[seen].reshape(len(rows), -1))
+
+
+def _set_aside(part: Part, amount: float, name: str, joined: bool) -> tuple[Part, Part]:
+    """The rest, and a share or number of the samples: stratified by class, or whole groups."""
+    count = count_of(amount, len(part.labels), f"dataset.{name}", whole=False)
+    require(count > 0, f"dataset.{name}", amount, f"above 0 where the data has no {name} set")
+    if part.groups is not None:
+        numbers = np.unique(part.groups, return_inverse=True)[1]
+        shuffled = torch.argsort(order_keys(int(numbers.max()) + 1, 0, f"tensors {name}")).numpy()
+        sizes = np.bincount(numbers)[shuffled].cumsum()
+        taken = int(np.searchsorted(sizes, count)) + 1
+        require(taken < len(sizes), f"dataset.{name}", amount, f"less: {len(sizes)} groups must not all be set aside")
+        held, how = np.isin(numbers, shuffled[:taken]), f"{taken} of {len(sizes)} groups"
+    else:
+        classes = torch.from_numpy(np.unique(part.labels, return_inverse=True)[1])
+        rows = stratified(classes, count, order_keys(len(classes), 0, f"tensors {name}"), leave=1)
+        require(len(rows) == count, f"dataset.{name}", amount, f"at most {len(rows)}: each class keeps a sample")
+        held, how = np.isin(np.arange(len(classes)), rows.numpy()), "stratified by class"
+    log.info(
+        "no %s set in the data: %s of %s samples set aside for it, %s, always the same (dataset.%s)",
+        name, f"{int(held.sum()):,}", f"{len(held):,}", how, name,
+    )  # fmt: skip
+    if joined and part.groups is None:
+        log.warning("neighbours of %s samples are in the training set: dataset.keys.groups keeps them together", name)
+    return part.select(~held), part.select(held)
+
+
+def _classes(parts: Mapping[str, Part]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Class names in order, and each part's labels as their numbers: int64 [N]."""
+    values = _as_names(np.concatenate([part.labels for part in parts.values()]))
+    ends = np.cumsum([len(part.labels) for part in parts.values()])
+    own = dict(zip(parts, np.split(values, ends[:-1]), strict=True))
+    names = np.unique(own["train"])
+    require(len(names) > 1, "dataset.keys.labels", str(names[0]), "two classes or more in the training set")
+    for name, found in own.items():
+        strange = np.setdiff1d(found, names)
+        if len(strange):
+            some = ", ".join(map(str, strange[:5]))
+            raise UserError(f"{len(strange)} classes of the {name} set ({some}) are not in the training set")
+    return tuple(map(str, names)), {
+        name: torch.from_numpy(np.searchsorted(names, found)).long() for name, found in own.items()
+    }
+
+
+def _as_names(values: np.ndarray) -> np.ndarray:
+    """Labels as int64 where all are whole numbers, else as text. Raises UserError for what names no class."""
+    allowed = "one class a sample: a whole number or a name"
+    if values.dtype.kind == "f":
+        wrong = values[~(np.isfinite(values) & (values == np.round(values)))]
+        require(not len(wrong), "dataset.keys.labels", str(wrong[:1].tolist()), allowed)
+    if values.dtype.kind in "biuf":
+        return values.astype(np.int64)
+    missing = [value is None or str(value).strip() in ("", "nan", "None") for value in values.tolist()]
+    require(not any(missing), "dataset.keys.labels", f"nothing in {sum(missing):,} rows", allowed)
+    text = values.astype(str)
+    whole = all(value.lstrip("-").isdecimal() and str(int(value)) == value for value in np.unique(text).tolist())
+    return text.astype(np.int64) if whole else text
