@@ -197,10 +197,10 @@ def _try_loss(loss: DistillationLoss, student: torch.nn.Module, teacher: torch.n
         outputs = [_sketched(network, data.info) for network in (student, teacher)]
     except (RuntimeError, NotImplementedError):  # an operation that has no form on the meta device
         return
-    student_maps(outputs[0], loss.needs)
-    teacher_maps(outputs[1], loss.needs, type(loss).__name__)
     loss.train_rows = data.num_rows
     loss.setup(*outputs)
+    student_maps(outputs[0], loss.student_needs)
+    teacher_maps(outputs[1], loss.needs, type(loss).__name__)
 
 
 def _sketched(network: torch.nn.Module, info: Info) -> Outputs:

@@ -16,7 +16,7 @@ class Outputs(NamedTuple):
     logits: Tensor  # [B, C] raw, no temperature
     features: dict[
         str, Tensor
-    ]  # "stem", "stage1", ... [B, D, H, W]; "pooled" [B, D], the input of the last linear layer
+    ]  # "stem", "stage1", "stage1.pre" (before its ReLU), ... [B, D, H, W]; "pooled" [B, D], what the last layer reads
 
 
 class Target(NamedTuple):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.arguments.ranges import Positive
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
-from kdbench.losses.features import Layers, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.losses.base import Smoothing, Weights, number
+from kdbench.losses.features import FeatureLoss, Layers, same_size
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -27,13 +27,14 @@ def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], pow
     return torch.stack([(attention(s, power) - attention(t, power)).square().mean() for s, t in pairs]).sum()
 
 
-class AT(DistillationLoss):
+class AT(FeatureLoss):
     """weights.task CE(y, s) + weights.distill sum_l mean (A_s / |A_s| - A_t / |A_t|)^2, A = mean_d |f_d|^power at every
     place of layer l (Zagoruyko and Komodakis 2017, eq. 2).
 
     Mean over batch and places, weight 1000 in the field's comparisons. Channels may differ, numbers of layers may not.
     """
 
+    maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Zagoruyko and Komodakis 2017 (AT), eq. 2"
 
@@ -44,19 +45,14 @@ class AT(DistillationLoss):
         power: Positive = 2.0,
         label_smoothing: Smoothing = 0.0,
     ) -> None:
-        super().__init__(weights, label_smoothing)
-        self.needs = tuple(layers)
+        super().__init__(weights, layers, label_smoothing)
         self.power = power
 
     @property
     def formula(self) -> str:
         text = self.written(task=self.task_text, distill="sum_l mean (A_s/|A_s| - A_t/|A_t|)^2")
-        return f"{text}, A = mean_d |f_d|^{number(self.power)}, l in {', '.join(self.needs)}"
-
-    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        s, t = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "at")
-        needs_maps(self.needs * 2, [*s, *t], "at")
+        return f"{text}, A = mean_d |f_d|^{number(self.power)}, l in {self.layers_text}"
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        s, t = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "at")
+        s, t = self.maps(student, teacher)
         return self.combine(task=self.task(student.logits, target.label), distill=attention_distance(s, t, self.power))

@@ -25,12 +25,13 @@ class DistillationLoss(nn.Module):
     A subclass states what it needs, its exact formula, and computes named terms. Everything is computed in float32
     whatever the precision of the networks (float64 stays); the teacher's outputs carry no gradient.
 
-    `needs` names the feature keys it reads; an empty tuple means that a table of teacher logits may serve it. `weights`
-    are the coefficients of the terms; `weights.task` multiplies the label's cross-entropy and `weights.distill` the
-    teacher's term (papers disagree on what a bare alpha multiplies).
+    `needs` names the teacher's features that it reads (and the student's, unless `student_needs` says otherwise), from
+    `setup` on; an empty tuple means that a table of teacher logits may serve it. `weights` are the coefficients of the
+    terms; `weights.task` multiplies the label's cross-entropy and `weights.distill` the teacher's term (papers disagree
+    on what a bare alpha multiplies).
     """
 
-    needs: tuple[str, ...] = ()  # features read, of student and teacher alike; an instance may set its own
+    needs: tuple[str, ...] = ()  # features read; an instance may set its own
     train_rows: int | None = None  # rows of the training set (target.row lies below it); known before `setup`
     uses_teacher: ClassVar[bool] = True  # False: may train with `teacher=none`
     terms: ClassVar[tuple[str, ...]] = ()  # what `weights` may name; (): anything
@@ -52,6 +53,11 @@ class DistillationLoss(nn.Module):
         nothing = bool(self.terms) and all(self.weights.get(term, 1.0) == 0.0 for term in self.terms)
         require(not nothing, "weights", self.weights, "above 0 for one of them: nothing to train on")
         self.label_smoothing = label_smoothing
+
+    @property
+    def student_needs(self) -> tuple[str, ...]:
+        """The student's features that it reads, if they are others than the teacher's."""
+        return self.needs
 
     @property
     def least_classes(self) -> int:

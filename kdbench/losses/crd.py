@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Count, Inside, Positive, Width
 from kdbench.errors import UserError
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
-from kdbench.losses.features import Layer, student_maps, teacher_maps
+from kdbench.losses.base import Smoothing, Weights, number
+from kdbench.losses.features import FeatureLoss, OneLayer, one
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -66,7 +66,7 @@ class Memory(nn.Module):
         self.rows.index_copy_(0, row, F.normalize(moved))
 
 
-class CRD(DistillationLoss):
+class CRD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill (contrast of student against the teacher's memory + of teacher against
     the student's), in learned linear embeddings of length 1 (Tian et al. 2020, L_critic; 0.8, K = 16384 in the paper).
 
@@ -87,11 +87,10 @@ class CRD(DistillationLoss):
         tau: Positive = 0.07,
         momentum: Inside = 0.5,
         dimensions: Width = 128,
-        layer: Layer = "pooled",
+        layer: OneLayer = "pooled",
         label_smoothing: Smoothing = 0.0,
     ) -> None:
-        super().__init__(weights, label_smoothing)
-        self.needs = (layer,)
+        super().__init__(weights, one(layer), label_smoothing, "layer")
         self.images = images
         self.negatives = negatives
         self.tau, self.momentum = tau, momentum
@@ -104,10 +103,11 @@ class CRD(DistillationLoss):
         text = self.written(task=self.task_text, distill="(NCE(s, memory t) + NCE(t, memory s))")
         size = f"K = {self.negatives} of {self.images or 'all'} images, tau = {number(self.tau)}"
         kept = f"memory momentum {number(self.momentum)}"
-        return f"{text}, {size}, {self.dimensions} learned dimensions of {self.needs[0]}, {kept}"
+        return f"{text}, {size}, {self.dimensions} learned dimensions of {self.layers_text}, {kept}"
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        both = (student_maps(student, self.needs)[0], teacher_maps(teacher, self.needs, "crd")[0])
+        super().setup(student, teacher)
+        both = self.map(student, teacher)
         device = student.logits.device
         self.embed = nn.ModuleList(nn.Linear(f.flatten(1).shape[1], self.dimensions, device=device) for f in both)
         self.images = self.images or self.train_rows
@@ -116,7 +116,7 @@ class CRD(DistillationLoss):
         self.memory = nn.ModuleList(Memory(self.images, self.dimensions) for _ in range(2)).to(device)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        features = student_maps(student, self.needs)[0], teacher_maps(teacher, self.needs, "crd")[0]
+        features = self.map(student, teacher)
         s, t = (F.normalize(embed(f.flatten(1))) for embed, f in zip(self.embed, features))
         assert self.images is not None
         others = torch.randint(self.images, (len(s), self.negatives), device=s.device)

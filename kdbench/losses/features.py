@@ -1,22 +1,118 @@
-"""Reading and aligning the feature maps of two networks, for the losses that compare them."""
+"""Features that two networks are compared by: which ones, read and aligned; the base class of such losses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.arguments.ranges import Range, listed
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, nearest, require
+from kdbench.losses.base import DistillationLoss, Weights
 from kdbench.losses.functional import real
 from kdbench.types import Outputs
 
 # A feature that networks give, and several of them.
 Layer = Annotated[str, Range("a feature's name such as stage1", lambda name: bool(name) and not name.isdigit())]
-Layers = Annotated[list[Layer], listed(1, "a list of different feature names such as [stage1,stage2]", different=True)]
+Names = Annotated[list[Layer], listed(1, "a list of different feature names such as [stage1,stage2]", different=True)]
+# The same ones of both networks, or {student: ..., teacher: ...}.
+Layers = Literal["all", "last"] | Names | Mapping[str, Names]
+OneLayer = Layer | Mapping[str, Layer]
+
+
+class Pair(NamedTuple):
+    """Which features of the student are compared with which of the teacher, in turn."""
+
+    student: tuple[str, ...]
+    teacher: tuple[str, ...]
+
+    def __str__(self) -> str:
+        both = ", ".join(self.student)
+        return both if self.student == self.teacher else f"{both} (teacher: {', '.join(self.teacher)})"
+
+
+class FeatureLoss(DistillationLoss):
+    """A loss that compares features of the two networks at `layers`, which no table of logits can serve.
+
+    `layers`: all, every stage that both networks have, whatever their number; last, the last stage of each, be it the
+    third or the fourth; a list of names; or {student: names, teacher: names}, as many of each. Which ones they are is
+    known from `setup` on. `self.maps` gives them in a forward pass.
+    """
+
+    every: ClassVar[str] = r"stage\d+"  # which features "all" and "last" mean
+    maps_only: ClassVar[bool] = False  # vectors [B, D] are refused
+    pair: Pair | None = None  # as far as it is known
+    settled: bool = False  # by `setup`
+
+    def __init__(self, weights: Weights, layers: Layers, label_smoothing: float, key: str = "layers") -> None:
+        super().__init__(weights, label_smoothing)
+        self.layers = layers
+        if isinstance(layers, Mapping):
+            alike = layers.keys() == {"student", "teacher"} and len({len(names) for names in layers.values()}) == 1
+            require(alike, key, layers, "with the keys student and teacher, and as many features for each")
+            self.pair = Pair(tuple(layers["student"]), tuple(layers["teacher"]))
+        elif not isinstance(layers, str):
+            self.pair = Pair(tuple(layers), tuple(layers))
+        self.needs = self.pair.teacher if self.pair else (f"{layers} stages" if layers == "all" else "last stage",)
+
+    @property
+    def student_needs(self) -> tuple[str, ...]:
+        return self.pair.student if self.pair else self.needs
+
+    @property
+    def layers_text(self) -> str:
+        """The layers as `formula` names them; by their names as soon as the networks are known."""
+        return str(self.pair or self.needs[0])
+
+    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
+        """Settle which features are read. Raises UserError for those that a network lacks or that are no maps."""
+        if teacher is not None:
+            self.pair, self.settled = self.chosen(student, teacher), True
+            self.needs = self.pair.teacher
+        s, t = self.maps(student, teacher)
+        if self.maps_only and self.pair:
+            needs_maps(self.pair.student, s, self._name)
+            needs_maps(self.pair.teacher, t, self._name)
+
+    def maps(self, student: Outputs, teacher: Outputs | None) -> tuple[list[Tensor], list[Tensor]]:
+        """(the student's features, the teacher's without gradient), both in float32 (float64 stays)."""
+        pair = self.pair if self.settled else None
+        pair = pair or (self.chosen(student, teacher) if teacher else Pair((), ()))
+        return student_maps(student, pair.student), teacher_maps(teacher, pair.teacher, self._name)
+
+    def map(self, student: Outputs, teacher: Outputs | None) -> tuple[Tensor, Tensor]:
+        """The same for a loss with one layer."""
+        (s,), (t,) = self.maps(student, teacher)
+        return s, t
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__.lower()
+
+    def chosen(self, student: Outputs, teacher: Outputs) -> Pair:
+        """What `layers` means for these two networks."""
+        if self.pair:
+            return self.pair
+        own, other = (self._stages(outputs) for outputs in (student, teacher))
+        both = tuple(name for name in own if name in other)
+        if not both:
+            has = f"the student has only {', '.join(student.features)}; the teacher {', '.join(teacher.features)}"
+            raise UserError("layers", self.layers, "names of features: no stage is in both networks", hint=has)
+        return Pair(tuple(own[-1:]), tuple(other[-1:])) if self.layers == "last" else Pair(both, both)
+
+    def _stages(self, outputs: Outputs) -> list[str]:
+        """From shallow to deep."""
+        names = [name for name in outputs.features if re.fullmatch(self.every, name)]
+        return sorted(names, key=lambda name: ({"stem": 0, "pooled": 2}.get(name, 1), len(name), name))
+
+
+def one(layer: OneLayer) -> Layers:
+    """The layers of a loss that has one."""
+    return {who: [name] for who, name in layer.items()} if isinstance(layer, Mapping) else [layer]
 
 
 def student_maps(student: Outputs, layers: Sequence[str]) -> list[Tensor]:
@@ -51,6 +147,6 @@ def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def needs_maps(layers: Sequence[str], features: Sequence[Tensor], loss: str) -> None:
     """Raises UserError unless all are maps [B, D, H, W]."""
-    for layer, feature in zip(cycle(layers), features):  # of the student, then of the teacher
+    for layer, feature in zip(cycle(layers), features):
         if feature.dim() != 4:
             raise UserError(f"loss={loss} compares maps [B, D, H, W]; {layer} has the shape {list(feature.shape)}")

@@ -2,50 +2,81 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights
-from kdbench.losses.features import Layer, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.errors import require
+from kdbench.losses.base import Smoothing, Weights
+from kdbench.losses.features import FeatureLoss, OneLayer, one, same_size
 from kdbench.types import LossTerms, Outputs, Target
 
 
-def regressor(student: Tensor, teacher: Tensor) -> nn.Sequential:
-    """1x1 convolution, batch norm and ReLU from the student's channels to the teacher's."""
-    convolution = nn.Conv2d(student.shape[1], teacher.shape[1], kernel_size=1)
-    return nn.Sequential(convolution, nn.BatchNorm2d(teacher.shape[1]), nn.ReLU()).to(student.device)
+def regressor(student: Tensor, teacher: Tensor, resize: bool) -> nn.Sequential:
+    """Convolution, batch norm and ReLU from the student's map to the teacher's channels: a 1x1 convolution, or, to
+    `resize`, one that gives the teacher's height and width, too."""
+    inputs, outputs = student.shape[1], teacher.shape[1]
+    convolution = resizing(student, teacher) if resize else nn.Conv2d(inputs, outputs, kernel_size=1)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU()).to(student.device)
 
 
-class FitNet(DistillationLoss):
-    """weights.task CE(y, s) + weights.distill mean (r(f_s) - f_t)^2 over all elements of one layer, r: a 1x1
-    convolution with batch norm and ReLU that trains with the student (Romero et al. 2015, eq. 3).
+def resizing(student: Tensor, teacher: Tensor) -> nn.Module:
+    """The convolution that brings a map [B, D, H, W] to the teacher's shape, as RepDistiller chooses it: transposed 4x4
+    of stride 2 to twice the height, 3x3 of stride 2 to half of it, else as large as the difference wants it.
 
-    The larger of the two maps is averaged down to the size of the smaller. `layer`: the hint, of both networks. The
+    Raises UserError for a student's map that is smaller than the teacher's by another factor than 2.
+    """
+    inputs, (high, wide) = student.shape[1], student.shape[2:]
+    outputs, (height, width) = teacher.shape[1], teacher.shape[2:]
+    if high == 2 * height:
+        return nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1)
+    if 2 * high == height:
+        return nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
+    sizes = f"the student's map has {high} x {wide} places, the teacher's {height} x {width}"
+    require(high >= height and wide >= width, "adapter", "repdistiller", f"average here: {sizes}")
+    return nn.Conv2d(inputs, outputs, kernel_size=(1 + high - height, 1 + wide - width))
+
+
+class FitNet(FeatureLoss):
+    """weights.task CE(y, s) + weights.distill mean (r(f_s) - f_t)^2 over all elements of one layer, r: a convolution
+    with batch norm and ReLU that trains with the student (Romero et al. 2015, eq. 3).
+
+    `adapter`: average, a 1x1 convolution, and the larger of the two maps is averaged down to the size of the smaller;
+    repdistiller, a convolution that brings the student's map to the size of the teacher's (see `resizing`), as in the
+    field's comparisons; with maps of one size both are the same. `layer`: the hint, of both networks. The
     paper trains the lower half on it first; here, as in the field's comparisons (weight 100), both terms act
     throughout.
     """
 
+    maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Romero et al. 2015 (FitNets), eq. 3"
 
-    def __init__(self, weights: Weights, layer: Layer = "stage2", label_smoothing: Smoothing = 0.0) -> None:
-        super().__init__(weights, label_smoothing)
-        self.needs = (layer,)
+    def __init__(
+        self,
+        weights: Weights,
+        layer: OneLayer = "stage2",
+        adapter: Literal["average", "repdistiller"] = "average",
+        label_smoothing: Smoothing = 0.0,
+    ) -> None:
+        super().__init__(weights, one(layer), label_smoothing, "layer")
+        self.adapter = adapter
         self.regressor: nn.Module = nn.Identity()
 
     @property
     def formula(self) -> str:
-        return self.written(task=self.task_text, distill="mean (r(f_s) - f_t)^2") + f", f = {self.needs[0]}, r learned"
+        text = self.written(task=self.task_text, distill="mean (r(f_s) - f_t)^2")
+        size = ", r resizes" if self.adapter == "repdistiller" else ""
+        return f"{text}, f = {self.layers_text}, r learned{size}"
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        s, t = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "fitnet")
-        needs_maps(self.needs, [*s, *t], "fitnet")
-        self.regressor = regressor(s[0], t[0])
+        super().setup(student, teacher)
+        self.regressor = regressor(*self.map(student, teacher), resize=self.adapter == "repdistiller")
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        s, t = student_maps(student, self.needs)[0], teacher_maps(teacher, self.needs, "fitnet")[0]
-        s, t = same_size(s, t)
+        s, t = self.map(student, teacher)
+        if self.adapter == "average":
+            s, t = same_size(s, t)
         distill = torch.mean((self.regressor(s) - t).square())
         return self.combine(task=self.task(student.logits, target.label), distill=distill)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from kdbench.arguments.ranges import Share
-from kdbench.errors import UserError
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
-from kdbench.losses.features import Layers, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.errors import UserError, require
+from kdbench.losses.base import Smoothing, Weights, number
+from kdbench.losses.features import FeatureLoss, Layers, same_size
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -25,14 +25,17 @@ def flows(maps: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-class FSP(DistillationLoss):
+class FSP(FeatureLoss):
     """First the flows alone, weights.distill sum_l mean (F_s - F_t)^2, F = mean over places of f_l f_(l+1)^T, until
     `switch` of the training; then weights.task CE(y, s) alone (Yim et al. 2017, eq. 1 and 2, in two stages as there).
 
-    Both networks need the same channels in `layers`. Weight 50 and 30 epochs of the first stage in the field's
-    comparisons, there before the 240 epochs. `switch` = 1 would never see a label.
+    Both networks need the same channels in `layers`. In the field's comparisons the first stage has weight 1 (the 50 on
+    their command line multiplies a second-stage term that is 0) and takes 30 epochs before the usual 240: with
+    schedule.epochs=270, milestones 30 later, and `switch` 30/270. `switch` = 1 would never see a label.
     """
 
+    every: ClassVar[str] = r"stem|stage\d+"
+    maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Yim et al. 2017 (FSP), eq. 1 and 2"
 
@@ -43,28 +46,27 @@ class FSP(DistillationLoss):
         switch: Share = 30 / 270,
         label_smoothing: Smoothing = 0.0,
     ) -> None:
-        super().__init__(weights, label_smoothing)
-        self.needs = tuple(layers)
-        if len(self.needs) < 2:
-            raise UserError("layers", layers, "a list of two layers or more")
+        super().__init__(weights, layers, label_smoothing)
+        few = layers == "last" or (self.pair is not None and len(self.pair.student) < 2)
+        require(not few, "layers", layers, "all, or a list of two layers or more")
         self.switch = switch
 
     @property
     def formula(self) -> str:
         first = f"{number(self.weights.get('distill', 1.0))} sum_l mean (F_s - F_t)^2"
         then = f"{number(self.weights.get('task', 1.0))} {self.task_text}"
-        flow = f"F = mean over places of f_l f_(l+1)^T, l in {', '.join(self.needs)}"
+        flow = f"F = mean over places of f_l f_(l+1)^T, l in {self.layers_text}"
         return f"until {number(self.switch)} of the training {first}, then {then}; {flow}"
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        s, t = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "fsp")
-        needs_maps(self.needs * 2, [*s, *t], "fsp")
+        super().setup(student, teacher)
+        s, t = self.maps(student, teacher)
         widths = [x.shape[1] for x in s], [x.shape[1] for x in t]
         if widths[0] != widths[1]:
             raise UserError(f"loss=fsp needs equal channels in loss.layers; student {widths[0]}, teacher {widths[1]}")
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        s, t = flows(student_maps(student, self.needs)), flows(teacher_maps(teacher, self.needs, "fsp"))
+        s, t = (flows(maps) for maps in self.maps(student, teacher))
         error = torch.stack([(a - b).square().mean() for a, b in zip(s, t)]).sum()
         first = (target.progress < self.switch).to(error.dtype)
         return self.combine(task=(1 - first) * self.task(student.logits, target.label), distill=first * error)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights
-from kdbench.losses.features import Layers, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.losses.base import Smoothing, Weights
+from kdbench.losses.features import FeatureLoss, Layers, same_size
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -28,28 +28,24 @@ def channel_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
     return torch.stack(distances).sum()
 
 
-class NST(DistillationLoss):
+class NST(FeatureLoss):
     """weights.task CE(y, s) + weights.distill sum_l MMD^2 between the channels of student and teacher, each channel's
     map of length 1, with the kernel <a, b>^2 (Huang and Wang 2017, polynomial kernel). Weight 50 in the field's
     comparisons.
     """
 
+    maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Huang and Wang 2017 (NST), polynomial kernel"
 
     def __init__(self, weights: Weights, layers: Layers, label_smoothing: Smoothing = 0.0) -> None:
-        super().__init__(weights, label_smoothing)
-        self.needs = tuple(layers)
+        super().__init__(weights, layers, label_smoothing)
 
     @property
     def formula(self) -> str:
         text = self.written(task=self.task_text, distill="sum_l (k(t,t) + k(s,s) - 2 k(s,t))")
-        return f"{text}, k = mean squared inner product of channels of length 1, l in {', '.join(self.needs)}"
-
-    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        s, t = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "nst")
-        needs_maps(self.needs * 2, [*s, *t], "nst")
+        return f"{text}, k = mean squared inner product of channels of length 1, l in {self.layers_text}"
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        s, t = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "nst")
+        s, t = self.maps(student, teacher)
         return self.combine(task=self.task(student.logits, target.label), distill=channel_distance(s, t))

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights
-from kdbench.losses.features import Layer, student_maps, teacher_maps
+from kdbench.losses.base import Smoothing, Weights
+from kdbench.losses.features import FeatureLoss, OneLayer, one
 from kdbench.types import LossTerms, Outputs, Target
 
 EPSILON = 1e-7  # the authors'
@@ -22,7 +22,7 @@ def neighbourhoods(embedding: Tensor) -> Tensor:
     return affinity / affinity.sum(1, keepdim=True)
 
 
-class PKT(DistillationLoss):
+class PKT(FeatureLoss):
     """weights.task CE(y, s) + weights.distill mean_ij P_t log(P_t / P_s), P_ij: the cosine of samples i and j, shifted
     to 0..1 and normalised along j (Passalis and Tefas 2018, the divergence of the two).
 
@@ -32,17 +32,16 @@ class PKT(DistillationLoss):
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Passalis and Tefas 2018 (PKT), cosine kernel"
 
-    def __init__(self, weights: Weights, layer: Layer = "pooled", label_smoothing: Smoothing = 0.0) -> None:
-        super().__init__(weights, label_smoothing)
-        self.needs = (layer,)
+    def __init__(self, weights: Weights, layer: OneLayer = "pooled", label_smoothing: Smoothing = 0.0) -> None:
+        super().__init__(weights, one(layer), label_smoothing, "layer")
 
     @property
     def formula(self) -> str:
         text = self.written(task=self.task_text, distill="mean_ij P_t log(P_t / P_s)")
-        return f"{text}, P_ij = (cos(f_i, f_j) + 1) / 2 over its sum along j, f = {self.needs[0]}"
+        return f"{text}, P_ij = (cos(f_i, f_j) + 1) / 2 over its sum along j, f = {self.layers_text}"
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        p = neighbourhoods(teacher_maps(teacher, self.needs, "pkt")[0].flatten(1))
-        q = neighbourhoods(student_maps(student, self.needs)[0].flatten(1))
+        s, t = self.map(student, teacher)
+        q, p = neighbourhoods(s.flatten(1)), neighbourhoods(t.flatten(1))
         distill = torch.mean(p * ((p + EPSILON) / (q + EPSILON)).log())
         return self.combine(task=self.task(student.logits, target.label), distill=distill)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Share, Width
 from kdbench.errors import UserError
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
+from kdbench.losses.base import Smoothing, Weights, number
 from kdbench.losses.dkd import warmup_text
-from kdbench.losses.features import Layers, student_maps, teacher_maps
+from kdbench.losses.features import FeatureLoss, Layers, Pair
 from kdbench.losses.functional import ramp
 from kdbench.types import LossTerms, Outputs, Target
 
@@ -63,15 +63,17 @@ class Fusion(nn.Module):
         return self.expand(fused), fused
 
 
-class ReviewKD(DistillationLoss):
+class ReviewKD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill r sum_l hcl(u_l, f_t,l), u_l: the student's level l fused with its deeper
     levels by learned attention, hcl: squared error at several resolutions (Chen et al. 2021).
 
     `layers` from shallow to deep; r rises from 0 to 1 over the first `warmup` of the training (20 of 240 epochs in the
     field's comparisons). The authors tune weights.distill for each pair of networks, 0.6 to 8 on CIFAR-100. `middle`:
-    width of the fused maps, at most. Their features come before the last ReLU of a stage; ours are what the networks
-    give.
+    width of the fused maps, at most. `before_relu`: the teacher's maps are those before the last ReLU of a stage
+    ("stage1.pre"), as in the authors' code, where its network gives them; the student's are always those after it.
     """
+
+    every: ClassVar[str] = r"stage\d+|pooled"
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Chen et al. 2021 (ReviewKD)"
@@ -80,12 +82,13 @@ class ReviewKD(DistillationLoss):
         self,
         weights: Weights,
         layers: Layers,
+        before_relu: bool = True,
         middle: Width = 512,
         warmup: Share = 20 / 240,
         label_smoothing: Smoothing = 0.0,
     ) -> None:
-        super().__init__(weights, label_smoothing)
-        self.needs = tuple(layers)
+        super().__init__(weights, layers, label_smoothing)
+        self.before_relu = before_relu
         self.middle, self.warmup = middle, warmup
         self.fusions = nn.ModuleList()
 
@@ -93,13 +96,18 @@ class ReviewKD(DistillationLoss):
     def formula(self) -> str:
         text = self.written(task=self.task_text, distill=f"{'r ' if self.warmup else ''}sum_l hcl(u_l, f_t,l)")
         kind = f"u = student levels fused by learned attention at most {number(self.middle)} wide"
-        return f"{text}, {kind}, l in {', '.join(self.needs)}{warmup_text(self.warmup)}"
+        return f"{text}, {kind}, l in {self.layers_text}{warmup_text(self.warmup)}"
+
+    def chosen(self, student: Outputs, teacher: Outputs) -> Pair:
+        own, other = super().chosen(student, teacher)
+        before = {f"{name}.pre" for name in other} & teacher.features.keys() if self.before_relu else set()
+        return Pair(own, tuple(f"{name}.pre" if f"{name}.pre" in before else name for name in other))
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        s = [as_map(f) for f in student_maps(student, self.needs)]
-        t = [as_map(f) for f in teacher_maps(teacher, self.needs, "reviewkd")]
+        super().setup(student, teacher)
+        s, t = ([as_map(f) for f in maps] for maps in self.maps(student, teacher))
         if any(shallow.shape[2] < deep.shape[2] for shallow, deep in zip(s, s[1:])):  # noqa: RUF007
-            raise UserError("layers", list(self.needs), "from shallow to deep")
+            raise UserError("layers", self.layers, "from shallow to deep")
         middle = min(self.middle, s[-1].shape[1])
         last = len(s) - 1
         made = [Fusion(a.shape[1], middle, b.shape[1], i == last) for i, (a, b) in enumerate(zip(s, t))]
@@ -115,9 +123,8 @@ class ReviewKD(DistillationLoss):
         return found
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        t = [as_map(f) for f in teacher_maps(teacher, self.needs, "reviewkd")]
-        sizes = [(f.shape[2], f.shape[3]) for f in t]
-        u = self.reviewed([as_map(f) for f in student_maps(student, self.needs)], sizes)
+        s, t = ([as_map(f) for f in maps] for maps in self.maps(student, teacher))
+        u = self.reviewed(s, [(f.shape[2], f.shape[3]) for f in t])
         error = torch.stack([context_distance(a, b) for a, b in zip(u, reversed(t))]).sum()
         distill = ramp(target.progress, self.warmup) * error
         return self.combine(task=self.task(student.logits, target.label), distill=distill)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
-from kdbench.losses.features import Layer, student_maps, teacher_maps
+from kdbench.losses.base import Smoothing, Weights, number
+from kdbench.losses.features import FeatureLoss, OneLayer, one
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -34,7 +34,7 @@ def angles(between: Tensor) -> Tensor:
     return unit @ unit.transpose(1, 2)
 
 
-class RKD(DistillationLoss):
+class RKD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill (distance h(D_s - D_t) + angle h(A_s - A_t)), D: pairwise distances over
     their mean, A: cosines of all triples, h: mean smooth-L1 (Park et al. 2019, L_RKD-D and L_RKD-A).
 
@@ -48,24 +48,24 @@ class RKD(DistillationLoss):
     def __init__(
         self,
         weights: Weights,
-        layer: Layer = "pooled",
+        layer: OneLayer = "pooled",
         distance: NotNegative = 25.0,
         angle: NotNegative = 50.0,
         label_smoothing: Smoothing = 0.0,
     ) -> None:
-        super().__init__(weights, label_smoothing)
-        self.needs = (layer,)
+        super().__init__(weights, one(layer), label_smoothing, "layer")
         self.distance, self.angle = distance, angle
 
     @property
     def formula(self) -> str:
         both = f"({number(self.distance)} h(D_s - D_t) + {number(self.angle)} h(A_s - A_t))"
         text = self.written(task=self.task_text, distill=both)
-        return f"{text}, D = distances over their mean, A = cosines of triples of {self.needs[0]}, h = mean smooth_l1"
+        return (
+            f"{text}, D = distances over their mean, A = cosines of triples of {self.layers_text}, h = mean smooth_l1"
+        )
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        s = differences(student_maps(student, self.needs)[0].flatten(1))
-        t = differences(teacher_maps(teacher, self.needs, "rkd")[0].flatten(1))
+        s, t = (differences(x.flatten(1)) for x in self.map(student, teacher))
         distance = F.smooth_l1_loss(distances(s), distances(t))
         angle = F.smooth_l1_loss(angles(s), angles(t))
         distill = self.distance * distance + self.angle * angle

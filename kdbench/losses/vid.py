@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Positive
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, number
-from kdbench.losses.features import Layers, needs_maps, same_size, student_maps, teacher_maps
+from kdbench.losses.base import Smoothing, Weights, number
+from kdbench.losses.features import FeatureLoss, Layers, same_size
 from kdbench.types import LossTerms, Outputs, Target
 
 FLOOR = 1e-5  # least variance
@@ -37,13 +37,14 @@ class Predictor(nn.Module):
         return torch.mean((self.mean(student) - teacher).square() / variance + variance.log()) / 2
 
 
-class VID(DistillationLoss):
+class VID(FeatureLoss):
     """weights.task CE(y, s) + weights.distill sum_l mean ((m(f_s) - f_t)^2 / v + log v) / 2, m and the variances v
     learned with the student (Ahn et al. 2019, the Gaussian L_VID). Weight 1 in the field's comparisons.
 
     `variance` is v before training. A log-likelihood: it may be negative.
     """
 
+    maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Ahn et al. 2019 (VID), Gaussian"
 
@@ -54,23 +55,21 @@ class VID(DistillationLoss):
         variance: Positive = 5.0,
         label_smoothing: Smoothing = 0.0,
     ) -> None:
-        super().__init__(weights, label_smoothing)
-        self.needs = tuple(layers)
+        super().__init__(weights, layers, label_smoothing)
         self.variance = variance
         self.predictors = nn.ModuleList()
 
     @property
     def formula(self) -> str:
         text = self.written(task=self.task_text, distill="sum_l mean ((m(f_s) - f_t)^2 / v + log v) / 2")
-        return f"{text}, m and v learned, v from {number(self.variance)}, l in {', '.join(self.needs)}"
+        return f"{text}, m and v learned, v from {number(self.variance)}, l in {self.layers_text}"
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        maps = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "vid")
-        needs_maps(self.needs * 2, [*maps[0], *maps[1]], "vid")
-        made = [Predictor(s.shape[1], t.shape[1], self.variance) for s, t in zip(*maps)]
+        super().setup(student, teacher)
+        made = [Predictor(s.shape[1], t.shape[1], self.variance) for s, t in zip(*self.maps(student, teacher))]
         self.predictors = nn.ModuleList(made).to(student.logits.device)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        maps = student_maps(student, self.needs), teacher_maps(teacher, self.needs, "vid")
+        maps = self.maps(student, teacher)
         distill = torch.stack([predict(s, t) for predict, s, t in zip(self.predictors, *maps)]).sum()
         return self.combine(task=self.task(student.logits, target.label), distill=distill)

@@ -15,9 +15,10 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
+    """Two 3x3 convolutions around a shortcut. The last block of a stage leaves its ReLU to the network."""
 
     expansion = 1
+    last = False
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -29,13 +30,15 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x), inplace=True)
+        y = self.bn2(self.conv2(y)) + self.shortcut(x)
+        return y if self.last else F.relu(y, inplace=True)
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 (which carries the stride) and 1x1 convolution to four times the width, around a shortcut."""
 
     expansion = 4
+    last = False
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -51,7 +54,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
-        return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x), inplace=True)
+        y = self.bn3(self.conv3(y)) + self.shortcut(x)
+        return y if self.last else F.relu(y, inplace=True)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -64,7 +68,8 @@ class LargeResNet(nn.Module):
     """A ResNet of four stages whose stem is one 3x3 convolution of stride 1, without max-pooling.
 
     blocks: how many each stage has (2-2-2-2 is ResNet-18, 3-4-6-3 ResNet-34 and -50); block: "basic" or "bottleneck".
-    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage4", "pooled" [B, 512 or 2048].
+    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage4", each also before its last ReLU
+    ("stage1.pre"), "pooled" [B, 512 or 2048].
     Raises UserError unless `blocks` are four positive numbers. For ImageNet use torchvision's or timm's.
     """
 
@@ -96,17 +101,17 @@ class LargeResNet(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        stage1 = self.layer1(stem)
-        stage2 = self.layer2(stage1)
-        stage3 = self.layer3(stage2)
-        stage4 = self.layer4(stage3)
-        pooled = stage4.mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "stage4": stage4}
-        return Outputs(self.linear(pooled), {**features, "pooled": pooled})
+        features, x = {"stem": stem}, stem
+        for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
+            features[f"stage{number}.pre"] = before = stage(x)
+            features[f"stage{number}"] = x = F.relu(before)
+        features["pooled"] = x.mean((2, 3))
+        return Outputs(self.linear(features["pooled"]), features)
 
 
 def _stage(
     kind: type[BasicBlock] | type[Bottleneck], blocks: int, inputs: int, width: int, stride: int
 ) -> nn.Sequential:
-    later = [kind(width * kind.expansion, width, 1) for _ in range(blocks - 1)]
-    return nn.Sequential(kind(inputs, width, stride), *later)
+    made = [kind(inputs, width, stride), *(kind(width * kind.expansion, width, 1) for _ in range(blocks - 1))]
+    made[-1].last = True
+    return nn.Sequential(*made)

@@ -30,10 +30,14 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; [B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
+    """Two 3x3 convolutions around a shortcut; [B, inputs, H, W] -> [B, outputs, H / stride, W / stride].
+
+    The last one of a stage leaves its ReLU to the network, which gives the map before it, too.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
+        self.last = False
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
@@ -42,7 +46,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x), inplace=True)
+        y = self.bn2(self.conv2(y)) + self.downsample(x)
+        return y if self.last else F.relu(y, inplace=True)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Module:
@@ -61,7 +66,8 @@ class ResNet(nn.Module):
     (resnet38x2 is width 2; resnet8x4 has a wider stem too: widths 32-64-128-256). shortcut: "B", a 1x1 convolution
     with batch norm wherever the shape changes (RepDistiller, mdistiller), or "A", zero padding without parameters
     (He et al. for CIFAR-10: 269,722 parameters for resnet20). Input [B, in_channels, S, S] of any size; features
-    "stem", "stage1".."stage3", "pooled". Raises UserError for a depth, widths or shortcut that do not exist.
+    "stem", "stage1".."stage3", each also before its last ReLU ("stage1.pre"), "pooled". Raises UserError for a depth,
+    widths or shortcut that do not exist.
     """
 
     def __init__(
@@ -93,17 +99,19 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        stage1 = self.layer1(stem)
-        stage2 = self.layer2(stage1)
-        stage3 = self.layer3(stage2)
-        pooled = stage3.mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "pooled": pooled}
-        return Outputs(self.fc(pooled), features)
+        features, x = {"stem": stem}, stem
+        for number, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
+            features[f"stage{number}.pre"] = before = stage(x)
+            features[f"stage{number}"] = x = F.relu(before)
+        features["pooled"] = x.mean((2, 3))
+        return Outputs(self.fc(features["pooled"]), features)
 
 
 def _stage(blocks: int, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
-    later = [BasicBlock(outputs, outputs, 1, shortcut) for _ in range(blocks - 1)]
-    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut), *later)
+    sizes = [(inputs, stride), *[(outputs, 1)] * (blocks - 1)]
+    made = [BasicBlock(given, outputs, step, shortcut) for given, step in sizes]
+    made[-1].last = True
+    return nn.Sequential(*made)
 
 
 def blocks_per_stage(depth: int, extra: int) -> int:

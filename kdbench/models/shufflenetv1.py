@@ -13,7 +13,12 @@ STEM = 24
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, depth-wise 3x3, grouped 1x1; stride 2 appends the average-pooled input as channels."""
+    """Grouped 1x1, shuffle, depth-wise 3x3, grouped 1x1; stride 2 appends the average-pooled input as channels.
+
+    The last unit of a stage leaves its ReLU to the network.
+    """
+
+    last = False
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
         super().__init__()
@@ -34,14 +39,15 @@ class ShuffleUnit(nn.Module):
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
         y = y + x if self.pool is None else torch.cat([y, self.pool(x)], 1)
-        return F.relu(y, inplace=True)
+        return y if self.last else F.relu(y, inplace=True)
 
 
 class ShuffleNetV1(nn.Module):
     """ShuffleNet with a 1x1 stem of 24 channels and three stages, as RepDistiller and mdistiller run it on CIFAR.
 
     widths: output channels of the stages; units: how many each has; groups: of the 1x1 convolutions.
-    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage3", "pooled" [B, widths[2]].
+    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage3", each also before its last ReLU
+    ("stage1.pre"), "pooled" [B, widths[2]].
     Raises UserError if the widths cannot be split into quarters and groups.
     """
 
@@ -67,12 +73,12 @@ class ShuffleNetV1(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        stage1 = self.layer1(stem)
-        stage2 = self.layer2(stage1)
-        stage3 = self.layer3(stage2)
-        pooled = stage3.mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "pooled": pooled}
-        return Outputs(self.linear(pooled), features)
+        features, x = {"stem": stem}, stem
+        for number, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
+            features[f"stage{number}.pre"] = before = stage(x)
+            features[f"stage{number}"] = x = F.relu(before)
+        features["pooled"] = x.mean((2, 3))
+        return Outputs(self.linear(features["pooled"]), features)
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
@@ -84,7 +90,9 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 
 def _stage(inputs: int, outputs: int, units: int, groups: int) -> nn.Sequential:
     later = [ShuffleUnit(outputs, outputs, 1, groups) for _ in range(units - 1)]
-    return nn.Sequential(ShuffleUnit(inputs, outputs, 2, groups), *later)
+    made = [ShuffleUnit(inputs, outputs, 2, groups), *later]
+    made[-1].last = True
+    return nn.Sequential(*made)
 
 
 def _check(widths: list[int], units: list[int], groups: int) -> None:

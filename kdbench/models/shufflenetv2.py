@@ -12,7 +12,12 @@ from kdbench.types import Outputs
 
 
 class SplitUnit(nn.Module):
-    """Half of the channels pass untouched, half through 1x1, depth-wise 3x3 and 1x1; then both are shuffled."""
+    """Half of the channels pass untouched, half through 1x1, depth-wise 3x3 and 1x1; then both are shuffled.
+
+    The last unit of a stage leaves its last ReLU and the shuffle to the network.
+    """
+
+    last = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,12 +33,16 @@ class SplitUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x[:, self.untouched :])), inplace=True)
         y = self.bn2(self.conv2(y))
-        y = F.relu(self.bn3(self.conv3(y)), inplace=True)
-        return shuffle(torch.cat([x[:, : self.untouched], y], 1), 2)
+        y = self.bn3(self.conv3(y))
+        if self.last:
+            return torch.cat([x[:, : self.untouched], y], 1)
+        return shuffle(torch.cat([x[:, : self.untouched], F.relu(y, inplace=True)], 1), 2)
 
 
 class DownUnit(nn.Module):
     """Both branches see the whole input and halve the map; their concatenation has `outputs` channels."""
+
+    last = False
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -50,10 +59,10 @@ class DownUnit(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        left = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))), inplace=True)
+        left = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         right = F.relu(self.bn3(self.conv3(x)), inplace=True)
-        right = F.relu(self.bn5(self.conv5(self.bn4(self.conv4(right)))), inplace=True)
-        return shuffle(torch.cat([left, right], 1), 2)
+        both = torch.cat([left, self.bn5(self.conv5(self.bn4(self.conv4(right))))], 1)
+        return both if self.last else shuffle(F.relu(both, inplace=True), 2)
 
 
 class ShuffleNetV2(nn.Module):
@@ -61,7 +70,8 @@ class ShuffleNetV2(nn.Module):
 
     widths: output channels of the three stages and of the last 1x1 convolution (116-232-464-1024 is the paper's 1x).
     units: how many units follow the down-sampling one of each stage. Input [B, in_channels, S, S], S >= 8; features
-    "stem", "stage1".."stage3", "pooled" [B, widths[3]]. Raises UserError for widths that cannot be halved.
+    "stem", "stage1".."stage3", each also before its last ReLU and the shuffle ("stage1.pre"), "pooled" [B, widths[3]].
+    Raises UserError for widths that cannot be halved.
     """
 
     def __init__(
@@ -90,13 +100,15 @@ class ShuffleNetV2(nn.Module):
 
     def forward(self, image: Tensor) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        stage1 = self.layer1(stem)
-        stage2 = self.layer2(stage1)
-        stage3 = self.layer3(stage2)
-        pooled = F.relu(self.bn2(self.conv2(stage3)), inplace=True).mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "pooled": pooled}
-        return Outputs(self.linear(pooled), features)
+        features, x = {"stem": stem}, stem
+        for number, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
+            features[f"stage{number}.pre"] = before = stage(x)
+            features[f"stage{number}"] = x = shuffle(F.relu(before), 2)  # the untouched half is not below 0
+        features["pooled"] = F.relu(self.bn2(self.conv2(x)), inplace=True).mean((2, 3))
+        return Outputs(self.linear(features["pooled"]), features)
 
 
 def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
-    return nn.Sequential(DownUnit(inputs, outputs), *(SplitUnit(outputs) for _ in range(units)))
+    made: list[DownUnit | SplitUnit] = [DownUnit(inputs, outputs), *(SplitUnit(outputs) for _ in range(units))]
+    made[-1].last = True
+    return nn.Sequential(*made)

@@ -17,7 +17,8 @@ class VGG(nn.Module):
 
     convolutions: how many each block has (1-1-1-1-1 is vgg8, 1-1-2-2-2 vgg11, 2-2-4-4-4 vgg19). Maps halve between
     blocks; before the last block only for images of 64 pixels and more, as in RepDistiller and mdistiller.
-    Input [B, in_channels, S, S], S >= 8; features "stem" (first block), "stage1".."stage4", "pooled" [B, 512].
+    Input [B, in_channels, S, S], S >= 8; features "stem" (first block), "stage1".."stage4", each also before its
+    last ReLU ("stage1.pre"), "pooled" [B, 512].
     Raises UserError unless `convolutions` are five positive numbers.
     """
 
@@ -40,14 +41,14 @@ class VGG(nn.Module):
         initialise(self, linear="small")
 
     def forward(self, image: Tensor) -> Outputs:
-        stem = F.relu(self.block0(image), inplace=True)
-        stage1 = F.relu(self.block1(self.pool(stem)), inplace=True)
-        stage2 = F.relu(self.block2(self.pool(stage1)), inplace=True)
-        stage3 = F.relu(self.block3(self.pool(stage2)), inplace=True)
-        stage4 = F.relu(self.block4(self.last_pool(stage3)), inplace=True)
-        pooled = stage4.mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "stage4": stage4}
-        return Outputs(self.classifier(pooled), {**features, "pooled": pooled})
+        x = F.relu(self.block0(image), inplace=True)
+        features = {"stem": x}
+        for number, block in enumerate((self.block1, self.block2, self.block3, self.block4), start=1):
+            pool = self.last_pool if number == 4 else self.pool
+            features[f"stage{number}.pre"] = before = block(pool(x))
+            features[f"stage{number}"] = x = F.relu(before)
+        features["pooled"] = x.mean((2, 3))
+        return Outputs(self.classifier(features["pooled"]), features)
 
 
 def _block(convolutions: int, inputs: int, outputs: int) -> nn.Sequential:

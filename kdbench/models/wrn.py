@@ -27,8 +27,13 @@ class WideBlock(nn.Module):
         same = stride == 1 and inputs == outputs
         self.convShortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x), inplace=True)
+    def forward(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """x [B, inputs, H, W], or x with what the first batch norm makes of it, where that is a feature, too."""
+        if isinstance(x, tuple):
+            x, normed = x
+            active = F.relu(normed)
+        else:
+            active = F.relu(self.bn1(x), inplace=True)
         y = F.relu(self.bn2(self.conv1(active)), inplace=True)
         y = self.conv2(self.dropout(y))
         return y + (x if self.convShortcut is None else self.convShortcut(active))
@@ -41,8 +46,8 @@ class WideResNet(nn.Module):
     depth: 6n + 4. width: the widening factor k of the three stages (the stem keeps its channels). dropout: between
     the two convolutions of a block (Zagoruyko and Komodakis: 0.3 on CIFAR; RepDistiller: 0). widths: channels of
     stem and stages before widening. Input [B, in_channels, S, S]; features "stem", "stage1".."stage3" (raw sums,
-    before the next batch norm and ReLU) and "pooled". Raises UserError for a depth, width or dropout that do not
-    exist.
+    before the next batch norm and ReLU), "stage1.pre".. (after that batch norm) and "pooled". Raises UserError for a
+    depth, width or dropout that do not exist.
     """
 
     def __init__(
@@ -72,11 +77,18 @@ class WideResNet(nn.Module):
     def forward(self, image: Tensor) -> Outputs:
         stem = self.conv1(image)
         stage1 = self.block1(stem)
-        stage2 = self.block2(stage1)
-        stage3 = self.block3(stage2)
-        pooled = F.relu(self.bn1(stage3), inplace=True).mean((2, 3))
+        pre1 = _first_norm(self.block2)(stage1)
+        stage2 = self.block2((stage1, pre1))
+        pre2 = _first_norm(self.block3)(stage2)
+        stage3 = self.block3((stage2, pre2))
+        pre3 = self.bn1(stage3)
+        pooled = F.relu(pre3).mean((2, 3))
         features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "pooled": pooled}
-        return Outputs(self.fc(pooled), features)
+        return Outputs(self.fc(pooled), {**features, "stage1.pre": pre1, "stage2.pre": pre2, "stage3.pre": pre3})
+
+
+def _first_norm(stage: nn.Sequential) -> nn.Module:
+    return stage.get_submodule("layer.0.bn1")
 
 
 def _stage(blocks: int, inputs: int, outputs: int, stride: int, dropout: float) -> nn.Sequential:

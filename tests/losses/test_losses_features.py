@@ -90,7 +90,8 @@ def test_a_missing_feature_is_told(name):
     loss = build(name, **{"images": 400} if name == "crd" else {})
     student, teacher, _ = batch(2, name)
     bare = Outputs(student.logits, {"stage0": student.logits})
-    assert set(loss.needs) <= {"stem", "stage1", "stage2", "stage3", "pooled"}
+    assert loss.needs
+    assert set(ready(name).needs) <= {"stem", "stage1", "stage2", "stage3", "pooled"}
     with pytest.raises(UserError, match="the student has only stage0"):
         loss.setup(bare, teacher)
         loss(bare, teacher, batch(2, name)[2])
@@ -113,6 +114,99 @@ def test_layers_are_a_list_of_names(name):
     for bad in ("stage1", [], ["stage1", "stage1"], [1, 2]):
         with pytest.raises(UserError, match=r"loss\.layers"):
             build(name, layers=bad)
+
+
+def staged(widths: list[int], seed: float, samples: int = 4) -> Outputs:
+    """A network's stages of these widths, each half as large as the one before, and what comes before the ReLU."""
+    features = {}
+    for i, width in enumerate(widths):
+        before = wave((samples, width, 16 >> i, 16 >> i), seed + i)
+        features |= {f"stage{i + 1}": before.relu(), f"stage{i + 1}.pre": before}
+    features["stem"] = wave((samples, widths[0], 16, 16), seed - 1).relu()
+    features["pooled"] = features[f"stage{len(widths)}"].mean((2, 3))
+    return Outputs(torch.zeros(samples, C, dtype=torch.float64), features)
+
+
+THREE, FOUR = [4, 6, 8], [4, 6, 8, 8]
+CHOSEN = [
+    ("at", FOUR, FOUR, ["stage1", "stage2", "stage3", "stage4"], ["stage1", "stage2", "stage3", "stage4"]),
+    ("nst", FOUR, THREE, ["stage1", "stage2", "stage3"], ["stage1", "stage2", "stage3"]),
+    ("vid", THREE, FOUR, ["stage1", "stage2", "stage3"], ["stage1", "stage2", "stage3"]),
+    ("sp", FOUR, FOUR, ["stage4"], ["stage4"]),
+    ("sp", FOUR, THREE, ["stage4"], ["stage3"]),
+    ("fsp", THREE, THREE, ["stem", "stage1", "stage2", "stage3"], ["stem", "stage1", "stage2", "stage3"]),
+    (
+        "reviewkd", FOUR, FOUR, ["stage1", "stage2", "stage3", "stage4", "pooled"],
+        ["stage1.pre", "stage2.pre", "stage3.pre", "stage4.pre", "pooled"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "own", "other", "read", "taught"), CHOSEN)
+def test_layers_follow_the_networks(name, own, other, read, taught):
+    """The defaults: what the field's code reads of networks of three and of four stages. Naming them is the same."""
+    student, teacher = staged(own, 0.3), staged(other, 1.4)
+    loss = build(name).double()
+    loss.setup(student, teacher)
+    assert loss.student_needs == tuple(read) and loss.needs == tuple(taught)
+    named = build(name, layers={"student": read, "teacher": taught}).double()
+    named.setup(student, teacher)
+    named.load_state_dict(loss.state_dict())
+    target = Target(torch.zeros(4, dtype=torch.long), torch.arange(4), torch.tensor(1.0).double())
+    only = Outputs(teacher.logits, {key: teacher.features[key] for key in taught})  # all that a training keeps
+    total = loss.double()(student, only, target).total
+    assert torch.equal(total, named.double()(student, teacher, target).total) and total > 0
+    assert ", ".join(read) in loss.formula and (read == taught or f"teacher: {', '.join(taught)}" in loss.formula)
+
+
+# What RepDistiller's criteria give on feat[1:-1] (sp: feat[-2]) of the fixed maps above; (student, teacher) widths.
+OFFICIAL = json.loads(Path(__file__).with_name("peer_stages.json").read_text(encoding="utf-8"))["cases"]
+
+
+@pytest.mark.parametrize("case", OFFICIAL, ids=[f"{case['loss']}-{i}" for i, case in enumerate(OFFICIAL)])
+def test_defaults_give_the_value_and_gradient_of_the_field_s_code(case):
+    student, teacher = staged(case["student"], 0.3), staged(case["teacher"], 1.4)
+    student = cast(student, torch.float64, grad=True)
+    loss = build(case["loss"], **case.get("changes", {})).double()
+    loss.setup(student, teacher)
+    loss = filled(loss.double())
+    target = Target(torch.zeros(4, dtype=torch.long), torch.arange(4), torch.tensor(0.0).double())
+    terms = loss(student, teacher, target)
+    terms.total.backward()
+    assert loss.weights["distill"] * terms.parts["distill"].item() == pytest.approx(case["value"], rel=1e-7)
+    for key, norm in case["grad"].items():
+        assert student.features[key].grad.norm().item() == pytest.approx(norm, rel=1e-6)
+
+
+@pytest.mark.parametrize("layers", [{"student": ["stage1"]}, {"student": ["stage1"], "teacher": ["stage1", "stage2"]}])
+def test_layers_of_both_networks_come_in_pairs(layers):
+    with pytest.raises(UserError, match=r"loss\.layers = .*: must be with the keys student and teacher"):
+        build("at", layers=layers)
+
+
+def test_one_layer_may_differ_between_the_networks():
+    student, teacher = staged(FOUR, 0.3), staged(THREE, 1.4)
+    loss = build("fitnet", layer={"student": "stage3", "teacher": "stage2"}).double()
+    loss.setup(student, teacher)
+    assert loss.regressor[0].weight.shape[:2] == (6, 8) and "f = stage3 (teacher: stage2)" in loss.formula
+    with pytest.raises(UserError, match=r"^loss\.layer = "):
+        build("fitnet", layer={"student": "stage3"})
+
+
+def test_reviewkd_reads_the_teacher_before_or_after_the_relu():
+    student, teacher = staged(THREE, 0.3), staged(THREE, 1.4)
+    target = Target(torch.zeros(4, dtype=torch.long), torch.arange(4), torch.tensor(1.0).double())
+    values = []
+    for before_relu in (True, False):
+        torch.manual_seed(0)
+        loss = build("reviewkd", before_relu=before_relu)
+        loss.setup(student, teacher)
+        values.append(loss.double()(student, teacher, target).total.item())
+    assert values[0] != pytest.approx(values[1], rel=0.01)
+    plain = Outputs(teacher.logits, {key: value for key, value in teacher.features.items() if ".pre" not in key})
+    loss = build("reviewkd")
+    loss.setup(student, plain)  # a network without such maps: those after the ReLU, and the formula does not hide it
+    assert loss.needs == ("stage1", "stage2", "stage3", "pooled") and "teacher:" not in loss.formula
 
 
 @pytest.mark.parametrize("name", ["at", "nst", "vid", "fsp", "fitnet"])

@@ -133,7 +133,9 @@ def test_outputs_have_the_promised_shapes(name: str) -> None:
 def _check_shapes(name: str, network: nn.Module, out: Outputs, channels: int, classes: int) -> None:
     count = out.logits.shape[0]
     assert out.logits.shape == (count, classes)
-    names = list(out.features)
+    names = [key for key in out.features if not key.endswith(".pre")]
+    for key in out.features.keys() - set(names):
+        assert out.features[key].shape == out.features[key.removesuffix(".pre")].shape
     stages = [key for key in names if key.startswith("stage")]
     assert names == [*(["stem"] if name not in MLPS else []), *stages, "pooled"]
     assert stages == [f"stage{i + 1}" for i in range(len(stages))] and len(stages) >= 2
@@ -186,6 +188,30 @@ def test_features_are_not_overwritten_by_later_layers(name: str) -> None:
     seen = [kept[id(value)] for value in out.features.values() if id(value) in kept]
     assert len(seen) == 3
     assert all(torch.equal(now, then) for now, then in seen)
+
+
+PRE = {"resnet8", "resnet18", "resnet50", "vgg8", "wrn_16_1", "shufflenetv1", "shufflenetv2"}
+
+
+@pytest.mark.parametrize("name", sorted(PRE))
+def test_maps_before_the_relu_make_those_after_it(name: str) -> None:
+    """And a training step sees each batch norm once: the running statistics move as without the extra features."""
+    network = build(name, classes=10, size=16)
+    features = network(images(2, size=16)).features
+    stages = [key for key in features if key.startswith("stage") and not key.endswith(".pre")]
+    assert {f"{key}.pre" for key in stages} == {key for key in features if key.endswith(".pre")}
+    for key in stages:
+        before, after = features[f"{key}.pre"], features[key]
+        assert bool((before < 0).any())
+        if name == "wrn_16_1":  # raw sums: the next batch norm comes first
+            torch.testing.assert_close(before.mean((0, 2, 3)), torch.zeros(before.shape[1]), atol=1e-5, rtol=0)
+        elif name == "shufflenetv2":
+            halves = before.relu().chunk(2, 1)
+            assert torch.equal(after, torch.stack(halves, 2).flatten(1, 2))
+        else:
+            assert torch.equal(after, before.relu())
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all(int(norm.num_batches_tracked) == 1 for norm in norms)
 
 
 def test_features_of_vgg_follow_from_each_other() -> None:
