@@ -28,7 +28,6 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-
 class Placement(NamedTuple):
     """The device, the networks' compute type and their memory layout. Losses are always float32."""
 

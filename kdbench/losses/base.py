@@ -90,8 +90,14 @@ class DistillationLoss(nn.Module):
         raise NotImplementedError
 
     def task(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Mean cross-entropy with the labels, in nats. logits [B, C]; label [B] int64 (-1: left out) or [B, C]
-        float."""
+        """Mean cross-entropy with the labels, in nats. logits [B, C]; label [B] int64 (-1: left out) or [B, C] float.
+
+        Raises UserError for fewer classes than the loss has a gradient for, whoever calls it.
+        """
+        classes, name = logits.shape[-1], type(self).__name__
+        if classes < self.least_classes:
+            allowed = f"another with {classes} classes: it gives no gradient for fewer than {self.least_classes}"
+            raise UserError("loss", name, allowed)
         return task_cross_entropy(logits, label, self.label_smoothing)
 
     def combine(self, **parts: Tensor) -> LossTerms:

@@ -6,7 +6,7 @@ A new metric is an entry here, and the function that computes it in `engine/metr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 
@@ -62,7 +62,7 @@ class Task(NamedTuple):
 
     metrics: tuple[Metric, ...]  # of a network on a labelled set
     primary: Metric  # what chooses an epoch, and puts settings in order
-    chance: Callable[[int], float]  # the primary metric of an answer without looking, by the number of classes
+    chance: Callable[[Sequence[int]], float]  # the best answer without looking, by the number of images of each class
 
     def on(self, split: str) -> str:
         """The name of the primary figure: "val/top1"."""
@@ -71,20 +71,37 @@ class Task(NamedTuple):
     def is_better(self, value: float, other: float) -> bool:
         return self.primary.better * (value - other) > 0
 
-    def is_chance(self, value: float, classes: int, images: int) -> bool:
-        """Whether the primary metric over `images` may be chance: three standard deviations above it are still a guess.
+    def judge(self, value: float, images: Sequence[int]) -> Literal["chance", "unclear", "better"]:
+        """Whether the primary metric over so many images of each class is better than answers without looking.
 
-        A share has the binomial's deviation; other metrics have none that follows from the number of images alone.
+        Two of these: always the largest class, which has no luck, and a class drawn at random, of which three
+        standard deviations (the binomial's; other metrics than shares have none) are luck. A value of more
+        than one deviation is unclear where there are too few images to tell: where three are more than ten points.
         """
-        level = self.chance(classes)
-        margin = 3 * math.sqrt(level * (1 - level) / images) if self.primary.unit == "%" else 0.0
-        return self.primary.better * (value - level) <= margin
+        if self.primary.better * (value - self.chance(images)) <= 1e-6:  # a float32's share may round upwards
+            return "chance"
+        needed = self.images_to_tell(value, images)
+        if needed <= sum(images):
+            return "better"
+        luck = self._luck(images)
+        return "unclear" if luck > 0.1 and value > 1 / len(images) + luck / 3 else "chance"
+
+    def images_to_tell(self, value: float, images: Sequence[int]) -> int:
+        """How many images it takes to tell a share from that of a class drawn at random."""
+        drawn = 1 / len(images)
+        if self.primary.unit != "%":
+            return 0
+        return math.ceil(9 * drawn * (1 - drawn) / (value - drawn) ** 2)
+
+    def _luck(self, images: Sequence[int]) -> float:
+        drawn = 1 / len(images)
+        return 3 * math.sqrt(drawn * (1 - drawn) / sum(images))
 
 
 CLASSIFICATION = Task(
     metrics=tuple(METRICS[name] for name in ("top1", "top5", "nll", "ece", "agreement", "teacher_kl", "posterior_l2")),
     primary=METRICS["top1"],
-    chance=lambda classes: 1 / classes,
+    chance=lambda images: max(images) / sum(images),
 )
 TASKS = {"classification": CLASSIFICATION}
 

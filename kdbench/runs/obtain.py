@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from kdbench.data.bundle import Bundle
@@ -93,13 +94,20 @@ def _shown(folder: Path) -> Path:
 
 
 def _refuse_chance(given: TaughtBy, data: Bundle, longer: str) -> None:
-    """A teacher that is no better than guessing teaches nothing."""
-    value, classes = given.metrics[CLASSIFICATION.on("test")], len(data.classes)
-    if CLASSIFICATION.is_chance(value, classes, len(data.test.labels)):
-        show = CLASSIFICATION.primary.text
+    """A teacher that is no better than guessing teaches nothing; with few test images it may only look so."""
+    value, show = given.metrics[CLASSIFICATION.on("test")], CLASSIFICATION.primary.text
+    labels = data.test.labels
+    images = torch.bincount(labels[labels >= 0], minlength=len(data.classes)).tolist()
+    judged, level = CLASSIFICATION.judge(value, images), show(CLASSIFICATION.chance(images))
+    if judged == "unclear":
+        log.warning(
+            "teacher %s: %s on %d test images may be a guess (%s would be one); about %d images could tell",
+            given.name, show(value), sum(images), level, CLASSIFICATION.images_to_tell(value, images),
+        )  # fmt: skip
+    if judged == "chance":
+        largest = "" if min(images) == max(images) else ", the share of the largest class"
         raise UserError(
-            f"teacher {given.name}: {show(value)} on test is no better than guessing "
-            f"({show(CLASSIFICATION.chance(classes))}). "
+            f"teacher {given.name}: {show(value)} on test is no better than guessing ({level}{largest}). "
             f"Check its weights and that its classes are this dataset's, or train it longer ({longer}). "
             "teacher.allow_chance=true goes on regardless."
         )

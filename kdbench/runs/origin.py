@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ from kdbench.runs.taught import TaughtBy
 log = logging.getLogger(__name__)
 
 SINGLE = ("checkpoint", "checkpoint_key", "run")  # keys of teacher that say where a single network comes from
+
+# Choices that are the teacher's too, as long as it has none of its own under the second name (configs/train.yaml).
+_SHARED = {
+    "optimizer": "optimizer@teacher.optimizer",
+    "schedule": "schedule@teacher.schedule",
+    "dataset/augment": "dataset/augment@dataset.teacher_augment",
+}
 
 STORE_FORMAT = 1  # raise it when a change of code changes what a stored teacher would be
 
@@ -107,6 +115,7 @@ class Trained:
         """A lock makes parallel runs wait for one training; an interrupted one continues."""
         stage = teacher_stage(self.network, spec, recipe, data)
         refuse_other(stage.folder, identity_of(stage))
+        _say_shared(self.network.name, recipe.record.overrides)
         if not is_finished(stage.folder):  # looked at before any lock: a store may be read-only
             stage.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{stage.folder}.lock"):
@@ -155,6 +164,15 @@ def origin_of(
     if checkpoint:
         return FromFile(network, Path(checkpoint), checkpoint_key)
     return Published(network) if network.pretrained else Trained(network)
+
+
+def _say_shared(teacher: str, overrides: Sequence[str]) -> None:
+    """Say which words, meant for the student perhaps, choose the teacher's own training too: another teacher."""
+    typed = {key: value for key, _, value in (word.partition("=") for word in overrides)}
+    shared = [key for key, own in _SHARED.items() if key in typed and own not in typed]
+    if shared:
+        words, own = ", ".join(f"{key}={typed[key]}" for key in shared), ", ".join(f"{_SHARED[key]}=" for key in shared)
+        log.info("teacher %s: trained with %s too; %s would choose its own", teacher, words, own)
 
 
 def teacher_stage(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kdbench.errors import UserError
 from kdbench.types import Outputs, Target
 from tests.support.losses import batch, build
 
@@ -63,8 +64,8 @@ def test_logits_of_ten_thousand_are_finite(name, tau):
         ("dist", {"intra": 0.0}),
     ],
 )
-def test_two_classes_give_no_gradient_where_a_loss_says_so(name, changes):
-    """And none of them says so without reason: with the classes that it asks for it has one."""
+def test_two_classes_give_no_gradient_where_a_loss_says_so(name, changes, monkeypatch):
+    """It refuses them, and none of them says so without reason: with the classes that it asks for it has one."""
     loss = build(name, weights={"task": 0.0, "distill": 1.0}, **changes)
     assert loss.least_classes == 3
     for classes in (2, 3):
@@ -72,6 +73,10 @@ def test_two_classes_give_no_gradient_where_a_loss_says_so(name, changes):
         logits = torch.randn(8, classes, generator=random).requires_grad_()
         teacher = torch.randn(8, classes, generator=random)
         target = Target(torch.arange(8) % classes, torch.arange(8), torch.tensor(0.5))
+        if classes == 2:
+            with pytest.raises(UserError, match="no gradient for fewer than 3"):
+                loss(Outputs(logits, {}), Outputs(teacher, {}), target)
+            monkeypatch.setattr(type(loss), "least_classes", 1)
         loss(Outputs(logits, {}), Outputs(teacher, {}), target).total.backward()
         assert logits.grad is not None
         assert (float(logits.grad.abs().max()) < 1e-4) == (classes == 2)

@@ -34,14 +34,43 @@ def test_numbers_as_people_read_them():
 
 
 def test_chance_is_three_deviations_of_a_guess():
-    assert CLASSIFICATION.chance(10) == 0.1
+    images = [40] * 10
+    assert CLASSIFICATION.chance(images) == 0.1
     limit = 0.1 + 3 * (0.1 * 0.9 / 400) ** 0.5
-    assert CLASSIFICATION.is_chance(limit - 1e-6, 10, 400) and not CLASSIFICATION.is_chance(limit + 1e-6, 10, 400)
+    assert CLASSIFICATION.judge(limit - 1e-6, images) == "chance"
+    assert CLASSIFICATION.judge(limit + 1e-6, images) == "better"
+
+
+@pytest.mark.parametrize(
+    ("value", "images", "judged"),
+    [
+        (0.9, [90, 10], "chance"),  # always the largest class
+        (float(torch.tensor(0.6)), [600, 400], "chance"),
+        (0.91, [90, 10], "better"),  # and one of the others right
+        (8 / 13, [5, 4, 4], "unclear"),
+        (5 / 13, [5, 4, 4], "chance"),
+        (12 / 13, [5, 4, 4], "better"),
+        (0.5, [0, 1000, 0], "chance"),
+        (0.7, [20, 20], "unclear"),
+        (0.52, [500, 500], "chance"),
+        (0.02, [1] * 100, "chance"),
+        (0.011, [100] * 100, "chance"),
+    ],
+)
+def test_guesses_are_the_largest_class_or_luck_and_few_images_cannot_tell(value, images, judged):
+    assert CLASSIFICATION.judge(value, images) == judged
+
+
+def test_how_many_images_could_tell():
+    needed = CLASSIFICATION.images_to_tell(0.7, [20, 20])
+    assert (
+        CLASSIFICATION.judge(0.7, [needed // 2 + 1] * 2) == "better" != CLASSIFICATION.judge(0.7, [needed // 2 - 1] * 2)
+    )
 
 
 def test_better_follows_the_metric():
-    worse_is_more = CLASSIFICATION._replace(primary=METRICS["nll"], chance=lambda classes: 2.0)
+    worse_is_more = CLASSIFICATION._replace(primary=METRICS["nll"], chance=lambda images: 2.0)
     assert CLASSIFICATION.is_better(0.9, 0.8) and not CLASSIFICATION.is_better(0.8, 0.8)
     assert worse_is_more.is_better(0.5, 0.6) and not worse_is_more.is_better(0.6, 0.5)
-    assert worse_is_more.is_chance(2.1, 10, 400) and not worse_is_more.is_chance(1.9, 10, 400)
+    assert worse_is_more.judge(2.1, [40] * 10) == "chance" and worse_is_more.judge(1.9, [40] * 10) == "better"
     assert worse_is_more.on("val") == "val/nll"

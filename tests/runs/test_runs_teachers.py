@@ -6,15 +6,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 
+from kdbench.errors import UserError
 from kdbench.files import read_json
 from kdbench.models.resnet import ResNet
 from kdbench.runs.folder import read_info
+from kdbench.runs.obtain import introduced
+from kdbench.runs.taught import TaughtBy
 from kdbench.teachers.live import freeze
+from kdbench.teachers.none import NoTeacher
 from kdbench.types import ImageInfo
 from tests.support.killing import PATHS
 from tests.support.shell import TINY, kdbench, result, tiny, train
@@ -125,3 +131,37 @@ def test_a_finished_teacher_in_a_store_that_may_not_be_written_is_used(monkeypat
     monkeypatch.setattr(FileLock, "acquire", beside)
     other = train("hydra.run.dir=other", "seed=1")
     assert result(other)["teacher"]["weights"] == result(folder)["teacher"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("right", "counts", "said"),
+    [
+        (8, [5, 4, 4], "61.54 % on 13 test images may be a guess .38.46 % would be one.; about 26 images could tell"),
+        (13, [5, 4, 4], None),
+        (90, [90, 10], "no better than guessing .90.00 %, the share of the largest class."),
+        (96, [90, 10], None),
+        (26, [25, 25, 25, 25], "no better than guessing .25.00 %.. "),
+    ],
+)
+def test_a_teacher_is_refused_as_a_guess_and_with_few_images_warned_about(right, counts, said, caplog):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    data: Any = SimpleNamespace(classes=["a", "b", "c", "d"][: len(counts)], test=SimpleNamespace(labels=labels))
+    given = TaughtBy("net", NoTeacher(), metrics={"test/top1": right / sum(counts)})
+    if said is not None and "no better" in said:
+        with pytest.raises(UserError, match=said):
+            introduced(given, data, allow_chance=False)
+        assert introduced(given, data, allow_chance=True) is given
+    else:
+        assert introduced(given, data, allow_chance=False) is given
+        warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warned) == (said is not None) and all(re.search(str(said), text) for text in warned)
+
+
+def test_what_a_teachers_own_training_shares_with_the_students_is_said(capfd):
+    words = ["student=mlp", "student.hidden=[8]", "schedule.epochs=1", "teacher=mlp", "teacher.hidden=[8]"]
+    train(*words, "hydra.run.dir=a", "optimizer=adamw", "dataset/augment=flip")
+    shown = capfd.readouterr().out
+    assert "teacher mlp: trained with optimizer=adamw, dataset/augment=flip too" in shown
+    assert "optimizer@teacher.optimizer=" in shown and "dataset/augment@dataset.teacher_augment=" in shown
+    train(*words, "hydra.run.dir=b", "optimizer=adamw", "optimizer@teacher.optimizer=sgd", "loss.tau=2")
+    assert "trained with optimizer=" not in capfd.readouterr().out
