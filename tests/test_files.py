@@ -16,6 +16,7 @@ from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint, save_sta
 from kdbench.errors import UserError, printable
 from kdbench.files import read_object, remove_leftovers, write_atomically
 from kdbench.models.weights import read_safetensors, weight_hash
+from tests.support.full import POSIX, files_of_at_most
 
 ABOUT = {"network": "net", "dataset": "data", "hash": "abc"}
 
@@ -66,6 +67,21 @@ def test_a_full_disk_is_said_as_such_with_the_file(tmp_path, kind, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device.*room.*file\.bin") as caught:
         save(tmp_path / "file.bin")
     assert caught.value.errno == errno.ENOSPC and not (tmp_path / "file.bin").exists()
+
+
+@POSIX
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("kind", ["checkpoint", "weights"])
+def test_a_disk_that_fills_up_within_a_file_is_said_as_such_and_leaves_the_old_one(tmp_path, kind, share):
+    """torch ends its archive all the same, and would complain of that."""
+    path, state = tmp_path / "file.bin", {"w": torch.randn(20_000), "b": torch.randn(300)}
+    save = save_checkpoint if kind == "checkpoint" else lambda path, state: save_state(path, state, ABOUT)
+    save(path, state)
+    before = path.read_bytes()
+    with files_of_at_most(int(share * len(before))), pytest.raises(OSError, match=r"too large.*file\.bin") as caught:
+        save(path, {"w": torch.randn(20_000), "b": torch.randn(300)})
+    assert caught.value.errno == errno.EFBIG
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["file.bin"]
 
 
 def test_leftovers_of_killed_writes_go_and_those_of_living_processes_stay(tmp_path):

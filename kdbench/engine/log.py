@@ -47,10 +47,12 @@ class RunLog:
                 self._board.add_scalar(name, value, epoch)
 
     def text(self, name: str, text: str) -> None:
-        self._board.add_text(name, text)
+        with naming(self._file.parent):
+            self._board.add_text(name, text)
 
     def figure(self, name: str, figure: Any) -> None:
-        self._board.add_figure(name, figure)
+        with naming(self._file.parent):
+            self._board.add_figure(name, figure)
 
     def hparams_start(self, values: dict[str, Any], trial: str) -> None:
         """Announce the run in the HParams tab, in the run's own event file.
@@ -79,7 +81,8 @@ class RunLog:
             self._board.close()
 
     def _add_summary(self, summary: Any) -> None:
-        self._board._get_file_writer().add_summary(summary)
+        with naming(self._file.parent):
+            self._board._get_file_writer().add_summary(summary)
 
 
 def _keep_quiet(board: SummaryWriter) -> None:

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from kdbench.engine.log import RunLog
+from tests.support.full import POSIX, files_of_at_most
 from tests.support.shell import TINY, kdbench, result, tiny, train
 
 
@@ -125,3 +126,20 @@ def test_a_full_disk_is_said_with_the_file_and_without_a_traceback(tmp_path, cap
     with pytest.raises(OSError, match=r"No space left on device.*metrics\.jsonl"):
         log.write(1, {"loss": 1.0})
     assert capfd.readouterr().err == ""
+
+
+@POSIX
+@pytest.mark.parametrize("size", [0, 500, 3000])
+def test_a_disk_that_fills_up_under_the_curves_is_said_with_the_folder(tmp_path, size, capfd):
+    """TensorBoard writes in a thread of its own: what stops it is raised at the next point, text or end."""
+    log = RunLog(tmp_path)
+    with files_of_at_most(size), pytest.raises(OSError, match="too large") as caught:
+        for epoch in range(1, 2000):
+            log.write(epoch, {"loss": 1.0, "test/top1": 0.5})
+    named = [str(caught.value.filename)]
+    for further in (lambda: log.text("formula", "x"), lambda: log.hparams_end(True), log.close):
+        with pytest.raises(OSError, match="too large") as caught:
+            further()
+        named.append(str(caught.value.filename))
+    assert set(named[1:]) == {str(tmp_path)} and named[0].startswith(str(tmp_path))
+    assert "Traceback" not in capfd.readouterr().err

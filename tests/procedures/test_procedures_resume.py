@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from kdbench.runs.series import _link
 from tests.support.killing import KILLED, in_its_own_process
 from tests.support.procedures import MLPS, refusal, result, stages, train
 
@@ -77,3 +78,11 @@ def test_a_stage_of_another_configuration_is_not_taken_for_ones_own():
     (out / "run.json").unlink()  # as the first edition left it
     message = refusal(*words, "schedule.lr=0.03")
     assert "1-generation1" in message and "another configuration" in message
+
+
+def test_a_link_that_is_there_already_leaves_no_temporary_file(tmp_path):
+    """A kill between the links and result.json: the next process makes them again."""
+    (tmp_path / "stage").write_bytes(b"weights")
+    for _ in range(2):
+        _link(tmp_path / "stage", tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stage", "whole"]
