@@ -494,13 +494,15 @@ def main() -> int:
     names = ["table"] if arguments.short else arguments.only.split(",")
     kills, others = (4, 1) if arguments.short else (arguments.kills, arguments.others)
     place = Path(arguments.keep or tempfile.mkdtemp(prefix="kdbench-faults-")).resolve()
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background, too, where a shell has Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     made: list[Scenario] = []
     try:
         made += (Scenario(name, SCENARIOS[name], place, arguments.seed) for name in names)
         if arguments.again:
-            kind, _, number = arguments.again.partition("-")
+            kind, _, which = arguments.again.partition("-")
             for one in made:
-                one.round(kind, int(number))
+                one.round(kind, int(which))
         else:
             suite(made, kills, others)
     except KeyboardInterrupt:
