@@ -76,9 +76,12 @@ class RunLog:
         self._add_summary(Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)]))
 
     def close(self) -> None:
-        self._lines.close()
-        with naming(self._file.parent):
-            self._board.close()
+        try:
+            with naming(self._file):
+                self._lines.close()
+        finally:
+            with naming(self._file.parent):
+                self._board.close()
 
     def _add_summary(self, summary: Any) -> None:
         with naming(self._file.parent):
