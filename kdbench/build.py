@@ -7,9 +7,10 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -18,10 +19,10 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-from kdbench.arguments import Trust, locate, trusting
-from kdbench.configure import check_node, config_folders, construct, counted_in, register
-from kdbench.data.augment import views
+from kdbench.arguments import Trust, fit_arguments, keys, locate, trusting
+from kdbench.configure import Node, check_node, config_folders, construct, contents, counted_in, options, register
 from kdbench.data.augment.mix import make_mix
+from kdbench.data.augment.views import Augment, Identity, is_augment
 from kdbench.data.bundle import Bundle
 from kdbench.data.stamp import reading
 from kdbench.engine.optimizer import make_optimizer
@@ -32,9 +33,11 @@ from kdbench.losses.base import DistillationLoss
 from kdbench.losses.features import student_maps, teacher_maps
 from kdbench.models.base import refuse_kind
 from kdbench.paths import CONFIG_DIR
+from kdbench.results.metrics import METRICS
 from kdbench.results.report import show
 from kdbench.results.result import RunResult, is_finished, read_result
 from kdbench.runs import fill
+from kdbench.runs.ensemble import Ensemble
 from kdbench.runs.fill import Filled, Watch
 from kdbench.runs.identity import refuse_other, restamp
 from kdbench.runs.origin import SINGLE, origin_of
@@ -43,6 +46,8 @@ from kdbench.runs.serving import refuse_table
 from kdbench.types import Info, Outputs
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def run(cfg: DictConfig, out: Path, overrides: list[str], choices: dict[str, str]) -> float | None:
@@ -55,6 +60,7 @@ def run(cfg: DictConfig, out: Path, overrides: list[str], choices: dict[str, str
     refuse_others_folder(recipe, out)
     done = is_finished(out) and not recipe.force
     if not done:
+        refuse_unmeasured(cfg.monitor, recipe.data())
         try_networks(recipe)
     result = read_result(out) if done else procedure(recipe, out)
     show(result, out, already=done)
@@ -81,11 +87,10 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
     loss = make_loss(choices["loss"], tree["loss"])
     made = loss.make()  # refuses values out of range now rather than after the teacher is trained
     teacher = make_teacher(choices["teacher"], tree["teacher"])
-    known = re.fullmatch(r"auto|(best/)?(train|val|test)/\w+", str(cfg.monitor))
-    require(bool(known), "monitor", cfg.monitor, "auto, or a figure of result.json such as val/top1 or best/val/nll")
+    check_monitor(str(cfg.monitor))
+    dataset = tree["dataset"]
+    augment, _ = (make_augment(dataset.get(key), f"dataset.{key}") for key in ("augment", "teacher_augment"))
     if teacher is not None and teacher.table == "on":
-        dataset = tree["dataset"]
-        augment = construct(dataset["augment"], "dataset.augment") if dataset.get("augment") else views.Identity()
         refuse_table(made, loss.name, make_mix(dataset.get("mix") or {}), augment)
     return Recipe(
         data=functools.partial(load_data, json.dumps(tree["dataset"])),
@@ -132,7 +137,7 @@ def load_data(dataset: str) -> Bundle:
     if known is None or (known.stamp is not None and not known.stamp.holds()):
         node = json.loads(dataset)
         with reading(node.get("root"), node.get("cache")) as stamped:
-            made = construct(node, "dataset")
+            made = _made(node, "dataset", Bundle)
         known = replace(made, stamp=stamped())
     _loaded[dataset] = known
     for old in list(_loaded)[:-_KEPT]:
@@ -140,7 +145,25 @@ def load_data(dataset: str) -> Bundle:
     return known
 
 
-def dataset_node(node: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def _made(node: Node, key: str, kind: type[T], **given: Any) -> T:
+    """What a node's `_target_` makes of it. Raises UserError if that is not of its kind."""
+    made = construct(node, key, **given)
+    allowed = f"the path of what makes a {kind.__module__}.{kind.__qualname__}; this makes a {type(made).__name__}"
+    require(isinstance(made, kind), f"{key}._target_", node.get("_target_"), allowed)
+    return made
+
+
+def make_augment(node: Node | None, key: str) -> Augment:
+    """An augmentation; none is the identity. Raises UserError for what is no augmentation."""
+    if not node:
+        return Identity()
+    made = construct(node, key)
+    allowed = "the path of an augmentation (kdbench.data.augment.views.Augment)"
+    require(is_augment(made), f"{key}._target_", node.get("_target_"), allowed)
+    return made
+
+
+def dataset_node(node: Node, overrides: list[str]) -> Node:
     """A dataset's plain node after overrides; a `dataset=<name>` replaces it, a key changes it."""
     for override in overrides:
         key, _, value = override.partition("=")
@@ -166,7 +189,7 @@ def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSp
     def make(info: Info) -> Any:
         network = locate(config.get("_target_"), f"{prefix}._target_")
         refuse_kind(network, prefix, name, info)
-        return construct(config, prefix, **info._asdict())
+        return _made(config, prefix, torch.nn.Module, **info._asdict())
 
     return NetworkSpec(name, config, make)
 
@@ -177,13 +200,15 @@ def try_networks(recipe: Recipe) -> None:
     named = {"student": recipe.student}
     if recipe.teacher is not None:
         named["teacher"] = recipe.teacher.origin.describe(recipe.catalogue)
+        if isinstance(recipe.teacher.origin, Ensemble):
+            recipe.refuse_features("an ensemble of teachers")
     for key, spec in named.items():
         if "_target_" in spec.config:
             network = locate(spec.config["_target_"], f"{key}._target_")
             refuse_kind(network, key, spec.name, data.info, f"dataset={data.name}")
-    student = recipe.student.sketch(data.info)
+    student = _sketch(recipe.student, "student", data.info)
     taught = named.get("teacher", recipe.student)
-    teacher = taught.sketch(data.info) if taught is not recipe.student else student
+    teacher = _sketch(taught, "teacher", data.info) if taught is not recipe.student else student
     loss, classes = recipe.loss.make(), data.info.num_classes
     allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
     require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
@@ -203,9 +228,21 @@ def _try_loss(loss: DistillationLoss, student: torch.nn.Module, teacher: torch.n
     teacher_maps(outputs[1], loss.needs, type(loss).__name__)
 
 
+def _sketch(spec: NetworkSpec, key: str, info: Info) -> torch.nn.Module:
+    """The network without memory. Raises UserError for one that has nothing to train, or answers with no `Outputs`."""
+    network = spec.sketch(info)
+    target = spec.config.get("_target_", spec.name)
+    allowed = "a network that has weights and returns kdbench.types.Outputs"
+    fits = next(network.parameters(), None) is not None
+    with suppress(RuntimeError, NotImplementedError):  # an operation that has no form on the meta device
+        fits = fits and hasattr(_sketched(network, info), "logits")
+    require(fits, f"{key}._target_", target, allowed)
+    return network
+
+
 def _sketched(network: torch.nn.Module, info: Info) -> Outputs:
     """A network's outputs for two images, without memory where the network has none."""
-    device = next(network.parameters()).device
+    device = next((parameter.device for parameter in network.parameters()), torch.device("meta"))
     inputs = info.example(2, device)
     with torch.no_grad():
         return network.eval()(inputs.float() if inputs.dtype == torch.uint8 else inputs)
@@ -213,7 +250,7 @@ def _sketched(network: torch.nn.Module, info: Info) -> Outputs:
 
 def make_loss(choice: str, node: Mapping[str, Any], key: str = "loss") -> LossSpec:
     config = dict(node)
-    return LossSpec(choice, config, functools.partial(construct, config, key), key)
+    return LossSpec(choice, config, lambda: _made(config, key, DistillationLoss), key)
 
 
 def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
@@ -258,10 +295,13 @@ def make_schedule(node: Mapping[str, Any], prefix: str) -> ScheduleOptions:
 
 def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], RunResult]:
     """The procedure's function with its own options bound."""
-    options = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(options, dict)
-    function = locate(options.pop("_target_"))
-    return functools.partial(function, **{str(k): v for k, v in options.items()})
+    options = contents(node)
+    target = options.pop("_target_")
+    function = locate(target, "procedure._target_")
+    given = ("recipe", "out")
+    fits = keys(function).issuperset(given)
+    require(fits, "procedure._target_", target, "a procedure: a function of a recipe, a folder `out`, and options")
+    return functools.partial(function, **fit_arguments(function, options, "procedure", given))
 
 
 class ConfigCatalogue:
@@ -269,29 +309,48 @@ class ConfigCatalogue:
 
     def __init__(self, trust: Trust) -> None:
         self.trust = trust
-        self._nodes: dict[tuple[str, str], dict[str, Any]] = {}  # composing takes 0.15 s, and an ensemble asks often
+        self._nodes: dict[tuple[str, str], Node] = {}  # composing takes 0.15 s, and an ensemble asks often
 
     def network(self, name: str, options: Mapping[str, Any] | None = None, key: str = "student") -> NetworkSpec:
-        return make_network(name, {**self.node("student", name), **(options or {})}, key)
+        return make_network(name, {**self.node("student", name, key), **(options or {})}, key)
 
     def network_from(self, name: str, config: Mapping[str, Any], source: str = "") -> NetworkSpec:
         self.trust.check(config, source or name)
         return make_network(name, config, "student")
 
     def loss(self, name: str, options: Mapping[str, Any] | None = None, key: str = "loss") -> LossSpec:
-        return make_loss(name, {**self.node("loss", name), **(options or {})}, key)
+        return make_loss(name, {**self.node("loss", name, key), **(options or {})}, key)
 
-    def node(self, group: str, name: str) -> dict[str, Any]:
-        """The configuration of one option of a group. Raises UserError if there is none of this name."""
+    def node(self, group: str, name: str, key: str = "") -> Node:
+        """The configuration of one option of a group. Raises UserError naming `key` if there is none of this name."""
         if (group, name) not in self._nodes:
-            self._nodes[group, name] = self._compose(group, name)
+            self._nodes[group, name] = self._compose(group, name, key or group)
         return self._nodes[group, name]
 
-    def _compose(self, group: str, name: str) -> dict[str, Any]:
+    def _compose(self, group: str, name: str, key: str) -> Node:
+        hint = nearest(name, options(group, [Path(CONFIG_DIR), *config_folders()]))
+        unknown = UserError(key, name, f"a name that kdbench list {group} shows", hint)
+        if not re.fullmatch(r"[\w.+/-]+", name):
+            raise unknown
         try:
-            composed = compose("train", overrides=[f"{group}={name}"])
+            node = compose("train", overrides=[f"{group}={name}"]).get(group)
         except MissingConfigException as error:
-            raise UserError(f"{group}={name}: there is none of this name; kdbench list {group} shows them") from error
-        node = OmegaConf.to_container(composed[group], resolve=True)
-        assert isinstance(node, dict)
-        return {str(key): value for key, value in node.items()}
+            raise unknown from error
+        if node is None:  # "null", as Hydra reads it
+            raise unknown
+        return contents(node)
+
+
+def check_monitor(name: str) -> None:
+    """Raise a UserError for what no run has, before it is trained."""
+    known = re.fullmatch(r"auto|(best/)?(train|val|test)/(?P<metric>\w+)", name)
+    metric = known and known["metric"]
+    fits = known and (metric is None or metric in METRICS or metric.startswith("loss_"))
+    allowed = "auto, or a figure of result.json such as val/top1 or best/val/nll"
+    require(bool(fits), "monitor", name, f"{allowed}; metrics: {', '.join(METRICS)}")
+
+
+def refuse_unmeasured(monitor: str, data: Bundle) -> None:
+    """Raise a UserError for a figure of a validation set where there is none; the best epoch is one by validation."""
+    missing = data.val is None and re.match("best/|val/", monitor)
+    require(not missing, "monitor", monitor, "a figure of train or test: dataset.validation = 0 leaves no other")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 from kdbench.errors import UserError, nearest
@@ -30,8 +31,21 @@ def locate(path: object, key: str = "_target_") -> Any:
             if not hasattr(found, name):
                 raise UserError(f"{key} = {path}: {module_name} has no {name}. {nearest(name, vars(found))}".rstrip())
             found = getattr(found, name)
-        return found
+        if _can_be_called(found):
+            return found
+        raise UserError(key, path, "the path of a class or function whose arguments have names")
     raise UserError(key, path, "the dotted path of a class or function, e.g. package.module.name")
+
+
+def _can_be_called(found: object) -> bool:
+    """Whether values can be passed by name: some of what is written in C has no signature, or none with names."""
+    if not callable(found):
+        return False
+    try:
+        wanted = inspect.signature(found).parameters.values()
+    except ValueError:
+        return False
+    return not any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in wanted)
 
 
 def current(path: str) -> str:

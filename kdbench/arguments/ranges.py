@@ -37,7 +37,7 @@ def between(low: float, high: float) -> Range:
 
 def within(low: float, high: float) -> Range:
     """A number between two others, both of them included; an infinite end includes infinity."""
-    words = f"at least {low:g}, at most {high:,}" if high > 10_000 else f"in [{low:g}, {high:g}]"
+    words = f"at least {low:g}, at most {high:,}" if 10_000 < high < 1e12 else f"in [{low:g}, {high:g}]"
     return Range(words, lambda value: low <= value <= high)
 
 
@@ -88,5 +88,5 @@ Seed = Annotated[int, Range("within 64 bits", lambda value: -BITS <= value < BIT
 Depth = Annotated[int, within(1, 10_000)]  # layers of a network
 Scale = Annotated[float, above_to(0, 64)]  # how many times as wide
 Dropout = Annotated[float, from_to(0, 1)]
-Amount = Annotated[float, within(0, 2**53)]  # a share up to 1, or a number of things above
+Amount = Annotated[float, Range("a share up to 1 or a number of things above", lambda value: 0 <= value <= 2**53)]
 Text = Annotated[str, some_text()]

@@ -9,14 +9,16 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kdbench import configure
+from kdbench.arguments import fit
+from kdbench.arguments.ranges import above_to, within
 from kdbench.commands.train import chosen
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
@@ -48,6 +50,13 @@ Examples:
   kdbench bench dataset=cifar100 teacher=resnet32x4 student=resnet8x4 trainer.precision=bf16 --members 8"""
 
 
+RANGES = {
+    "members": Annotated[int, within(1, 1000)],
+    "seconds": Annotated[float, above_to(0, 86_400)],
+    "workers": Annotated[int, within(0, 1000)] | None,
+}
+
+
 def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(HELP)
@@ -68,10 +77,11 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", choices=("plain", "table", "live"))  # be a contender of another `kdbench bench`
     options, words = parser.parse_known_args(arguments)
-    if not all("=" in other for other in options.against):
-        raise UserError("--against must be NAME=COMMAND")
-    if options.members < 1 or options.seconds <= 0 or (options.workers or 0) < 0:
-        raise UserError("--members must be 1 or more, --seconds above 0, --workers 0 or more")
+    for other in options.against:
+        name, _, command = other.partition("=")
+        require(bool(name and command.strip()), "--against", other, "NAME=COMMAND")
+    for name, annotation in RANGES.items():
+        fit(getattr(options, name), annotation, f"--{name}")
     return options, words
 
 
@@ -88,7 +98,7 @@ def bench(cfg: DictConfig, options: argparse.Namespace, words: list[str]) -> Non
             """A process of its own: neither settings nor the state of one's memory and threads reach another."""
             return stack.enter_context(Remote([sys.executable, "-m", "kdbench", "bench", *what, *words]))
 
-        others: dict[str, Any] = {}
+        others: dict[str, Remote] = {}
         if options.baseline:
             workers = [] if options.workers is None else [f"--workers={options.workers}"]
             others[PLAIN] = apart("--serve=plain", *workers)

@@ -69,7 +69,7 @@ def search(cfg: DictConfig) -> None:
     recipe = refuse(cfg)
     data = recipe.data()
     if data.val is None:
-        raise UserError("dataset.validation must be above 0: epsilon is chosen on a validation split")
+        raise UserError("dataset.validation", 0, "above 0: epsilon is chosen on a validation split")
     teacher = obtain(recipe.need_teacher("a network: an epsilon belongs to a teacher"), recipe, data)
     images = [data.fingerprint, data.val.rows.tolist(), data.val.labels.tolist()]
     if bool((data.val.rows < 0).all()) and data.content.val is not None:  # not of the training images
@@ -93,7 +93,10 @@ def refuse(cfg: DictConfig) -> Recipe:
 
     recipe = build.make_recipe(cfg, list(HydraConfig.get().overrides.task), chosen())
     if not recipe.loss.make().needs_calibration:
-        raise UserError(f"loss.epsilon must be search or gradient, got {recipe.loss.config.get('epsilon', 'none')}")
+        epsilon = recipe.loss.config.get("epsilon")
+        if epsilon is None:
+            raise UserError("loss", recipe.loss.name, "ptloss: no other has an epsilon")
+        raise UserError("loss.epsilon", epsilon, "search or gradient")
     recipe.need_teacher("a network: an epsilon belongs to a teacher")
     return recipe
 

@@ -38,7 +38,7 @@ def main() -> int:
     if words[0] == "info":
         return info(words[1:])
     if words[0] != "build":
-        raise UserError(f"kdbench table {words[0]}: must be build or info")
+        raise UserError("kdbench table", words[0], "build or info")
     return configure.launch(fill, own=OWN, words=words[1:])
 
 

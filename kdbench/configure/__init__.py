@@ -4,7 +4,8 @@ from kdbench.configure.check import check
 from kdbench.configure.compose import compose
 from kdbench.configure.launch import key_of, launch
 from kdbench.configure.naming import Counted, config_hash, counted_in, flat
-from kdbench.configure.nodes import check_node, construct
+from kdbench.configure.nodes import Node, check_node, construct, contents
+from kdbench.configure.options import options
 from kdbench.configure.reference import NAMED, config_folders, group_choices
 from kdbench.configure.register import register
 from kdbench.configure.sweep import point_folder
@@ -12,17 +13,20 @@ from kdbench.configure.sweep import point_folder
 __all__ = [
     "NAMED",
     "Counted",
+    "Node",
     "check",
     "check_node",
     "compose",
     "config_folders",
     "config_hash",
     "construct",
+    "contents",
     "counted_in",
     "flat",
     "group_choices",
     "key_of",
     "launch",
+    "options",
     "point_folder",
     "register",
 ]

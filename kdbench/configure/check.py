@@ -36,6 +36,7 @@ PARTS = {
     "noise": ("kdbench.data.noise.wrong_labels", ("labels", "names")),
     "transfer": ("kdbench.data.transfer.transferred", ("split", "names", "rows", "cache", "files")),
 }
+COHORT = "hydra_plugins.kdbench_cohort.CohortLauncher"
 TEACHER, ORIGIN = "kdbench.runs.recipe.TeacherSpec", "kdbench.runs.origin.origin_of"
 
 
@@ -68,6 +69,7 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
         ordinary = OmegaConf.to_container(usual.config, resolve=False)
         assert isinstance(ordinary, dict)
         _compare(tree, {str(key): value for key, value in ordinary.items()}, "")
+        _check_launcher(root)
     for name, annotation in get_type_hints(RunOptions, include_extras=True).items():
         if name in tree:
             fit(tree[name], annotation, name)
@@ -126,6 +128,13 @@ def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> 
                 hint = f". Did you mean {group}={node[key]}?" if str(node[key]) in known else ""
                 raise UserError(f"{full_key} = {show(node[key])}: must be a mapping with the keys {keys}{hint}")
             _compare(node[key], ordinary, full_key)
+
+
+def _check_launcher(root: DictConfig) -> None:
+    """Hydra checks a launcher's options by type; their ranges stand in its signature."""
+    node = OmegaConf.to_container(root.hydra.get("launcher") or OmegaConf.create(), resolve=True)
+    if isinstance(node, dict) and node.get("_target_") == COHORT:
+        fit_node({str(key): value for key, value in node.items()}, locate(COHORT), "hydra.launcher")
 
 
 def _check_teacher(node: Mapping[str, Any]) -> None:

@@ -72,6 +72,8 @@ def launch(
         raise UserError(message) from error
     if failures:
         raise failures[0]
+    if sweep.begun and not sweep.runs:  # a glob that fits no option, for one
+        raise UserError("-m", said="there is nothing to run: this sweep has no point")
     if ended is not None and sweep.folders:
         ended(sweep.folders)
     return sweep.report()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,19 +14,23 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdbench.configure.check import check
 from kdbench.configure.compose import left_out
 from kdbench.configure.naming import config_hash, without_hydra
-from kdbench.errors import Busy, UserError
+from kdbench.errors import Busy, UserError, require
 
 log = logging.getLogger(__name__)
 
 Task = Callable[[DictConfig], Any]
 Finished = Callable[[DictConfig, Path], Callable[[], Any] | None]
+MOST_POINTS = 10_000
+STEP = "a range with a step that is a number other than 0"
 PAUSE = 1.0  # seconds between two looks at a run that another process trains
 
 
@@ -34,6 +39,7 @@ class Sweep:
 
     def __init__(self, refuse: Task | None, finished: Finished | None = None) -> None:
         self.refuse, self.finished = refuse, finished
+        self.begun = False
         self.runs = 0
         self.folders: list[Path] = []  # of the runs that did not fail
         self.failed: list[tuple[str, BaseException]] = []
@@ -74,6 +80,11 @@ class _Watched:
     def __init__(self, launcher: Any, sweep: Sweep, *, hydra_context: Any, config: DictConfig, **_other: Any) -> None:
         self.launcher, self.sweep = launcher, sweep
         self.loader, self.config = hydra_context.config_loader, config
+        sweep.begun = True
+        if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # others draw from a range
+            refuse_many(_words(config))
+            size = config.hydra.sweeper.get("max_batch_size")
+            require(size is None or size > 0, "hydra.sweeper.max_batch_size", size, "null or at least 1")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         self._check(job_overrides, initial_job_idx)
@@ -134,6 +145,43 @@ def _refuse_shared(points: dict[Path, tuple[str, str]], folder: Path, words: str
     if known != own:
         place = "name it by what differs (hydra.sweep.subdir)"
         raise UserError(f"{folder}: would hold two runs, {other} and {words}; {place}")
+
+
+def _words(config: DictConfig) -> list[str]:
+    """What a sweeper reads as its values: those of hydra.sweeper.params, and those that were typed."""
+    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create(), resolve=False)
+    typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    assert isinstance(params, dict)
+    return [*(f"{key!s}={value}" for key, value in params.items()), *map(str, typed or [])]
+
+
+def refuse_many(words: Sequence[str]) -> None:
+    """Raise a UserError for a sweep of no points or of too many: Hydra makes a list of all before the first one runs,
+    10 million in a minute and 5 GB."""
+    counts = {one.key_or_group: (one.get_value_string(), _count(one)) for one in _sweeping(words)}
+    for key, (value, count) in counts.items():
+        require(count > 0, key, value, "one value or more to sweep over")
+    points = math.prod(count for _, count in counts.values())
+    if points > MOST_POINTS:
+        key, (value, count) = max(counts.items(), key=lambda item: item[1][1])
+        allowed = f"fewer values: this sweep has {points:,.0f} points, and {MOST_POINTS:,} is the most"
+        raise UserError(key, value, allowed)
+
+
+def _sweeping(words: Sequence[str]) -> list[Override]:
+    return [one for one in OverridesParser.create().parse_overrides(list(words)) if one.is_sweep_override()]
+
+
+def _count(override: Override) -> float:
+    """How many values a sweep over one key has; infinity for a range without an end."""
+    swept = override.value()
+    if isinstance(swept, ChoiceSweep):
+        return len(swept.list)
+    if isinstance(swept, RangeSweep):
+        low, high, step = (float(value or 0) for value in (swept.start, swept.stop, swept.step))
+        require(step != 0 and math.isfinite(step), override.key_or_group, override.get_value_string(), STEP)
+        return math.inf if math.isinf(high - low) else max(0, math.ceil((high - low) / step))
+    return 1  # a glob has the options that there are
 
 
 def _passed_over(job: JobReturn) -> bool:

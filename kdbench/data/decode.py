@@ -105,10 +105,9 @@ class FileSet(Dataset[Tensor]):
             return centred(pixels, self.files.resize, self.files.size)
         if pixels.shape != self.shape:
             sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (self.shape, pixels.shape)]
-            raise UserError(
-                f"dataset.size must be set, because images differ in size: {self.files.path(0)} has {sizes[0]} pixels, "
-                f"{self.files.path(row)} has {sizes[1]}"
-            )
+            first, other = (f"{self.files.path(at)} has {size}" for at, size in zip((0, row), sizes))
+            allowed = f"a number of pixels, because images differ in size: {first} pixels, {other}"
+            raise UserError("dataset.size", None, allowed)
         return pixels
 
     def __getitems__(self, keys: Sequence[Key]) -> Tensor | UserError:

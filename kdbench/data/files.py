@@ -108,7 +108,7 @@ def place_of(folder: str | Path) -> tuple[int, int]:
 def find_images(folder: str | Path, key: str) -> np.ndarray:
     """All image files below a folder, sorted, as an array of bytes. Raises UserError that names the folder."""
     if not os.path.isdir(folder):
-        raise UserError(f"{key} must be a folder of images; there is no folder {os.path.abspath(folder)}")
+        raise UserError(key, folder, "a folder of images", f"There is no folder {os.path.abspath(folder)}")
     left_out = LeftOut()
     found = images_below(folder, left_out)
     if not found:

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from kdbench.arguments import accepted, call, keys, locate
-from kdbench.arguments.ranges import Amount, Seed, Text, above_to, within
+from kdbench.arguments import accepted, call, checked, keys, locate
+from kdbench.arguments.ranges import Amount, Seed, Text, above_to, listed, within
 from kdbench.data import bundle as bundles
 from kdbench.data.augment.mix import CutMix, Mixup, make_mix
-from kdbench.data.augment.views import Augment, Identity
+from kdbench.data.augment.views import Augment, Identity, is_augment
 from kdbench.data.bundle import Bundle, Inputs, Source, Split, are_images
 from kdbench.data.decode import gray_or_colour
 from kdbench.data.noise import make_noise, noisy
@@ -30,6 +30,10 @@ Pixel = Annotated[float, within(-1e6, 1e6)]
 Spread = Annotated[float, above_to(0, 1e6)]
 
 
+TWO_CLASSES = "a list of two classes or more"
+
+
+@checked
 def load_bundle(
     name: Text,
     reader: Text,
@@ -39,7 +43,7 @@ def load_bundle(
     validation: Amount = 0.0,
     split_seed: Seed = 0,
     subset: Amount | None = None,
-    classes: list[str | int] | None = None,
+    classes: Annotated[list[str | int], listed(2, TWO_CLASSES)] | None = None,
     channels: Literal[1, 3] | None = None,
     mean: list[Pixel] | Pixel | None = None,
     std: list[Spread] | Spread | None = None,
@@ -58,7 +62,6 @@ def load_bundle(
     has parameters for, and `options`: all keys that are not kdbench's own. pad is there for the YAML of augmentations
     to refer to. Raises UserError naming the key, or saying which file to put where.
     """
-    require(channels in (None, 1, 3), "dataset.channels", channels, "one of 1, 3 or null")
     source = _read(reader, options, channels, root=root, cache=cache, download=download)
     source = survey(name, source, cache)
     train, val = _split(source, validation, split_seed, subset, classes)
@@ -79,6 +82,8 @@ def _read(reader: str, options: Mapping[str, Any], channels: int | None, **given
     function = locate(reader, "dataset.reader")
     given = accepted(function, {"channels": channels, **given})
     source = call(function, options, "dataset", given, beside=keys(load_bundle))
+    if not isinstance(source, Source):
+        raise UserError("dataset.reader", reader, "a function that returns a kdbench.data.bundle.Source")
     for inputs in (source.inputs, source.test_inputs, *([source.val[0]] if source.val else [])):
         if isinstance(inputs, Tensor) and (inputs.dtype, inputs.ndim) not in _KINDS:
             found = f"It gives {inputs.dtype} {list(inputs.shape)}"
@@ -99,8 +104,7 @@ def _labelled(train: Split, source: Source, noise: Mapping[str, Any]) -> tuple[S
 def _augment(value: Augment | None, key: str, inputs: Inputs) -> Augment:
     """null is no augmentation. Raises UserError, also for one that cannot take this data: it is tried on two rows."""
     made = Identity() if value is None else value
-    if not callable(made) or not hasattr(made, "views"):
-        raise UserError(f"dataset.{key}", value, "null or the _target_ of an augmentation")
+    require(is_augment(made), f"dataset.{key}", value, "null or the _target_ of an augmentation")
     if isinstance(inputs, Tensor) and not are_images(inputs):
         some = inputs[:2]
         try:
@@ -147,9 +151,8 @@ def _split(
     if count:
         chosen = stratified(whole.labels, count, -keys, leave=1)
         if len(chosen) < count:
-            raise UserError(
-                f"dataset.validation must leave an image of each class: {len(chosen)} at most, got {validation}"
-            )
+            allowed = f"at most {len(chosen)}, to leave an image of each class to train on"
+            raise UserError("dataset.validation", validation, allowed)
         val = whole.select(chosen)
         keep = torch.ones(len(whole), dtype=torch.bool)
         keep[chosen] = False
@@ -158,9 +161,12 @@ def _split(
         count = count_of(subset, len(rest), "dataset.subset", whole=True)
         rest = rest[stratified(whole.labels[rest], count, keys[rest])]
     if classes is not None:
-        rest = rest[rows_of(whole.labels[rest], class_numbers(classes, source.classes, "dataset.classes"))]
+        numbers = class_numbers(classes, source.classes, "dataset.classes")
+        require(len(numbers) > 1, "dataset.classes", classes, f"{TWO_CLASSES}, or null")
+        rest = rest[rows_of(whole.labels[rest], numbers)]
     if len(rest) < 2:
-        raise UserError(f"dataset.subset and dataset.classes must leave at least 2 training images, got {len(rest)}")
+        key, value = ("subset", subset) if classes is None else ("classes", classes)
+        raise UserError(f"dataset.{key}", value, f"what leaves at least 2 images to train on: it leaves {len(rest)}")
     return whole.select(rest), val
 
 
@@ -187,7 +193,7 @@ def _normalisation(source: Source, mean: Any, std: Any) -> tuple[tuple[float, ..
         if len(numbers) != channels or not all(_possible(key, number, pixels) for number in numbers):
             of_pixels = ", above 0 and at most 1" if key == "std" else " in [0, 1]"
             many = f"{channels} number(s){of_pixels if pixels else ', above 0' if key == 'std' else ''}"
-            raise UserError(f"dataset.{key} must be {many}, or null to measure; got {value}")
+            raise UserError(f"dataset.{key}", value, f"{many}, or null to measure")
         result.append(numbers)
     return result[0], result[1]
 
@@ -206,6 +212,4 @@ def _identity(source: Source, added: Inputs | None) -> tuple[str, int]:
 def _workers(workers: int | None) -> int:
     if workers is None:
         return min(os.cpu_count() or 1, 16)
-    if workers < 0:
-        raise UserError(f"dataset.workers must be 0 or more, got {workers}")
     return workers

@@ -23,14 +23,14 @@ class Order:
         self, n: int, batch_size: int, seed: int, drop_last: bool = False, limit_steps: int | None = None
     ) -> None:
         if batch_size < 1:
-            raise UserError(f"schedule.batch_size must be 1 or more, got {batch_size}")
+            raise UserError("schedule.batch_size", batch_size, "1 or more")
         if limit_steps is not None and limit_steps < 1:
-            raise UserError(f"trainer.limit_steps must be 1 or more, or null, got {limit_steps}")
+            raise UserError("trainer.limit_steps", limit_steps, "1 or more, or null")
         tail = n % batch_size
         whole = n // batch_size
         steps = whole + (tail > 1 and not drop_last)
         if steps == 0:
-            raise UserError(f"schedule.batch_size must be at most {n}, the number of training images, got {batch_size}")
+            raise UserError("schedule.batch_size", batch_size, f"at most {n}, the number of training images")
         self.seed, self.batch_size = seed, batch_size
         self.samples = n
         self.steps = min(steps, limit_steps or steps)

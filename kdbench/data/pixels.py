@@ -65,7 +65,7 @@ def ground(background: str) -> RGB:
     try:
         return ImageColor.getrgb(str(background))[:3]
     except ValueError as error:
-        raise UserError(f'dataset.background must be a colour: white, "#808080"; got {background!r}') from error
+        raise UserError("dataset.background", background, 'a colour: white, "#808080"') from error
 
 
 def span(value_range: Any) -> tuple[float, float] | None:
@@ -74,7 +74,7 @@ def span(value_range: Any) -> tuple[float, float] | None:
         return None
     numbers = [float(value) for value in value_range]
     if len(numbers) != 2 or not np.isfinite(numbers).all() or numbers[0] >= numbers[1]:
-        raise UserError(f"dataset.value_range must be [black, white], two numbers that rise, got {value_range}")
+        raise UserError("dataset.value_range", list(value_range), "[black, white], two numbers that rise")
     return numbers[0], numbers[1]
 
 

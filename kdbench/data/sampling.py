@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdbench.data.seeds import numpy_generator
-from kdbench.errors import UserError
+from kdbench.errors import UserError, nearest
 
 
 def order_keys(n: int, *seed: int | str) -> Tensor:
@@ -25,13 +25,14 @@ def count_of(amount: float, total: int, key: str, whole: bool) -> int:
     fine = abs(amount) < float("inf") and (amount <= 1 or amount == int(amount)) and (amount < 1 or whole or amount > 1)
     if not fine or amount < 0 or (whole and amount == 0):
         low, high = ("(0, 1]" if whole else "[0, 1)"), total if whole else total - 1
-        raise UserError(f"{key} must be a share in {low} or a count from 2 to {high}, got {amount}")
+        raise UserError(key, amount, f"a share in {low} or a count from 2 to {high}")
     # 1e-9: 0.29 * 100 is 28.999999999999996.
     count = int(amount) if amount > 1 else int(amount * total + 1e-9)
     if count > total or (count == total and not whole):
-        raise UserError(f"{key} must leave images to train on: there are {total}, got {amount}")
+        less = f"below {total}, to leave images to train on"
+        raise UserError(key, amount, f"at most {total}, all the images that there are" if whole else less)
     if amount > 0 and count == 0:
-        raise UserError(f"{key} must be at least one of the {total} images, got {amount}")
+        raise UserError(key, amount, f"at least one of the {total} images")
     return count
 
 
@@ -66,14 +67,15 @@ def smallest(labels: Tensor, classes: Sequence[int], take: Sequence[int], keys: 
 def class_numbers(wanted: Sequence[str | int], classes: Sequence[str], key: str) -> list[int]:
     """Class names or numbers as numbers, each once. Raises UserError that names `key` and what exists."""
     if not wanted:
-        raise UserError(f"{key} must name at least one class, got none")
+        raise UserError(key, list(wanted), "a list of at least one class")
     numbers = []
-    for item in wanted:
+    for place, item in enumerate(wanted):
         # A name wins over a number: the classes of digit sets are called "0" to "9", which is the same anyway.
         number = classes.index(str(item)) if str(item) in classes else int(item) if str(item).isdigit() else -1
         if isinstance(item, bool) or not 0 <= number < len(classes):
             some = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-            raise UserError(f"{key} must hold class names ({some}) or numbers up to {len(classes) - 1}, got {item!r}")
+            allowed = f"a class: its name ({some}) or its number, up to {len(classes) - 1}"
+            raise UserError(f"{key}[{place}]", item, allowed, nearest(str(item), classes))
         numbers.append(number)
     return sorted(set(numbers))
 

@@ -52,7 +52,7 @@ def transferred(
     part = split if len(kept) == len(names) else split.select(rows_of(_true(split), kept))
     part = _share(part, fraction, per_class, seed)
     if len(part) < 2:
-        raise UserError(f"dataset.transfer must leave at least 2 images to train on, got {len(part)}")
+        raise UserError("dataset.transfer", said=f"it leaves {len(part)} images to train on, and 2 are the least")
     for key, value, none in (("extra", extra, "null"), ("crops", crops, "0")):
         if value and not are_images(part.inputs):
             raise UserError(f"dataset.transfer.{key}", value, f"{none} for data without images")
@@ -80,8 +80,6 @@ def _classes(
     """The classes that the student sees."""
     kept = set(range(len(names)))
     if isinstance(classes, (int, float)):
-        if not 0 < classes <= 1:
-            raise UserError(f"dataset.transfer.classes must be a share in (0, 1] or a list of classes, got {classes}")
         number = max(1, int(classes * len(names) + 0.5))
         kept = set(torch.argsort(order_keys(len(names), seed, "transfer classes"))[:number].tolist())
     elif classes is not None:
@@ -91,7 +89,7 @@ def _classes(
     if omit is not None:
         kept -= set(class_numbers(omit, names, "dataset.transfer.omit"))
     if not kept:
-        raise UserError("dataset.transfer must leave at least one class: classes, only and omit together leave none")
+        raise UserError("dataset.transfer", said="its classes, only and omit together leave no class")
     return sorted(kept)
 
 
@@ -99,19 +97,17 @@ def _share(split: Split, fraction: float | None, per_class: float | None, seed: 
     """`fraction` of all images, whatever their class; then `per_class`, a share or a number of each class's images."""
     keys = order_keys(int(split.rows.max()) + 1, seed, "transfer")[split.rows]  # of the original row: nested subsets
     if fraction is not None:
-        if not 0 < fraction <= 1:
-            raise UserError(f"dataset.transfer.fraction must be a share in (0, 1], got {fraction}")
         rows = torch.argsort(keys)[: int(fraction * len(split) + 0.5)].sort().values
         split, keys = split.select(rows), keys[rows]
     if per_class is None:
         return split
-    if not 0 < per_class < float("inf") or (per_class > 1 and per_class != int(per_class)):
-        raise UserError(f"dataset.transfer.per_class must be a share in (0, 1] or a number of images, got {per_class}")
+    if per_class > 1 and per_class != int(per_class):
+        raise UserError("dataset.transfer.per_class", per_class, "a share in (0, 1] or a whole number of images")
     labels, sizes = torch.unique(_true(split), return_counts=True)
     wanted = [max(1, int(per_class if per_class > 1 else per_class * n + 0.5)) for n in sizes.tolist()]
     if any(number > size for number, size in zip(wanted, sizes.tolist())):
         smallest_class = int(sizes.min())
-        raise UserError(f"dataset.transfer.per_class must be at most {smallest_class}, a whole class, got {per_class}")
+        raise UserError("dataset.transfer.per_class", per_class, f"at most {smallest_class}, the smallest class")
     return split.select(smallest(_true(split), labels.tolist(), wanted, keys))
 
 
@@ -129,9 +125,8 @@ def _extras(
 ) -> Inputs | None:
     """Unlabelled images: those of a folder, crops of the split's own images, and random noise."""
     for name, count in (("crops", crops), ("noise_images", noise_images)):
-        if count < 0 or (count and isinstance(images, ImageFiles)):
-            limit = "0 for a dataset that is streamed from files" if count > 0 else "0 or more"
-            raise UserError(f"dataset.transfer.{name} must be {limit}, got {count}")
+        if count and isinstance(images, ImageFiles):
+            raise UserError(f"dataset.transfer.{name}", count, "0 for a dataset that is streamed from files")
     if isinstance(images, ImageFiles):
         return unread
     added: list[Inputs] = []

@@ -33,7 +33,8 @@ def make_pool(bundle: Bundle, labelled: float | None, seed: int) -> Pool:
     are in the pool too. Raises UserError if there is no image without a label, or if images are mixed.
     """
     if bundle.mix is not None:
-        raise UserError("dataset.mix.kind must be none with pseudo-labels: a label belongs to one image")
+        kind = type(bundle.mix).__name__.lower()
+        raise UserError("dataset.mix.kind", kind, "none with pseudo-labels: a label belongs to one image")
     train = bundle.train
     keep = torch.arange(len(train))
     if labelled is not None:
@@ -45,10 +46,8 @@ def make_pool(bundle: Bundle, labelled: float | None, seed: int) -> Pool:
     extra = bundle.transfer.select((bundle.transfer.labels < 0).nonzero()[:, 0])
     parts = [part for part in (rest, extra) if len(part)]
     if not parts:
-        raise UserError(
-            "procedure.labelled = null: all images have labels. Hide some (procedure.labelled=0.1), or add unlabelled "
-            "ones (dataset.transfer.extra=<folder>)"
-        )
+        allowed = "below 1, or there must be unlabelled images (dataset.transfer.extra=<folder>): all have labels"
+        raise UserError("procedure.labelled", labelled, allowed)
     truth = torch.cat([part.labels if part.clean is None else part.clean for part in parts])
     whole = joined(parts)
     return Pool(train.select(keep), replace(whole, labels=torch.full((len(whole),), -1), clean=None), truth)

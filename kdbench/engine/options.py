@@ -40,6 +40,7 @@ def amount(duration: object) -> tuple[float, str]:
 
 
 MOST_EPOCHS = 100_000
+Epochs = Annotated[int, within(1, MOST_EPOCHS)]
 
 Duration = Annotated[
     int | float | str,
@@ -72,7 +73,7 @@ class OptimizerOptions:
 class ScheduleOptions:
     """What `configs/schedule` sets: how long, how many images a step, and the course of the learning rate."""
 
-    epochs: Annotated[int, within(1, MOST_EPOCHS)]
+    epochs: Epochs
     batch_size: Annotated[int, at_least(2)]  # batch-norm needs two images
     lr: NotNegative = 0.1
     weight_decay: Momentum = 0.0

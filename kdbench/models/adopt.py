@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdbench.errors import UserError
 from kdbench.types import Outputs
 
 
@@ -51,17 +52,23 @@ class Adopted(nn.Module):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known ones that look like it."""
+    """A sentence with the known names that look like an unknown one."""
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    return f"; near: {', '.join(near)}" if near else ""
+    return f"Near: {', '.join(near)}" if near else ""
 
 
-def head_refusal(name: str, classes: int, num_classes: int) -> str:
-    """Why a pretrained network is refused whose classifier does not fit the data."""
-    return (
-        f"pretrained weights of {name} are for {classes} classes, the dataset has {num_classes}: set new_head=true to "
-        "replace the classifier by a random one (it must then be trained), or pretrained=false"
+def refuse_head(name: str, classes: int, num_classes: int) -> UserError:
+    """The error for a pretrained network whose classifier does not fit the data."""
+    allowed = (
+        f"false, or new_head=true, which puts a random classifier, to be trained, in place of that of {name}: it is "
+        f"for {classes} classes, the dataset has {num_classes}"
     )
+    return UserError("pretrained", True, allowed)
+
+
+def refuse_size(name: str, image_size: int, error: Exception) -> UserError:
+    """The error for a network that cannot run images of the data's size."""
+    return UserError("name", name, f"a network that can run {image_size}-pixel images: {first_line(error)}")
 
 
 def first_line(error: Exception) -> str:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Positive, Range, listed
 from kdbench.errors import UserError
 from kdbench.models.base import MadeWith
 from kdbench.types import Outputs
 
 Mean = Literal["arithmetic", "geometric"]
+Tau = Annotated[float, Range("above 0 (inf: the geometric mean)", lambda tau: tau > 0)]
+Weights = Annotated[list[Positive], listed(2)]  # one a member
 
 
 def ensemble_logits(
@@ -44,18 +48,11 @@ def normalised_weights(weights: Sequence[float] | None, members: int) -> list[fl
     if weights is None:
         return [1 / members] * members
     if len(weights) != members or any(not 0 < w < math.inf for w in weights):
-        raise UserError(f"teacher.weights must be {members} numbers above 0, one a member, got {list(weights)}")
+        raise UserError("weights", list(weights), f"{members} numbers above 0, one a member")
     return [w / sum(weights) for w in weights]
 
 
-def check_mean(mean: str, tau: float) -> None:
-    """Raises UserError for a mean that there is not, or a temperature that is not above 0."""
-    if mean not in ("arithmetic", "geometric"):
-        raise UserError(f"teacher.mean must be arithmetic or geometric, got {mean}")
-    if not tau > 0:
-        raise UserError(f"teacher.tau must be above 0 (inf: the geometric mean), got {tau}")
-
-
+@checked
 class Ensemble(MadeWith):
     """Frozen members that answer as one network: logits by `ensemble_logits`, and no features, which have no mean.
 
@@ -66,12 +63,11 @@ class Ensemble(MadeWith):
     def __init__(
         self,
         members: Sequence[nn.Module],
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
         mean: Mean = "arithmetic",
-        tau: float = 1.0,
+        tau: Tau = 1.0,
     ) -> None:
         super().__init__()
-        check_mean(mean, tau)
         self.members = nn.ModuleList(members)
         self.mean, self.tau = mean, float(tau)
         self.weights = normalised_weights(weights, len(members))

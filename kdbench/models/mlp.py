@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.arguments import checked
-from kdbench.arguments.ranges import Dropout
-from kdbench.errors import UserError
+from kdbench.arguments.ranges import Dropout, Width, listed
 from kdbench.types import Outputs
 
 
@@ -23,7 +24,7 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        hidden: list[int],
+        hidden: Annotated[list[Width], listed(1, "a list of one width or more")],
         dropout: Dropout = 0.0,
         input_dropout: Dropout = 0.0,
         *,
@@ -33,8 +34,6 @@ class MLP(nn.Module):
         dimensions: int | None = None,
     ) -> None:
         super().__init__()
-        if not hidden or any(width < 1 for width in hidden):
-            raise UserError("hidden", list(hidden), "one or more positive widths")
         sizes = [dimensions or in_channels * image_size**2, *hidden]
         self.image_size = image_size
         self.input_dropout = _dropout(input_dropout)

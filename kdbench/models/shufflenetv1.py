@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Depth, Width, listed, within
 from kdbench.errors import UserError
 from kdbench.types import Outputs
 
@@ -42,6 +46,7 @@ class ShuffleUnit(nn.Module):
         return y if self.last else F.relu(y, inplace=True)
 
 
+@checked
 class ShuffleNetV1(nn.Module):
     """ShuffleNet with a 1x1 stem of 24 channels and three stages, as RepDistiller and mdistiller run it on CIFAR.
 
@@ -53,16 +58,16 @@ class ShuffleNetV1(nn.Module):
 
     def __init__(
         self,
-        widths: list[int],
-        units: list[int],
-        groups: int,
+        widths: Annotated[list[Width], listed(3, "three widths", most=3)],
+        units: Annotated[list[Depth], listed(3, "three numbers of units", most=3)],
+        groups: Annotated[int, within(1, 64)],
         *,
         num_classes: int,
         in_channels: int = 3,
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        _check(widths, units, groups)
+        _check(widths, groups)
         self.image_size = image_size
         self.conv1 = nn.Conv2d(in_channels, STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM)
@@ -95,14 +100,10 @@ def _stage(inputs: int, outputs: int, units: int, groups: int) -> nn.Sequential:
     return nn.Sequential(*made)
 
 
-def _check(widths: list[int], units: list[int], groups: int) -> None:
-    if len(widths) != 3:
-        raise UserError(f"widths must be three numbers, got {list(widths)}")
-    if len(units) != 3 or any(count < 1 for count in units):
-        raise UserError(f"units must be three positive numbers, got {list(units)}")
+def _check(widths: list[int], groups: int) -> None:
     inputs = STEM
     for outputs in widths:
         added = outputs - inputs
         if added < 4 * groups or any(count // 4 % groups or count % groups for count in (added, outputs)):
-            raise UserError(f"widths must grow by quarters that divide into groups={groups}, got {list(widths)}")
+            raise UserError("widths", list(widths), f"numbers that grow by quarters that divide into groups = {groups}")
         inputs = outputs

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.errors import UserError
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Range, Width, listed, within
 from kdbench.models.shufflenetv1 import STEM, shuffle
 from kdbench.types import Outputs
+
+EVEN = Range("even", lambda width: width % 2 == 0)
 
 
 class SplitUnit(nn.Module):
@@ -65,6 +70,7 @@ class DownUnit(nn.Module):
         return both if self.last else shuffle(F.relu(both, inplace=True), 2)
 
 
+@checked
 class ShuffleNetV2(nn.Module):
     """ShuffleNetV2 with a 1x1 stem of 24 channels and three stages, as RepDistiller and mdistiller run it on CIFAR.
 
@@ -76,18 +82,14 @@ class ShuffleNetV2(nn.Module):
 
     def __init__(
         self,
-        widths: list[int],
-        units: list[int],
+        widths: Annotated[list[Annotated[Width, EVEN]], listed(4, "four widths", most=4)],
+        units: Annotated[list[Annotated[int, within(0, 1000)]], listed(3, "three numbers of units", most=3)],
         *,
         num_classes: int,
         in_channels: int = 3,
         image_size: int = 32,
     ) -> None:
         super().__init__()
-        if len(widths) != 4 or any(width < 2 or width % 2 for width in widths):
-            raise UserError("widths", list(widths), "four positive even numbers")
-        if len(units) != 3 or any(count < 0 for count in units):
-            raise UserError("units", list(units), "three numbers >= 0")
         self.image_size = image_size
         self.conv1 = nn.Conv2d(in_channels, STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM)

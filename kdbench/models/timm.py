@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.models.adopt import Adopted, first_line, head_refusal, nearest
+from kdbench.models.adopt import Adopted, first_line, nearest, refuse_head, refuse_size
 from kdbench.models.base import evaluating
 from kdbench.models.interface import Interface, channels_of
 from kdbench.models.stages import choose_stages
@@ -52,7 +52,7 @@ def timm_model(
 
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
-        raise UserError(f"name must be a network of timm, got {name}{nearest(name, timm.list_models())}")
+        raise UserError("name", name, "a network of timm", nearest(name, timm.list_models()))
 
 
 def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[str, Any]) -> None:
@@ -61,12 +61,12 @@ def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[st
     overlay = options.get("pretrained_cfg_overlay") or {}
     file = overlay.get("file")
     if file is not None and not Path(file).is_file():
-        raise UserError(f"options.pretrained_cfg_overlay.file must be a file of weights, got {file}")
+        raise UserError("options.pretrained_cfg_overlay.file", file, "a file of weights")
     if config is None or not (config.has_weights or overlay):
-        raise UserError(f"pretrained must be false: timm has no weights for {name}")
+        raise UserError("pretrained", True, f"false: timm has no weights for {name}")
     classes = overlay.get("num_classes", config.num_classes)
     if classes != num_classes and not new_head:
-        raise UserError(head_refusal(name, classes, num_classes))
+        raise refuse_head(name, classes, num_classes)
 
 
 def _create(name: str, pretrained: bool, image_size: int, arguments: dict[str, Any]) -> nn.Module:
@@ -80,20 +80,21 @@ def _create(name: str, pretrained: bool, image_size: int, arguments: dict[str, A
         except TypeError as error:
             if "img_size" in str(error) and attempt is not attempts[-1]:
                 continue
-            raise UserError(f"options do not fit {name}: {first_line(error)}") from error
+            raise UserError("options", said=f"they do not fit {name}: {first_line(error)}") from error
         except Exception as error:  # downloads, files and impossible sizes fail in as many ways as there are libraries
-            raise UserError(_failure(name, pretrained, image_size, error)) from error
+            raise _failure(name, pretrained, image_size, error) from error
     raise AssertionError("the last attempt returns or raises")
 
 
-def _failure(name: str, pretrained: bool, image_size: int, error: Exception) -> str:
+def _failure(name: str, pretrained: bool, image_size: int, error: Exception) -> UserError:
+    if not pretrained:
+        return refuse_size(name, image_size, error)
     reason = f"{type(error).__name__}: {first_line(error)}"
-    if pretrained:
-        return (
-            f"pretrained weights of {name} could not be loaded for {image_size}-pixel images ({reason}); "
-            "set options.pretrained_cfg_overlay.file to a local file, or pretrained=false"
-        )
-    return f"{name} cannot be built for {image_size}-pixel images ({reason})"
+    said = (
+        f"the weights of {name} could not be loaded for {image_size}-pixel images ({reason}); "
+        "set options.pretrained_cfg_overlay.file to a local file, or pretrained=false"
+    )
+    return UserError("pretrained", said=said)
 
 
 def _published(net: Any, in_channels: int) -> Interface | None:
@@ -155,9 +156,9 @@ def _check_forward(network: Adopted, name: str, in_channels: int) -> None:
         with evaluating(network), torch.no_grad():
             logits, expected = network(image).logits, network.net(image)
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"{name} cannot run {size}-pixel images: {first_line(error)}") from error
+        raise refuse_size(name, size, error) from error
     if not logits.is_meta and not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
-        raise UserError(f"name must be a network with one classifier on its features; {name} adds other heads to it")
+        raise UserError("name", name, "a network with one classifier on its features, and no other heads beside it")
 
 
 def _classifier_name(net: Any) -> str:

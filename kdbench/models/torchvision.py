@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from kdbench.errors import UserError
-from kdbench.models.adopt import Adopted, first_line, head_refusal, nearest
+from kdbench.models.adopt import Adopted, first_line, nearest, refuse_head, refuse_size
 from kdbench.models.base import first_layer_name, forward_on_meta
 from kdbench.models.interface import Interface, channels_of
 from kdbench.models.stages import choose_stages
@@ -98,7 +98,7 @@ class Keep:
 def _check_name(name: str) -> None:
     known = models.list_models(module=models)
     if name not in known:
-        raise UserError(f"name must be a classification network of torchvision, got {name}{nearest(name, known)}")
+        raise UserError("name", name, "a classification network of torchvision", nearest(name, known))
 
 
 def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
@@ -114,19 +114,20 @@ def _build(name: str, image_size: int, arguments: dict[str, Any]) -> nn.Module:
     try:
         return models.get_model(name, **arguments)
     except TypeError as error:
-        raise UserError(f"options do not fit {name}: {first_line(error)}") from error
+        raise UserError("options", said=f"they do not fit {name}: {first_line(error)}") from error
     except Exception as error:  # downloads, files and impossible sizes fail in as many ways as there are libraries
-        raise UserError(_failure(name, image_size, "weights" in arguments, error)) from error
+        raise _failure(name, image_size, "weights" in arguments, error) from error
 
 
-def _failure(name: str, image_size: int, pretrained: bool, error: Exception) -> str:
+def _failure(name: str, image_size: int, pretrained: bool, error: Exception) -> UserError:
+    if not pretrained:
+        return refuse_size(name, image_size, error)
     reason = f"{type(error).__name__}: {first_line(error)}"
-    if pretrained:
-        return (
-            f"pretrained weights of {name} could not be loaded ({reason}); "
-            f"put their file into {torch.hub.get_dir()}/checkpoints, or set pretrained=false"
-        )
-    return f"{name} cannot be built for {image_size}-pixel images ({reason})"
+    said = (
+        f"the weights of {name} could not be loaded ({reason}); "
+        f"put their file into {torch.hub.get_dir()}/checkpoints, or set pretrained=false"
+    )
+    return UserError("pretrained", said=said)
 
 
 def _load(name: str, num_classes: int, new_head: bool, image_size: int, arguments: dict[str, Any]) -> nn.Module:
@@ -134,12 +135,14 @@ def _load(name: str, num_classes: int, new_head: bool, image_size: int, argument
     weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     classes = len(weights.meta["categories"])
     if classes != num_classes and not new_head:
-        raise UserError(head_refusal(name, classes, num_classes))
+        raise refuse_head(name, classes, num_classes)
     if "image_size" in arguments and weights.transforms().crop_size[0] != image_size:
-        raise UserError(
-            f"pretrained weights of {name} are for {weights.transforms().crop_size[0]}-pixel images, got {image_size}: "
-            "use timm, which resizes position embeddings, or pretrained=false"
+        size = weights.transforms().crop_size[0]
+        allowed = (
+            f"false: the weights of {name} are for {size}-pixel images, the dataset has {image_size} pixels "
+            "(timm resizes position embeddings)"
         )
+        raise UserError("pretrained", True, allowed)
     for fixed in ("aux_logits", "init_weights"):  # set by the weights; torchvision refuses another value
         arguments.pop(fixed, None)
     net: Any = _build(name, image_size, {**arguments, "weights": weights})
@@ -173,7 +176,7 @@ def _replace_first(net: nn.Module, name: str, in_channels: int, pretrained: bool
     old = net.get_submodule(path)
     assert isinstance(old, nn.Conv2d)
     if pretrained and in_channels != 1:
-        raise UserError(f"pretrained must be false for images of {in_channels} channels: {name}'s weights are for 3")
+        raise UserError("pretrained", True, f"false for images of {in_channels} channels: {name}'s weights are for 3")
     same: Any = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
     new = nn.Conv2d(in_channels, old.out_channels, bias=old.bias is not None, **same)
     with torch.no_grad():
@@ -250,4 +253,4 @@ def _check_forward(network: Adopted, name: str, in_channels: int) -> None:
     try:
         forward_on_meta(network, torch.empty(1, in_channels, network.image_size, network.image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"{name} cannot run {network.image_size}-pixel images: {first_line(error)}") from error
+        raise refuse_size(name, network.image_size, error) from error

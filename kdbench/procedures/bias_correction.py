@@ -34,21 +34,15 @@ def bias_correction(recipe: Recipe, out: Path, by: By = "prior") -> RunResult:
     which is the same as lowering those of 7 and 8.
     Raises UserError if the transfer set has all classes.
     """
-    require(by in ("prior", "accuracy"), "procedure.by", by, "prior or accuracy")
     recipe.refuse_untaught()
     with opened(recipe, out) as series:
         data = series.data
         missing = missing_classes(data)
         if not missing:
-            raise UserError(
-                "procedure=bias_correction: the transfer set has every class; set dataset.transfer.omit or only"
-            )
-        require(
-            by == "prior" or data.val is not None,
-            "dataset.validation",
-            0,
-            "above 0 with procedure.by=accuracy",
-        )
+            allowed = "another where the transfer set has every class; set dataset.transfer.omit or only"
+            raise UserError("procedure", "bias_correction", allowed)
+        judged = by == "prior" or data.val is not None
+        require(judged, "dataset.validation", 0, "above 0 with procedure.by=accuracy")
         teacher = obtain(recipe.teacher, recipe, data) if recipe.teacher else None
         stage = series.stage("student", teacher)
         series.run(stage, teacher)
@@ -127,7 +121,7 @@ def _corrected(
     """The student with its biases moved, as a run folder of its own: it can teach like any other."""
     bias = last_layer(network).bias
     if bias is None:
-        raise UserError(f"student={series.recipe.student.name}: its last layer has no bias to correct")
+        raise UserError("student", series.recipe.student.name, "a network whose last layer has a bias to correct")
     with torch.no_grad():
         bias[list(missing)] += offset
     return series.publish("corrected", series.recipe.student, network, trained, teacher)

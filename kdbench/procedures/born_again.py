@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
+from kdbench.arguments.ranges import within
 from kdbench.data.bundle import Bundle
 from kdbench.engine.metrics import measure_logits
 from kdbench.errors import UserError, require
@@ -25,7 +26,9 @@ from kdbench.types import Info
 Layer = Literal["first", "last"]
 
 
-def born_again(recipe: Recipe, out: Path, generations: int = 3, share: list[Layer] | None = None) -> RunResult:
+def born_again(
+    recipe: Recipe, out: Path, generations: Annotated[int, within(1, 1000)] = 3, share: list[Layer] | None = None
+) -> RunResult:
     """`generations` students in turn, each with its own seeds, taught by the one before; `teacher=` teaches the first.
 
     The result is the last generation's. Its figures: after each generation the ensemble of all so far (the mean of
@@ -34,9 +37,7 @@ def born_again(recipe: Recipe, out: Path, generations: int = 3, share: list[Laye
     Raises UserError for no teacher, and where a layer to share has another shape in student and teacher.
     """
     spec = recipe.need_teacher("a network: the first generation learns from it")
-    require(generations >= 1, "procedure.generations", generations, "at least 1")
     layers = list(share or [])
-    require(set(layers) <= {"first", "last"}, "procedure.share", layers, "a list of first and last, or []")
     with opened(recipe, out) as series:
         student, first = recipe.student, spec.origin.describe(recipe.catalogue)
         pairs = shared_layers(student, first, layers, series.data.info)  # refused now, or never
@@ -104,4 +105,4 @@ def _same_shapes(own: nn.Module, given: nn.Module, layer: str) -> None:
     mine, theirs = ({key: tuple(value.shape) for key, value in module.state_dict().items()} for module in (own, given))
     if mine != theirs:
         both = f"{mine} in the student and {theirs} in the teacher"
-        raise UserError(f"procedure.share: the {layer} layers differ, {both}")
+        raise UserError("procedure.share", said=f"the {layer} layers differ, {both}")

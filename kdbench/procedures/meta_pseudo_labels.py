@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
+from kdbench.arguments.ranges import Amount, NotNegative, Positive, within
 from kdbench.data.batches import Loading, TrainingBatches
 from kdbench.data.unlabelled import Pool, make_pool
 from kdbench.engine.checkpoint import resume_epoch
 from kdbench.engine.device import place
 from kdbench.engine.optimizer import make_optimizer
-from kdbench.engine.options import OptimizerOptions
-from kdbench.errors import require
+from kdbench.engine.options import MOST_EPOCHS, OptimizerOptions
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import measured, obtain
 from kdbench.runs.recipe import Recipe
@@ -25,8 +25,9 @@ from kdbench.teachers.meta import MetaTeacher
 
 
 def meta_pseudo_labels(
-    recipe: Recipe, out: Path, labelled: float | None = 0.1, pseudo: Literal["sample", "argmax"] = "sample",
-    teacher_lr: float = 0.01, supervised: float = 1.0, finetune_epochs: int = 5, finetune_lr: float | None = None,
+    recipe: Recipe, out: Path, labelled: Amount | None = 0.1, pseudo: Literal["sample", "argmax"] = "sample",
+    teacher_lr: Positive = 0.01, supervised: NotNegative = 1.0,
+    finetune_epochs: Annotated[int, within(0, MOST_EPOCHS)] = 5, finetune_lr: NotNegative | None = None,
 ) -> RunResult:  # fmt: skip
     """`teacher=` learns from the labelled images first, then labels the others for `student=` and is updated at every
     step, with `teacher_lr`, by what its labels did to the student's loss on labelled images and by `supervised` times
@@ -38,7 +39,7 @@ def meta_pseudo_labels(
     The figures hold the teacher's accuracy before and after.
     """
     spec = recipe.need_teacher("a network: it labels the images")
-    _check(recipe, pseudo, teacher_lr, supervised, finetune_epochs)
+    recipe.need_taught_loss("a loss that learns from a teacher: loss=ban is cross-entropy with its labels")
     with opened(recipe, out) as opening:
         pool = make_pool(opening.data, labelled, recipe.seeds.data)
         series = replace(opening, data=pool.data(opening.data))
@@ -52,14 +53,6 @@ def meta_pseudo_labels(
         if finetune_epochs:
             last = _finetune(series, pool, stage.folder, finetune_epochs, finetune_lr)
         return series.conclude(last, figures)
-
-
-def _check(recipe: Recipe, pseudo: str, teacher_lr: float, supervised: float, finetune_epochs: int) -> None:
-    require(pseudo in ("sample", "argmax"), "procedure.pseudo", pseudo, "sample or argmax")
-    require(teacher_lr > 0, "procedure.teacher_lr", teacher_lr, "above 0")
-    require(supervised >= 0, "procedure.supervised", supervised, "at least 0")
-    require(finetune_epochs >= 0, "procedure.finetune_epochs", finetune_epochs, "at least 0")
-    recipe.need_taught_loss("a loss that learns from a teacher: loss=ban is cross-entropy with its labels")
 
 
 def _meta(

@@ -7,23 +7,26 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kdbench.arguments import call, locate
-from kdbench.errors import require
+from kdbench.arguments.ranges import Text, listed, within
 from kdbench.losses.base import DistillationLoss
 from kdbench.procedures.born_again import ensemble_figures
 from kdbench.results.result import RunResult
 from kdbench.runs.folder import network_of_run
 from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe
-from kdbench.runs.series import opened, spec_named, top1
+from kdbench.runs.series import opened, specs_named, top1
 from kdbench.types import LossTerms, Outputs, Target
 
 
-def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None = None) -> RunResult:
+def mutual(
+    recipe: Recipe, out: Path, peers: Annotated[int, within(2, 100)] = 2,
+    students: Annotated[list[Text], listed(2)] | None = None,
+) -> RunResult:  # fmt: skip
     """Train `peers` students of `student=`, or those named in `students`, each under the recipe's loss with every other
     as its teacher, averaged over the others; there is no `teacher=`.
 
@@ -32,8 +35,7 @@ def mutual(recipe: Recipe, out: Path, peers: int = 2, students: list[str] | None
     result is the first peer's. The paper's loss is loss=kl, loss.tau=1, loss.weights={task: 1, distill: 1}.
     """
     recipe.need_no_teacher("the students teach each other")
-    specs = [recipe.student] * peers if students is None else [spec_named(recipe, name) for name in students]
-    require(len(specs) >= 2, "procedure.peers", len(specs), "at least 2")
+    specs = [recipe.student] * peers if students is None else specs_named(recipe, students, "procedure.students")
     recipe.need_taught_loss("a loss that learns from a teacher, e.g. kl")
     with opened(recipe, out) as series:
         own = replace(series.recipe, student=_joint(specs), loss=_mutual(recipe.loss, len(specs)))

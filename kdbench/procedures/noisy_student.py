@@ -4,42 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Amount, Count, Text, from_to, within
 from kdbench.data.bundle import Split
 from kdbench.data.unlabelled import Pool, joined, make_pool, trusted
 from kdbench.errors import require
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import obtain
 from kdbench.runs.recipe import Recipe
-from kdbench.runs.series import Series, opened, seeds_apart, spec_named
+from kdbench.runs.series import Series, opened, seeds_apart, specs_named
 from kdbench.runs.taught import TaughtBy
 from kdbench.teachers.constant import ConstantTeacher
 
 Labels = Literal["soft", "hard"]
+Threshold = Annotated[float, from_to(0, 1)]
 
 
+@checked
 @dataclass(frozen=True)
 class Labelling:
     """Which images a teacher's answers are trusted for, and what becomes of them."""
 
     labels: Labels
-    threshold: float
-    per_class: int | None
-
-    def __post_init__(self) -> None:
-        require(0 <= self.threshold < 1, "procedure.threshold", self.threshold, "in [0, 1)")
-        some = self.per_class is None or self.per_class >= 1
-        require(some, "procedure.per_class", self.per_class, "null or at least 1")
-        require(self.labels in ("soft", "hard"), "procedure.labels", self.labels, "soft or hard")
+    threshold: Threshold
+    per_class: Count | None
 
 
 def noisy_student(
-    recipe: Recipe, out: Path, iterations: int = 3, labelled: float | None = 0.1, labels: Labels = "soft",
-    threshold: float = 0.0, per_class: int | None = None, students: list[str] | None = None,
+    recipe: Recipe, out: Path, iterations: Annotated[int, within(1, 1000)] = 3, labelled: Amount | None = 0.1,
+    labels: Labels = "soft", threshold: Threshold = 0.0, per_class: Count | None = None,
+    students: list[Text] | None = None,
 ) -> RunResult:  # fmt: skip
     """`teacher=` learns from the labelled images, labels all others, and teaches a student on both; that student is the
     next teacher, `iterations` times.
@@ -56,8 +55,11 @@ def noisy_student(
     """
     spec = recipe.need_teacher("a network: it labels the first images")
     labelling = Labelling(labels, threshold, per_class)
-    _check(recipe, labelling, iterations, students)
-    specs = [spec_named(recipe, name) for name in students or [recipe.student.name] * iterations]
+    counted = students is None or len(students) == iterations
+    require(counted, "procedure.students", students, f"null or {iterations} networks, one an iteration")
+    if labels == "soft":
+        recipe.need_taught_loss("a loss that learns from a teacher, or procedure.labels=hard")
+    specs = specs_named(recipe, students or [recipe.student.name] * iterations, "procedure.students")
     with opened(recipe, out) as opening:
         pool = make_pool(opening.data, labelled, recipe.seeds.data)
         series = replace(opening, data=pool.data(opening.data))
@@ -69,14 +71,6 @@ def noisy_student(
             rows.append({"iteration": turn, **row})
             teacher = series.taught(folder) if turn < iterations else teacher
         return series.conclude(folder, {"labelled_images": float(len(pool.labelled))}, {"pseudo_labels": rows})
-
-
-def _check(recipe: Recipe, labelling: Labelling, iterations: int, students: list[str] | None) -> None:
-    require(iterations >= 1, "procedure.iterations", iterations, "at least 1")
-    counted = students is None or len(students) == iterations
-    require(counted, "procedure.students", students, f"null or {iterations} networks, one an iteration")
-    if labelling.labels == "soft":
-        recipe.need_taught_loss("a loss that learns from a teacher, or procedure.labels=hard")
 
 
 def _iterate(

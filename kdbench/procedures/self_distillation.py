@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from kdbench.arguments.ranges import Inside
 from kdbench.data.order import Order
 from kdbench.engine.device import place
-from kdbench.errors import require
 from kdbench.results.result import RunResult
 from kdbench.runs.lifecycle import run_stage
 from kdbench.runs.recipe import Recipe
@@ -17,7 +17,7 @@ from kdbench.teachers.past_self import PastSelf
 
 
 def self_distillation(
-    recipe: Recipe, out: Path, past: Literal["epoch", "average"] = "epoch", decay: float = 0.999
+    recipe: Recipe, out: Path, past: Literal["epoch", "average"] = "epoch", decay: Inside = 0.999
 ) -> RunResult:
     """Train `student=` under the recipe's loss with itself as the teacher; there is no `teacher=`.
 
@@ -25,8 +25,6 @@ def self_distillation(
     exponential moving average of its weights over steps, with `decay` (Tarvainen and Valpola 2017).
     """
     recipe.need_no_teacher("the student teaches itself")
-    require(past in ("epoch", "average"), "procedure.past", past, "epoch or average")
-    require(0 < decay < 1, "procedure.decay", decay, "in (0, 1)")
     stage = student_stage(recipe, recipe.data(), out)
     itself = PastSelf(steps_in_epoch(stage), place(recipe.trainer).autocast, decay if past == "average" else None)
     return run_stage(stage, TaughtBy("itself", itself))

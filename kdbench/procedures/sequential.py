@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from kdbench.arguments.ranges import Text, listed
 from kdbench.errors import UserError, require
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import obtain
 from kdbench.runs.origin import origin_of
 from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Recipe, TeacherSpec
-from kdbench.runs.series import Series, opened, seeds_apart, spec_named, top1
+from kdbench.runs.series import Series, opened, seeds_apart, specs_named, top1
 from kdbench.runs.taught import TaughtBy
+
+CHAIN = "a list of at least two networks: the teacher, ..., the student"
+Entry = str | dict[str, object]  # a loss by name, or its name and options
 
 
 def sequential(
     recipe: Recipe,
     out: Path,
-    chain: list[str] | None = None,
-    losses: list[str | dict[str, Any]] | None = None,
+    chain: Annotated[list[Text], listed(2, CHAIN)] | None = None,
+    losses: list[Entry] | None = None,
     direct: bool = True,
 ) -> RunResult:
     """Distil along `chain`: its first network is the teacher, trained on labels like any other, its last the student.
@@ -34,8 +38,6 @@ def sequential(
     Raises UserError for a chain of fewer than two networks or another number of losses than hops.
     """
     specs, hops = _networks(recipe, chain), _losses(recipe, losses)
-    allowed = "a list of at least two networks: the teacher, ..., the student"
-    require(len(specs) >= 2, "procedure.chain", chain, allowed)
     hops = hops or [recipe.loss] * (len(specs) - 1)
     count = f"one loss a hop: {len(specs) - 1} for a chain of {len(specs)}"
     require(len(hops) == len(specs) - 1, "procedure.losses", losses, count)
@@ -75,15 +77,12 @@ def _networks(recipe: Recipe, chain: list[str] | None) -> list[NetworkSpec]:
         if chain and typed is not None and typed != chain[place]:
             allowed = f"a list that {end}s with {typed}, as {key}={typed} says; or leave {key}= out"
             raise UserError("procedure.chain", chain, allowed)
-    return [_spec(recipe, name, place == 0) for place, name in enumerate(chain)]
+    specs = specs_named(recipe, chain, "procedure.chain")
+    own = recipe.teacher.origin.describe(recipe.catalogue) if recipe.teacher else None
+    return [own, *specs[1:]] if own is not None and own.name == chain[0] else specs
 
 
-def _spec(recipe: Recipe, name: str, head: bool) -> NetworkSpec:
-    own = recipe.teacher.origin.describe(recipe.catalogue) if head and recipe.teacher else None
-    return own if own is not None and own.name == name else spec_named(recipe, name)
-
-
-def _losses(recipe: Recipe, losses: list[str | dict[str, Any]] | None) -> list[LossSpec]:
+def _losses(recipe: Recipe, losses: list[Entry] | None) -> list[LossSpec]:
     """The losses by name; the recipe's own keeps the options typed for it."""
     found = []
     for i, entry in enumerate(losses or []):
@@ -95,7 +94,7 @@ def _losses(recipe: Recipe, losses: list[str | dict[str, Any]] | None) -> list[L
     return found
 
 
-def _named(entry: Mapping[str, Any], key: str) -> tuple[str, dict[str, Any]]:
+def _named(entry: Mapping[str, object], key: str) -> tuple[str, Mapping[str, object]]:
     options = dict(entry)
     require("name" in options, key, options, "a loss's name, or a mapping with the key name: {name: kl, tau: 4}")
     return str(options.pop("name")), options

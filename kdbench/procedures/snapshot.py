@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+from kdbench.arguments.ranges import within
 from kdbench.engine.options import ScheduleOptions
 from kdbench.errors import require
-from kdbench.models.ensemble import Ensemble, Mean, check_mean
+from kdbench.models.ensemble import Ensemble, Mean, Tau
 from kdbench.results.result import RunResult
 from kdbench.runs.ensemble import ensemble_of
 from kdbench.runs.obtain import introduced
@@ -21,10 +23,10 @@ from kdbench.runs.stage import Stage
 def snapshot(
     recipe: Recipe,
     out: Path,
-    cycles: int = 3,
-    keep: int | None = None,
+    cycles: Annotated[int, within(2, 1000)] = 3,
+    keep: Annotated[int, within(2, 1000)] | None = None,
     mean: Mean = "arithmetic",
-    tau: float = 1.0,
+    tau: Tau = 1.0,
 ) -> RunResult:
     """Train `teacher=`'s network once with `teacher.schedule` cut into `cycles` equal ones, each a half cosine from the
     peak learning rate to its floor (SGDR, Loshchilov and Hutter 2017); the weights at the end of each are a member. The
@@ -36,7 +38,6 @@ def snapshot(
     same learning rates train one teacher, the last snapshot.
     """
     spec, network = _checked(recipe, cycles, keep)
-    check_mean(mean, tau)
     recipe.refuse_features("an ensemble of teachers")
     with opened(recipe, out) as series:
         stages = [_cycle(series, spec, network, cycle, cycles) for cycle in range(cycles)]
@@ -57,14 +58,13 @@ def _checked(recipe: Recipe, cycles: int, keep: int | None) -> tuple[TeacherSpec
     network = spec.origin.describe(recipe.catalogue)
     require(network.single, "teacher", network.name, "a single network: it is trained here")
     trained = isinstance(spec.origin, (Trained, Published))
-    typed = [recipe.record.config.get(f"teacher.{key}") for key in ("run", "checkpoint")]
-    given = next(filter(None, typed), network.name)
-    require(trained, "teacher.run or checkpoint", given, "null: the snapshots are of its training")
-    require(cycles >= 2, "procedure.cycles", cycles, "at least 2")
+    typed = {key: recipe.record.config.get(f"teacher.{key}") for key in ("run", "checkpoint")}
+    key, given = next(((key, value) for key, value in typed.items() if value), ("run", network.name))
+    require(trained, f"teacher.{key}", given, "null: the snapshots are of its training")
     epochs = spec.schedule.epochs
     fits = epochs % cycles == 0
     require(fits, "procedure.cycles", cycles, f"a divisor of teacher.schedule.epochs = {epochs}")
-    require(keep is None or 2 <= keep <= cycles, "procedure.keep", keep, f"null or from 2 to {cycles}")
+    require(keep is None or keep <= cycles, "procedure.keep", keep, f"null or from 2 to {cycles}")
     return spec, network
 
 

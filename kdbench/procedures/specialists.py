@@ -6,14 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.arguments.ranges import Count, NotNegative, within
 from kdbench.data.bundle import Bundle, Split
 from kdbench.data.seeds import torch_generator
 from kdbench.engine.metrics import measure_logits
+from kdbench.engine.options import Epochs
 from kdbench.errors import require
 from kdbench.models.base import last_layer_name
 from kdbench.models.fusion import Fused
@@ -27,8 +29,8 @@ from kdbench.runs.taught import TaughtBy
 
 
 def specialists(
-    recipe: Recipe, out: Path, specialists: int = 3, size: int | None = None, top: int = 1, epochs: int | None = None,
-    lr: float | None = None, distil: bool = False,
+    recipe: Recipe, out: Path, specialists: Annotated[int, within(2, 10_000)] = 3, size: Count | None = None,
+    top: Count = 1, epochs: Epochs | None = None, lr: NotNegative | None = None, distil: bool = False,
 ) -> RunResult:  # fmt: skip
     """`teacher=` is the generalist. Its classes are grouped by what it confuses; each group gets a specialist, the
     generalist's network started from its weights, with one output for all other classes (the dustbin).
@@ -46,8 +48,7 @@ def specialists(
     allowed = "one network, whose weights a specialist starts from; a student of several may be one: teacher.run"
     require(network.single, "teacher", network.name, allowed)
     with opened(recipe, out) as series:
-        most = len(series.data.classes) - 1
-        require(1 <= top <= most, "procedure.top", top, f"from 1 to {most}, one less than the classes")
+        _check(len(series.data.classes), specialists, size, top)
         generalist = obtain(spec, recipe, series.data)
         answers = series.answers(generalist, series.data.train).softmax(1)
         groups = confusable_classes(answers, specialists, size, recipe.seeds.init)
@@ -78,18 +79,11 @@ def confusable_classes(predictions: Tensor, clusters: int, size: int | None = No
     Groups in the order of their first class; equal groups count once.
     """
     classes = predictions.shape[1]
-    require(
-        2 <= clusters <= classes,
-        "procedure.specialists",
-        clusters,
-        f"from 2 to the number of classes, {classes}",
-    )
-    fits = size is None or 1 <= size < classes
-    require(fits, "procedure.size", size, f"null or from 1 to {classes - 1}, one less than the classes")
+    _check(classes, clusters, size)
     from sklearn.cluster import KMeans  # takes a second to load
 
     columns = torch.cov(predictions.cpu().double().T).numpy()
-    found = KMeans(clusters, n_init=10, random_state=seed).fit(columns)
+    found = KMeans(clusters, n_init=10, random_state=seed % 2**32).fit(columns)  # numpy's own seeds have 32 bits
     if size is None:
         groups = [[c for c in range(classes) if found.labels_[c] == group] for group in range(clusters)]
     else:
@@ -97,6 +91,15 @@ def confusable_classes(predictions: Tensor, clusters: int, size: int | None = No
         near = torch.cdist(centres, torch.from_numpy(columns)).argsort(dim=1, stable=True)[:, :size]
         groups = [sorted(row.tolist()) for row in near]
     return sorted({tuple(group): group for group in groups if group}.values())
+
+
+def _check(classes: int, clusters: int, size: int | None, top: int = 1) -> None:
+    """Refuse what depends on the number of classes, before the generalist is trained for it."""
+    less = f"{classes - 1}, one less than the classes"
+    allowed = f"from 2 to the number of classes, {classes}"
+    require(2 <= clusters <= classes, "procedure.specialists", clusters, allowed)
+    require(size is None or 1 <= size < classes, "procedure.size", size, f"null or from 1 to {less}")
+    require(1 <= top < classes, "procedure.top", top, f"from 1 to {less}")
 
 
 def offset(split: Split, group: Sequence[int]) -> float:

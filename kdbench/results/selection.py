@@ -21,7 +21,7 @@ def conditions(text: str, option: str) -> dict[str, str]:
     for part in re.split(r",(?=[\w.]+=)", text):
         key, equals, value = part.partition("=")
         if not equals or not key:
-            raise UserError(f"{option} {text}: must be KEY=VALUE, several with commas, e.g. loss=kl,loss.tau=4")
+            raise UserError(option, text, "KEY=VALUE, several with commas, e.g. loss=kl,loss.tau=4")
         found[key] = value
     return found
 

@@ -36,7 +36,8 @@ def fitted(
     `info`: what it was built for, where that may be other data. Raises UserError naming the key that it comes from.
     """
     if info is not None and not _takes(info, own, data):
-        raise UserError(f"{key} = {value}: its network is for {info}, dataset {data.name} has {data.info}")
+        allowed = f"trained on data like {data.name}, {data.info}; its network is for {info}"
+        raise UserError(key, str(value), allowed)
     adapted, said = _adapted(network, own, data, key, value)
     if said:
         log.warning("%s = %s: %s", key, value, "; ".join(said))

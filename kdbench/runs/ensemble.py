@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, NamedTuple
 
 from torch import nn
 
+from kdbench.arguments import call, checked
+from kdbench.arguments.ranges import Seed, Text, listed
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
 from kdbench.errors import UserError
 from kdbench.models import ensemble as networks
-from kdbench.models.ensemble import Mean, at_temperature_1, check_mean, normalised_weights
+from kdbench.models.ensemble import Mean, Tau, Weights, at_temperature_1, normalised_weights
 from kdbench.runs.folder import NETWORK
 from kdbench.runs.obtain import measure, measured, obtain
 from kdbench.runs.origin import origin_of
@@ -21,9 +23,18 @@ from kdbench.runs.recipe import Catalogue, NetworkSpec, Origin, Recipe, TeacherS
 from kdbench.runs.taught import TaughtBy
 from kdbench.types import Info
 
-_KEYS = ("network", "seed", "run", "checkpoint", "checkpoint_key")
+
+class Member(NamedTuple):
+    """What is said of one member; the network is the ensemble's where none is named."""
+
+    network: Text | None = None
+    seed: Seed | None = None
+    run: Text | None = None
+    checkpoint: Text | None = None
+    checkpoint_key: Text | None = None
 
 
+@checked
 @dataclass(frozen=True)
 class Ensemble:
     """The origin that configs/teacher/ensemble.yaml describes; schedule, optimizer, ... of a member are the teacher's.
@@ -33,17 +44,16 @@ class Ensemble:
     the second time.
     """
 
-    members: list[int | str | dict[str, Any]]
-    network: str
+    members: Annotated[list[Seed | Text | dict[str, object]], listed(2, "at least two; for one use teacher=<network>")]
+    network: Text
     mean: Mean = "arithmetic"
-    tau: float = 1.0
-    weights: list[float] | None = None
+    tau: Tau = 1.0
+    weights: Weights | None = None
 
     def __post_init__(self) -> None:
-        check_mean(self.mean, self.tau)
-        if len(self.members) < 2:
-            raise UserError(f"teacher.members = {self.members}: must be at least two; for one use teacher=<network>")
         normalised_weights(self.weights, len(self.members))
+        for number in range(len(self.members)):
+            self._member(number)
 
     def describe(self, catalogue: Catalogue) -> NetworkSpec:
         parts = [origin.describe(catalogue) for origin, _ in self._members(catalogue, 0)]
@@ -63,15 +73,26 @@ class Ensemble:
         """Each member's origin and seed; of a network that is named again without one, the next from `first_seed`."""
         used: dict[str, int] = {}
         found = []
-        for member in self.members:
-            about = _about(member, self.network)
-            network, seed = catalogue.network(about["network"]), about.get("seed")
+        for number in range(len(self.members)):
+            member, key = self._member(number), f"teacher.members[{number}]"
+            network, seed = catalogue.network(member.network or self.network, key=key), member.seed
             if seed is None:
                 seed = first_seed + used.get(network.name, 0)
                 used[network.name] = used.get(network.name, 0) + 1
-            origin = origin_of(network, about.get("checkpoint"), about.get("run"), about.get("checkpoint_key"))
-            found.append((origin, int(seed)))
+            origin = origin_of(network, member.checkpoint, member.run, member.checkpoint_key, key)
+            found.append((origin, seed))
         return found
+
+    def _member(self, number: int) -> Member:
+        """What is said of a member. Raises UserError for a key that none has."""
+        said = self.members[number]
+        if isinstance(said, int):
+            return Member(seed=said)
+        if isinstance(said, Mapping):
+            return call(Member, said, f"members[{number}]")
+        if (Path(said) / NETWORK).exists():
+            return Member(run=said)
+        return Member(checkpoint=said) if Path(said).is_file() else Member(network=said)
 
     def _join(self, members: Sequence[nn.Module]) -> networks.Ensemble:
         return networks.Ensemble(members, self.weights, self.mean, self.tau)
@@ -84,7 +105,7 @@ def ensemble_of(
     weights = [member.weights for member in members]
     twice = next((m.name for i, m in enumerate(members) if m.weights in weights[:i]), None)
     if twice is not None:
-        raise UserError(f"teacher.members: two of them are the same network {twice} with the same weights")
+        raise UserError("teacher.members", said=f"two of them are the same network {twice} with the same weights")
     network = join([member.trained() for member in members])
     together = measured("ensemble", network, None, recipe, data)
     if network.tau != 1 and network.mean == "arithmetic":
@@ -92,16 +113,3 @@ def ensemble_of(
         metrics = measure(at_temperature_1(network), recipe, data, place(recipe.trainer))[1]
         together = replace(together, metrics=metrics)
     return replace(together, members=tuple(member.record() for member in members))
-
-
-def _about(member: int | str | Mapping[str, Any], network: str) -> dict[str, Any]:
-    if isinstance(member, int):
-        return {"network": network, "seed": member}
-    if isinstance(member, Mapping):
-        unknown = [str(key) for key in member if key not in _KEYS]
-        if unknown:
-            raise UserError(f"teacher.members: {unknown[0]} is no key of a member; its keys: {', '.join(_KEYS)}")
-        return {"network": network, **member}
-    if (Path(member) / NETWORK).exists():
-        return {"network": network, "run": member}
-    return {"network": network, "checkpoint": member} if Path(member).is_file() else {"network": member}

@@ -37,12 +37,12 @@ def fill_table(recipe: Recipe, watch: Watch) -> Filled:
     data = recipe.data()
     reason = unservable(data.mix, data.augment)
     if reason is not None:
-        raise UserError(f"no table can be built, since {reason}")
+        raise UserError("teacher.table", said=f"none can be built, since {reason}")
     teacher = obtain(spec, recipe, data)
     placement = place(recipe.trainer)
     batches = train_batches(student_stage(recipe, data, Path()), placement)
     if batches.views is None:
-        raise UserError("no table can be built, since the images are streamed from their files")
+        raise UserError("teacher.table", said="none can be built, since the images are streamed from their files")
     filler = open_table(teacher, data, batches, placement).filler
     entries = (data.transfer.rows[:, None].numpy() * batches.views + np.arange(batches.views)).reshape(-1)
     begin = time.perf_counter()

@@ -153,12 +153,13 @@ def _published_too(known: Interface, network: nn.Module, classes: int) -> Interf
 
 
 def origin_of(
-    network: NetworkSpec, checkpoint: Text | None = None, run: Text | None = None, checkpoint_key: Text | None = None
-) -> Origin:
+    network: NetworkSpec, checkpoint: Text | None = None, run: Text | None = None, checkpoint_key: Text | None = None,
+    key: str = "teacher",
+) -> Origin:  # fmt: skip
     """The origin of a single network. Raises UserError for a run and a checkpoint at once, and for a key alone."""
     alone = bool(checkpoint_key) and not checkpoint
-    require(not alone, "teacher.checkpoint_key", checkpoint_key, "null without teacher.checkpoint")
-    require(not (run and checkpoint), "teacher.checkpoint", checkpoint, "null when teacher.run is given")
+    require(not alone, f"{key}.checkpoint_key", checkpoint_key, f"null without {key}.checkpoint")
+    require(not (run and checkpoint), f"{key}.checkpoint", checkpoint, f"null when {key}.run is given")
     if run:
         return FromRun(Path(run))
     if checkpoint:

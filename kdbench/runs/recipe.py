@@ -175,7 +175,8 @@ class Recipe:
         """Raises UserError for a loss that reads features, of a teacher that has none."""
         needed = self.loss.make().needs
         if needed:
-            raise UserError(f"loss={self.loss.name} reads features ({', '.join(needed)}); {teacher} has only logits")
+            allowed = f"a loss without features ({', '.join(needed)}): {teacher} has only logits"
+            raise UserError("loss", self.loss.name, allowed)
 
     def refuse_untaught(self) -> None:
         """Raises UserError for a loss that learns from a teacher where there is none."""

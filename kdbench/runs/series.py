@@ -199,9 +199,14 @@ def seeds_apart(seeds: Seeds, steps: int) -> Seeds:
     return Seeds(seeds.init + APART * steps, seeds.data + APART * steps)
 
 
-def spec_named(recipe: Recipe, name: str) -> NetworkSpec:
-    """A network by name: the recipe's own student with the options typed for it, or one as its YAML has it."""
-    return recipe.student if name == recipe.student.name else recipe.catalogue.network(name)
+def specs_named(recipe: Recipe, names: Sequence[str], key: str) -> list[NetworkSpec]:
+    """Networks by name: the recipe's own student with the options typed for it, others as their YAML has them.
+
+    Raises UserError naming the entry of the list `key`.
+    """
+    mine, own = recipe.student.name, recipe.student
+    network = recipe.catalogue.network
+    return [own if name == mine else network(name, key=f"{key}[{i}]") for i, name in enumerate(names)]
 
 
 def top1(values: Mapping[str, float], prefix: str) -> dict[str, float | None]:

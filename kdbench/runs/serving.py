@@ -60,7 +60,7 @@ def serve(
         log.info("teacher %s: logits from the table %s (%s)", teacher.name, served.filler.table.path, reason)
         return Served(Fed(served.filler.batches, served), served)
     if forced:
-        raise UserError(_refusal(str(reason)))
+        raise _refusal(str(reason))
     log.info("teacher %s: asked anew for every batch, no table (%s)", teacher.name, reason)
     return live
 
@@ -77,7 +77,7 @@ def refuse_table(loss: DistillationLoss, loss_name: str, mix: object, augment: A
     """Raise the UserError for a teacher.table=on that no table can serve, as far as it is known before any work."""
     reason = _too_much(loss, loss_name) or unservable(mix, augment)
     if reason is not None:
-        raise UserError(_refusal(reason))
+        raise _refusal(reason)
 
 
 def _too_much(loss: DistillationLoss, name: str) -> str | None:
@@ -95,8 +95,8 @@ def unservable(mix: object, augment: Augment) -> str | None:
     return None
 
 
-def _refusal(reason: str) -> str:
-    return f"teacher.table = on: must be auto or off, since {reason}"
+def _refusal(reason: str) -> UserError:
+    return UserError("teacher.table", "on", f"auto or off, since {reason}")
 
 
 def _obstacle(

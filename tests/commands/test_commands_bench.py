@@ -46,7 +46,7 @@ def test_the_plain_loop_takes_turns_with_the_training(kdbench):
 
 def test_mistakes_are_messages(kdbench):
     code, _, err = kdbench("bench", "--members=0")
-    assert code == 1 and "--members must be 1 or more" in err
+    assert code == 1 and "--members = 0: must be in [1, 1000]" in err
     code, _, err = kdbench("bench", "--against=nothing")
     assert code == 1 and "--against must be NAME=COMMAND" in err
     code, _, err = kdbench("bench", "studnet=resnet8")

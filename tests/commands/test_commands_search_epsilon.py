@@ -81,7 +81,7 @@ def test_training_may_choose_for_itself(kdbench):
     "words, message",
     [
         (["loss=kl"], "loss.epsilon: there is no such key"),
-        (["loss.epsilon=0.5/m"], "loss.epsilon must be search or gradient, got 0.5/m"),
+        (["loss.epsilon=0.5/m"], "loss.epsilon = 0.5/m: must be search or gradient"),
         (["teacher=none"], "teacher = none: must be a network"),
         (["loss.search.counts=3"], "Did you mean loss.search.count?"),
         (["loss.search.count=1"], "loss.search.count"),
@@ -95,7 +95,7 @@ def test_what_it_refuses(kdbench, words, message):
 
 def test_it_needs_a_validation_split(kdbench):
     code, _, err = kdbench("search-epsilon", *TINY, "dataset.validation=0")
-    assert code == 1 and "dataset.validation must be above 0" in err
+    assert code == 1 and "dataset.validation = 0: must be above 0" in err
 
 
 def test_help(kdbench):

@@ -168,9 +168,9 @@ def test_evaluation_is_unaugmented_and_in_order():
 
 def test_what_cannot_be():
     for make, words in [
-        (lambda: batches(batch_size=0), "schedule.batch_size must be 1 or more, got 0"),
-        (lambda: batches(batch_size=50, drop_last=True), "schedule.batch_size must be at most 21"),
-        (lambda: batches(limit_steps=0), "trainer.limit_steps must be 1 or more"),
+        (lambda: batches(batch_size=0), "schedule.batch_size = 0: must be 1 or more"),
+        (lambda: batches(batch_size=50, drop_last=True), "schedule.batch_size = 50: must be at most 21"),
+        (lambda: batches(limit_steps=0), "trainer.limit_steps = 0: must be 1 or more"),
         (lambda: evaluation(0), "trainer.eval_batch_size = 0: must be 1 or more"),
     ]:
         with pytest.raises(UserError, match=words):

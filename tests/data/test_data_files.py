@@ -18,7 +18,7 @@ from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.bundle import ImageFiles
 from kdbench.data.files import find_images
 from kdbench.data.load import load_bundle
-from kdbench.errors import UserError
+from kdbench.errors import UserError, under
 
 
 def image_folder(root: Path, per_class: int = 4, size: tuple[int, int] = (12, 12), seed: int = 0) -> Path:
@@ -34,7 +34,8 @@ def image_folder(root: Path, per_class: int = 4, size: tuple[int, int] = (12, 12
 
 def load(root, **keys):
     reader = "kdbench.data.readers.imagefolder.imagefolder"
-    return load_bundle(name="folder", reader=reader, root=str(root), cache="cache", **{"workers": 0} | keys)
+    with under("dataset"):
+        return load_bundle(name="folder", reader=reader, root=str(root), cache="cache", **{"workers": 0} | keys)
 
 
 def test_class_folders_get_a_fixed_test_split(tmp_path):
@@ -208,7 +209,7 @@ def test_streams_mix_subset_and_extend(tmp_path):
     assert bundle.transfer.labels[-3:].tolist() == [-1] * 3 and bundle.transfer.rows.max() == bundle.num_rows - 1
     batch = next(TrainingBatches(bundle, bundle.transfer, Loading(4)).epoch(0, 1))
     assert batch.input.shape == (4, 3, 8, 8) and batch.target.label.shape == (4, 3)
-    with pytest.raises(UserError, match=r"dataset.transfer.crops must be 0 for a dataset that is streamed"):
+    with pytest.raises(UserError, match=r"dataset.transfer.crops = \d+: must be 0 for a dataset that is streamed"):
         streamed(root, transfer={"crops": 2})
 
 
@@ -288,26 +289,30 @@ def unknown_class(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "keys", "words"),
     [
-        (None, {}, r"dataset.root must be a folder of class folders; there is no folder .*/birds"),
+        (None, {}, r"dataset.root = .*: must be a folder of class folders. There is no folder .*/birds"),
         (empty_class, {}, r"dataset.root: no images in .*/birds/cow"),
         (only_one, {}, r"birds holds one class folder only \(owl\)"),
         (no_classes, {}, r"birds holds no class folders"),
-        (other_size, {}, r"dataset.size must be set, because images differ in size: .*cat/[01].png has 12x12 .*9x9"),
+        (
+            other_size,
+            {},
+            r"dataset.size = null: .* images differ in size: .*cat/[01].png has 12x12 .*9x9",
+        ),
         (unknown_class, {}, r"test/cow is a class that is not in the training set"),
-        (image_folder, {"resize": 10}, "dataset.size must be a number of pixels because dataset.resize is set"),
+        (image_folder, {"resize": 10}, "dataset.size = null: must be a number of pixels, because dataset.resize is set"),
         (
             image_folder,
             {"size": 10, "resize": 8},
-            r"dataset.size must be 4 or more and at most dataset.resize \(8\), got 10",
+            r"dataset.size = 10: must be 4 or more, and at most dataset.resize, 8",
         ),
-        (image_folder, {"in_memory_limit": 0}, "dataset.size must be set: 12 images exceed"),
-        (image_folder, {"in_memory_limit": -1}, "dataset.in_memory_limit must be 0 or more"),
-        (image_folder, {"test": 0}, "dataset.test must be above 0"),
-        (image_folder, {"test": 12}, "dataset.test must leave"),
+        (image_folder, {"in_memory_limit": 0}, "dataset.size = null: must be .* because 12 images exceed"),
+        (image_folder, {"in_memory_limit": -1}, "dataset.in_memory_limit = -1: must be "),
+        (image_folder, {"test": 0}, "dataset.test = 0.0: must be above 0"),
+        (image_folder, {"test": 12}, "dataset.test = 12.*: must be below 12, to leave"),
         (
             lambda root: image_folder(root, size=(9, 8)),
             {},
-            r"dataset.size must be .* because images are not square \(9x8\)",
+            r"dataset.size = null: must be .* because images are not square \(9x8\)",
         ),
     ],
 )
@@ -321,5 +326,5 @@ def test_what_cannot_be(tmp_path, change, keys, words):
 
 
 def test_no_root():
-    with pytest.raises(UserError, match=r"dataset.root must be the folder that holds the class folders, got null"):
+    with pytest.raises(UserError, match=r"dataset.root = null: must be the folder that holds the class folders"):
         load_bundle("folder", "kdbench.data.readers.imagefolder.imagefolder", None, "cache")

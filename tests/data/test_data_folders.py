@@ -14,7 +14,7 @@ from PIL import Image
 from kdbench.data.files import LeftOut, find_images, images_below
 from kdbench.data.load import load_bundle
 from kdbench.data.readers.folders import part_of
-from kdbench.errors import UserError
+from kdbench.errors import UserError, under
 
 CLASSES = ("elm", "oak")
 
@@ -32,7 +32,8 @@ def grow(root: Path, names=CLASSES, count: int = 4, seed: int = 0, form: str = "
 
 def load(root, **keys):
     reader = "kdbench.data.readers.imagefolder.imagefolder"
-    return load_bundle("trees", reader, str(root), "cache", **{"workers": 0, "size": 8} | keys)
+    with under("dataset"):
+        return load_bundle("trees", reader, str(root), "cache", **{"workers": 0, "size": 8} | keys)
 
 
 def sizes(bundle) -> tuple[int, int, int]:
@@ -233,9 +234,9 @@ def test_classes_too_small_to_split_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"1 of 3 classes have one image only \(yew\)"):
         load(root)
     grow(root, ("yew",), 2)
-    with pytest.raises(UserError, match=r"dataset.test must leave each class an image to train on: 9 at most, got 10"):
+    with pytest.raises(UserError, match=r"dataset.test = 10.*: must be at most 9, to leave each class an image"):
         load(root, test=10)
-    with pytest.raises(UserError, match=r"dataset.validation must leave an image of each class: 7 at most, got 8"):
+    with pytest.raises(UserError, match=r"dataset.validation = 8.*: must be at most 7, to leave an image of each"):
         load(root, test=2, validation=8)
 
 

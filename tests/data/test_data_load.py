@@ -9,7 +9,7 @@ from kdbench.data.augment.views import CropFlip, Identity, jitter
 from kdbench.data.bundle import Source, fingerprint, statistics
 from kdbench.data.load import load_bundle
 from kdbench.data.sampling import count_of, order_keys, stratified
-from kdbench.errors import UserError
+from kdbench.errors import UserError, under
 
 HERE = "test_data_load"
 
@@ -22,7 +22,8 @@ def uneven(n: int = 100) -> Source:
 
 
 def load(reader: str = f"{HERE}.uneven", **keys):
-    return load_bundle(name="uneven", reader=reader, root="data", cache="cache", **keys)
+    with under("dataset"):
+        return load_bundle(name="uneven", reader=reader, root="data", cache="cache", **keys)
 
 
 def fake(**keys):
@@ -58,7 +59,7 @@ def test_classes_are_kept_in_training_only():
     bundle = load(classes=["owl", 0], validation=0.1)
     assert counts(bundle.train) == [54, 0, 9] and counts(bundle.val) == [6, 3, 1] and counts(bundle.test) == [6, 3, 1]
     assert bundle.info.num_classes == 3
-    assert counts(load(classes=["1"]).train) == [0, 30, 0]  # as a command line may bring it
+    assert counts(load(classes=["1", 2]).train) == [0, 30, 10]  # as a command line may bring it
 
 
 def test_digits_are_the_default_splits():
@@ -98,7 +99,7 @@ def test_channels():
 def test_fingerprint_is_of_the_images():
     plain = load().fingerprint
     noise = {"kind": "symmetric", "rate": 0.5}
-    assert plain == load(validation=0.1, subset=0.5, noise=noise, classes=[0]).fingerprint
+    assert plain == load(validation=0.1, subset=0.5, noise=noise, classes=[0, 1]).fingerprint
     images = uneven().inputs
     assert plain == fingerprint(images) != fingerprint(images.flip(0)) != fingerprint(images.reshape(-1, 3, 2, 8))
 
@@ -134,35 +135,37 @@ def test_stratified_counts():
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"validation": 1.0}, r"dataset.validation must be a share in \[0, 1\) or a count from 2 to 99, got 1.0"),
-        ({"validation": 100}, "dataset.validation must leave images to train on"),
-        ({"validation": -0.1}, "dataset.validation must be"),
-        ({"validation": 2.5}, "dataset.validation must be"),
-        ({"validation": float("nan")}, "dataset.validation must be"),
-        ({"validation": 0.001}, "dataset.validation must be at least one"),
-        ({"subset": 0}, r"dataset.subset must be a share in \(0, 1\]"),
-        ({"subset": 101}, "dataset.subset must leave"),
-        ({"subset": 0.01}, "must leave at least 2 training images, got 1"),
-        ({"classes": []}, "dataset.classes must name at least one class"),
+        ({"validation": 1.0}, r"dataset.validation = 1.0: must be a share in \[0, 1\) or a count from 2 to 99"),
+        ({"validation": 100}, "dataset.validation = 100.0: must be below 100, to leave images to train on"),
+        ({"validation": -0.1}, "dataset.validation = .*: must be"),
+        ({"validation": 2.5}, "dataset.validation = .*: must be"),
+        ({"validation": float("nan")}, "dataset.validation = .*: must be"),
+        ({"validation": 0.001}, "dataset.validation = 0.001: must be at least one of the 100 images"),
+        ({"subset": 0}, r"dataset.subset = 0.0: must be a share in \(0, 1\]"),
+        ({"subset": 101}, "dataset.subset = 101.0: must be at most 100, all the images"),
+        ({"subset": 0.01}, "dataset.subset = 0.01: must be what leaves at least 2 images to train on: it leaves 1"),
+        ({"classes": []}, "dataset.classes = .*: must be a list of two classes or more"),
         (
-            {"classes": ["cow"]},
-            r"dataset.classes must hold class names \(cat, dog, owl\) or numbers up to 2, got 'cow'",
+            {"classes": ["dog", "cow"]},
+            r"dataset.classes\[1\] = cow: must be a class: its name \(cat, dog, owl\) or its number, up to 2",
         ),
-        ({"classes": [3]}, "dataset.classes must hold"),
-        ({"classes": [True]}, "dataset.classes must hold"),
+        ({"classes": [0, 3]}, r"dataset.classes\[1\] = 3: must be a class"),
+        ({"classes": [0]}, r"dataset.classes = \[0\]: must be a list of two classes or more"),
+        ({"classes": [0, "cat"]}, r"dataset.classes = \[0, cat\]: must be a list of two classes or more"),
+        ({"classes": [True, 0]}, r"dataset.classes\[0\] = true: must be"),
         ({"channels": 2}, "dataset.channels = 2: must be one of 1, 3"),
-        ({"mean": [0.5, 0.5]}, r"dataset.mean must be 3 number\(s\)"),
-        ({"std": 0.0}, r"dataset.std must be 3 number\(s\), above 0"),
-        ({"std": float("inf")}, "dataset.std must be"),
-        ({"std": float("nan")}, "dataset.std must be"),
-        ({"mean": 123.68}, r"dataset.mean must be 3 number\(s\) in \[0, 1\]"),
-        ({"mean": float("inf")}, "dataset.mean must be"),
-        ({"validation": float("inf")}, "dataset.validation must be"),
-        ({"subset": float("inf")}, "dataset.subset must be"),
+        ({"mean": [0.5, 0.5]}, r"dataset.mean = \[0.5, 0.5\]: must be 3 number\(s\)"),
+        ({"std": 0.0}, r"dataset.std = 0.0: must be .*in \(0, 1e\+06\]"),
+        ({"std": float("inf")}, "dataset.std = .*: must be"),
+        ({"std": float("nan")}, "dataset.std = .*: must be"),
+        ({"mean": 123.68}, r"dataset.mean = 123.68: must be 3 number\(s\) in \[0, 1\]"),
+        ({"mean": float("inf")}, "dataset.mean = .*: must be"),
+        ({"validation": float("inf")}, "dataset.validation = .*: must be"),
+        ({"subset": float("inf")}, "dataset.subset = .*: must be"),
         ({"transfer": {"per_class": float("inf")}}, "dataset.transfer.per_class = inf: must be"),
         ({"noise": {"rate": 0.5}}, "dataset.noise.kind = none: must be symmetric"),
         ({"augment": "crop"}, "dataset.augment = crop: must be null or the _target_"),
-        ({"workers": -1}, "dataset.workers must be 0 or more"),
+        ({"workers": -1}, r"dataset.workers = -1: must be .*in \[0, 1024\]"),
         ({"size": 3}, r"dataset.size: there is no such key. .*Keys of dataset: augment, cache, .*, mix, n, name"),
         ({"n": "many"}, "dataset.n = many: must be a whole number"),
         ({"reader": "kdbench.nowhere.read"}, "dataset.reader = kdbench.nowhere.read: kdbench has no nowhere"),

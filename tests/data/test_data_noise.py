@@ -7,7 +7,7 @@ import torch
 
 from kdbench.data.load import load_bundle
 from kdbench.data.noise import flipped, make_noise
-from kdbench.errors import UserError
+from kdbench.errors import UserError, under
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAMES = tuple("abcde")
@@ -16,7 +16,8 @@ LABELS = torch.arange(5).repeat(200)  # 200 of each class
 
 def load(**keys):
     options = {"n": 100, "num_classes": 10, "size": 8, "n_test": 10} | keys
-    return load_bundle(name="fake", reader="kdbench.data.readers.fake.fake", root="data", cache="cache", **options)
+    with under("dataset"):
+        return load_bundle(name="fake", reader="kdbench.data.readers.fake.fake", root="data", cache="cache", **options)
 
 
 def transition(noisy: torch.Tensor, labels: torch.Tensor = LABELS, classes: int = 5) -> torch.Tensor:

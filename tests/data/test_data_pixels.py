@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from kdbench.data.decode import decode, read_file
 from kdbench.data.load import load_bundle
 from kdbench.data.pixels import DIM, TRANSPARENT, ground
-from kdbench.errors import UserError
+from kdbench.errors import UserError, under
 
 BLACK = (0, 0, 0)
 
@@ -183,7 +183,8 @@ def photos(tmp_path, count: int = 3):
 
 def load(root, **keys):
     reader = "kdbench.data.readers.imagefolder.imagefolder"
-    return load_bundle("insects", reader, str(root), "cache", **{"workers": 0, "size": 8} | keys)
+    with under("dataset"):
+        return load_bundle("insects", reader, str(root), "cache", **{"workers": 0, "size": 8} | keys)
 
 
 @pytest.mark.parametrize("limit", [0, 1])
@@ -214,10 +215,10 @@ def test_ground_and_range_are_keys_of_the_dataset(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"background": "clear"}, "dataset.background must be a colour"),
-        ({"value_range": [5, 5]}, r"dataset.value_range must be \[black, white\]"),
-        ({"value_range": [0]}, "dataset.value_range must be"),
-        ({"value_range": [0, float("inf")]}, "dataset.value_range must be"),
+        ({"background": "clear"}, "dataset.background = clear: must be a colour"),
+        ({"value_range": [5, 5]}, r"dataset.value_range = \[5.*, 5.*\]: must be \[black, white\]"),
+        ({"value_range": [0]}, r"dataset.value_range(\[1\])? = .*: must be"),
+        ({"value_range": [0, float("inf")]}, r"dataset.value_range(\[1\])? = .*: must be"),
     ],
 )
 def test_what_cannot_be(tmp_path, keys, words):

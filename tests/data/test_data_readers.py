@@ -22,14 +22,15 @@ from PIL import Image
 from kdbench.data import download
 from kdbench.data.load import load_bundle
 from kdbench.data.readers import tiny_imagenet
-from kdbench.errors import UserError
+from kdbench.errors import UserError, under
 
 RNG = np.random.default_rng(0)
 
 
 def load(reader: str, root: Path, **keys):
     path = f"kdbench.data.readers.{reader}"
-    return load_bundle(reader, path, str(root), "cache", **{"download": False} | keys)
+    with under("dataset"):
+        return load_bundle(reader, path, str(root), "cache", **{"download": False} | keys)
 
 
 def no_checksums(monkeypatch, module: str) -> None:
@@ -168,7 +169,7 @@ def test_imagenet(tmp_path):
                 Image.new("RGB", (30, 20), (50 * image, 0, 0)).save(folder / f"{image}.JPEG", quality=100)
     bundle = load("imagefolder.imagenet", tmp_path, size=8, resize=10)
     assert (len(bundle.train), len(bundle.test)) == (6, 2) and bundle.info == (2, 3, 8) and bundle.val is None
-    with pytest.raises(UserError, match=r"must hold train/ and val/ .* val/ is not there.*ILSVRC2012_img_val.tar"):
+    with pytest.raises(UserError, match=r"dataset.root = .* train/ and val/ .*val\. .*ILSVRC2012_img_val.tar"):
         (tmp_path / "val").rename(tmp_path / "elsewhere")
         load("imagefolder.imagenet", tmp_path)
 

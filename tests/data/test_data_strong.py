@@ -106,7 +106,7 @@ def test_mix_options():
     assert make_mix({"kind": "cutmix", "alpha": 2}) == CutMix(2)
     for options, words in [
         ({"kind": "mixcut"}, "dataset.mix.kind = mixcut: must be one of none, mixup, cutmix. Did you mean mixup"),
-        ({"kind": "mixup", "alpha": 0.0}, "dataset.mix.alpha must be above 0"),
+        ({"kind": "mixup", "alpha": 0.0}, "dataset.mix.alpha = 0.0: must be above 0"),
         ({"beta": 1}, "dataset.mix.beta: there is no such key. Keys of dataset.mix: alpha, kind"),
     ]:
         with pytest.raises(UserError, match=words):

@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 
 from kdbench.data.load import load_bundle
-from kdbench.errors import UserError
+from kdbench.errors import UserError, under
 
 
 def load(**keys):
     options = {"n": 100, "num_classes": 10, "size": 8, "n_test": 10} | keys
-    return load_bundle(name="fake", reader="kdbench.data.readers.fake.fake", root="data", cache="cache", **options)
+    with under("dataset"):
+        return load_bundle(name="fake", reader="kdbench.data.readers.fake.fake", root="data", cache="cache", **options)
 
 
 def counts(split) -> list[int]:
@@ -70,15 +71,15 @@ def test_unlabelled_extras(tmp_path):
     ("transfer", "words"),
     [
         ({"fraction": 0}, r"dataset.transfer.fraction = 0: must be .* in \(0, 1\]"),
-        ({"fraction": 0.01}, "must leave at least 2 images"),
-        ({"per_class": 11}, "dataset.transfer.per_class must be at most 10"),
+        ({"fraction": 0.01}, "dataset.transfer: it leaves 1 images to train on, and 2 are the least"),
+        ({"per_class": 11}, "dataset.transfer.per_class = 11.*: must be at most 10"),
         ({"per_class": -1}, "dataset.transfer.per_class = -1: must be"),
         ({"classes": 1.5}, r"dataset.transfer.classes = 1.5: must be in \(0, 1\]"),
-        ({"classes": ["x"]}, "dataset.transfer.classes must hold class names"),
-        ({"only": [3], "omit": [3]}, "must leave at least one class"),
+        ({"classes": ["x"]}, r"dataset.transfer.classes\[0\] = x: must be a class"),
+        ({"only": [3], "omit": [3]}, "dataset.transfer: its classes, only and omit together leave no class"),
         ({"omit": 3}, "dataset.transfer.omit = 3: must be a list, each "),
         ({"crops": -1}, "dataset.transfer.crops = -1: must be at least 0"),
-        ({"extra": "nowhere"}, "dataset.transfer.extra must be a folder of images; there is no folder"),
+        ({"extra": "nowhere"}, "dataset.transfer.extra = nowhere: must be a folder of images. There is no folder"),
         ({"share": 1}, "dataset.transfer.share: there is no such key. .*Keys of dataset.transfer: classes, crops"),
     ],
 )

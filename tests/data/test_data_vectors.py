@@ -14,7 +14,7 @@ from kdbench.data.bundle import Source, fingerprint
 from kdbench.data.load import load_bundle
 from kdbench.engine.device import place
 from kdbench.engine.options import TrainerOptions
-from kdbench.errors import UserError
+from kdbench.errors import UserError, under
 from kdbench.models.base import example_input, flops
 from kdbench.models.mlp import MLP
 from kdbench.tables.file import read_header
@@ -40,7 +40,8 @@ def tokens() -> Source:
 
 
 def load(reader: str = READER, **keys):
-    return load_bundle(name="points", reader=reader, root=None, cache="cache", **keys)
+    with under("dataset"):
+        return load_bundle(name="points", reader=reader, root=None, cache="cache", **keys)
 
 
 WORDS = [

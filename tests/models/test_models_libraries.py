@@ -39,6 +39,8 @@ TORCHVISION = {
     "resnet18": FIVE,
 }
 
+NO_HEAD = r"^pretrained = true: must be .*new_head=true.* 1000 classes, the dataset has 10"
+
 
 @pytest.mark.parametrize("name", sorted(TIMM))
 def test_timm_logits_are_timms(name: str) -> None:
@@ -142,19 +144,19 @@ def test_a_vit_is_built_for_the_images() -> None:
     ("library", "typed", "near"), [("timm", "resnet18x", "resnet18"), ("torchvision", "resnet_18", "resnet18")]
 )
 def test_unknown_names_are_refused_with_the_nearest(library: str, typed: str, near: str) -> None:
-    with pytest.raises(UserError, match=rf"^name must .*got {typed}; near: .*\b{near}\b"):
+    with pytest.raises(UserError, match=rf"^name = {typed}: must be .* Near: .*\b{near}\b"):
         build(library, name=typed)
 
 
 @pytest.mark.parametrize(
     ("library", "name", "size", "options", "reason"),
     [
-        ("timm", "test_resnet", 32, {"speed": 3}, "options do not fit"),
-        ("torchvision", "resnet18", 32, {"speed": 3}, "options do not fit"),
-        ("timm", "test_vit", 33, {}, "33-pixel"),
-        ("timm", "volo_d1_224", 224, {}, "other heads"),
-        ("torchvision", "vit_b_32", 40, {}, "40-pixel"),
-        ("torchvision", "inception_v3", 32, {}, "32-pixel"),
+        ("timm", "test_resnet", 32, {"speed": 3}, "^options: they do not fit test_resnet"),
+        ("torchvision", "resnet18", 32, {"speed": 3}, "^options: they do not fit resnet18"),
+        ("timm", "test_vit", 33, {}, "^name = test_vit: must be .*33-pixel"),
+        ("timm", "volo_d1_224", 224, {}, "^name = volo_d1_224: must be .*other heads"),
+        ("torchvision", "vit_b_32", 40, {}, "^name = vit_b_32: must be .*40-pixel"),
+        ("torchvision", "inception_v3", 32, {}, "^name = inception_v3: must be .*32-pixel"),
     ],
 )
 def test_what_a_library_refuses_is_a_message(
@@ -181,7 +183,7 @@ def test_timm_weights_with_a_fitting_head_load_whole(published: Any) -> None:
 
 def test_timm_heads_are_replaced_on_request_only(published: Any) -> None:
     options, state = published
-    with pytest.raises(UserError, match=r"1000 classes, the dataset has 10: set new_head=true"):
+    with pytest.raises(UserError, match=NO_HEAD):
         timm_model("test_resnet", pretrained=True, options=options, num_classes=10, image_size=32)
     network = timm_model("test_resnet", pretrained=True, new_head=True, options=options, num_classes=10, image_size=32)
     head = {"fc.weight", "fc.bias"}
@@ -200,17 +202,17 @@ def test_timm_weights_for_grey_images_are_summed(published: Any) -> None:
 
 def test_timm_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"pretrained_cfg_overlay": {"file": str(tmp_path / "no.pth")}}
-    with pytest.raises(UserError, match=r"pretrained_cfg_overlay\.file must be .*no\.pth"):
+    with pytest.raises(UserError, match=r"cfg_overlay\.file = .*no\.pth: must be a file of weights"):
         timm_model("test_resnet", pretrained=True, options=missing, num_classes=1000, image_size=32)
     unpublished = next(name for name in timm.list_models() if not timm.models.get_pretrained_cfg(name).has_weights)
-    with pytest.raises(UserError, match="has no weights for"):
+    with pytest.raises(UserError, match=r"^pretrained = true: must be false: timm has no weights for"):
         timm_model(unpublished, pretrained=True, num_classes=1000)
 
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("Name or service not known\nand more")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"test_resnet could not be loaded .*Name or service not known\)"):
+    with pytest.raises(UserError, match=r"^pretrained: the weights of test_resnet .*Name or service not known\)"):
         timm_model("test_resnet", pretrained=True, num_classes=1000, image_size=32)
 
 
@@ -221,7 +223,7 @@ def test_torchvision_heads_are_replaced_on_request_only(name: str, monkeypatch: 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: state)
     whole = torchvision_model(name, pretrained=True, num_classes=1000, image_size=64)
     assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
-    with pytest.raises(UserError, match=r"1000 classes, the dataset has 10: set new_head=true"):
+    with pytest.raises(UserError, match=NO_HEAD):
         torchvision_model(name, pretrained=True, num_classes=10, image_size=64)
     network = torchvision_model(name, pretrained=True, new_head=True, num_classes=10, in_channels=1, image_size=64)
     assert network.eval()(images(2, channels=1, size=64)).logits.shape == (2, 10)
@@ -229,7 +231,7 @@ def test_torchvision_heads_are_replaced_on_request_only(name: str, monkeypatch: 
     first = "conv1.0.weight" if name.startswith("shuffle") else "features.0.weight"
     assert len(changed) == 3 and changed[0] == first
     torch.testing.assert_close(first_layer(network).weight, state[first].sum(1, keepdim=True))
-    with pytest.raises(UserError, match="images of 4 channels"):
+    with pytest.raises(UserError, match=r"^pretrained = true: must be false for images of 4 channels"):
         torchvision_model(name, pretrained=True, num_classes=1000, in_channels=4, image_size=64)
 
 
@@ -250,9 +252,10 @@ def test_torchvision_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch)
         raise URLError("Name or service not known")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"resnet18 could not be loaded \(URLError.*checkpoints"):
+    with pytest.raises(UserError, match=r"^pretrained: the weights of resnet18 .* \(URLError.*checkpoints"):
         torchvision_model("resnet18", pretrained=True, num_classes=1000, image_size=64)
-    with pytest.raises(UserError, match="are for 224-pixel images, got 64"):
+    wrong = r"^pretrained = true: must be false: .* are for 224-pixel images, the dataset has 64"
+    with pytest.raises(UserError, match=wrong):
         torchvision_model("vit_b_32", pretrained=True, num_classes=1000, image_size=64)
 
 

@@ -100,7 +100,7 @@ def test_shared_layers_are_the_teachers_and_stay():
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["procedure.generations=0"], ["procedure.generations", "0", "at least 1"]),
+        (["procedure.generations=0"], ["procedure.generations = 0: must be in [1, 1000]"]),
         (["procedure.share=[middle]"], ["procedure.share", "middle", "first"]),
         (["procedure.share=[first]", "student.hidden=[16]"], ["procedure.share", "first", "differ"]),
     ],

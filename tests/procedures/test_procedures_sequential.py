@@ -54,8 +54,10 @@ def test_a_chain_of_null_is_the_plain_run_and_typed_options_are_kept():
     [
         (["procedure.chain=[resnet8]"], ["procedure.chain", "resnet8", "at least two"]),
         (["procedure.losses=[kl]"], ["procedure.losses", "kl", "one loss a hop: 2"]),
-        (["procedure.losses=[kl,nothing]"], ["loss", "nothing"]),
-        (["procedure.chain=[resnet14,resnett8]"], ["resnett8"]),
+        (["procedure.losses=[kl,nothing]"], ["procedure.losses[1] = nothing: must be a name that kdbench list loss"]),
+        (["procedure.losses=[{name: kl, tau: -2},mse]"], ["procedure.losses[0].tau = -2: must be a number > 0"]),
+        (["procedure.losses=[{name: kl, taau: 2},mse]"], ["procedure.losses[0].taau: there is no such key"]),
+        (["procedure.chain=[resnet14,resnett8]"], ["procedure.chain[1] = resnett8: must be", "Did you mean resnet8"]),
         (["student=resnet20"], ["procedure.chain", "resnet20", "student="]),
         (["procedure.losses=[kl,{tau: 4}]"], ["procedure.losses", "tau", "name"]),
     ],

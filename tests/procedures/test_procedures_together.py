@@ -231,7 +231,7 @@ def test_an_average_of_the_past_is_resumed(monkeypatch: pytest.MonkeyPatch):
     ("words", "parts"),
     [
         (["procedure=self_distillation", "procedure.decay=1", "past=average"], ["procedure.decay", "(0, 1)"]),
-        (["procedure=mutual", "procedure.peers=1"], ["procedure.peers", "1", "at least 2"]),
+        (["procedure=mutual", "procedure.peers=1"], ["procedure.peers = 1: must be in [2, 100]"]),
         (["procedure=mutual", "loss=ce"], ["loss", "ce", "kl"]),
     ],
 )

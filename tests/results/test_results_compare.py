@@ -190,7 +190,7 @@ def test_markdown(run_compare, sweep):
         (["."], "there are no runs here"),
         (["runs", "--sort", "los.tau"], "Did you mean loss.tau"),
         (["runs", "--metric", "test/top"], "Did you mean test/top1"),
-        (["runs", "--where", "loss"], "must be KEY=VALUE"),
+        (["runs", "--where", "loss"], "--where = loss: must be KEY=VALUE"),
         (["runs", "--where", "loss=ce"], "their values: dkd, kl"),
         (["runs", "--where", "los=ce"], "--where los: no run has this key"),
         (["runs", "--by", "studen"], "Did you mean student"),

@@ -123,8 +123,8 @@ def test_build_fills_a_table_and_info_lists_it(capfd, computed):
     ("words", "message"),
     [
         (["build", *TINY, "teacher=none"], "teacher = none: must be a network"),
-        (["build", *TINY, "dataset.mix.kind=cutmix"], "no table can be built, since dataset.mix=cutmix"),
-        (["fill"], "kdbench table fill: must be build or info"),
+        (["build", *TINY, "dataset.mix.kind=cutmix"], "teacher.table: none can be built, since dataset.mix=cutmix"),
+        (["fill"], "kdbench table = fill: must be build or info"),
         (["info", "nowhere"], "nowhere: there is no such folder"),
     ],
 )

@@ -40,23 +40,29 @@ def train(*words: str, out: str = "run", without: Sequence[str] = (), plain: boo
     """
     tiny = [] if plain else [word for word in TINY if word.split(".")[0] not in without]
     typed = [*tiny, *words]
-    groups = tuple(word for word in typed if "." not in word.partition("=")[0])
-    root = copy.deepcopy(_composed(groups))
-    for override in OverridesParser.create().parse_overrides([word for word in typed if word not in groups]):
-        OmegaConf.update(root, override.key_or_group, override.value())
+    root = composed(*typed)
     choices = {group: option for group, option in group_choices(root.hydra).items() if option is not None}
-    with _hydra():
+    with in_hydra():
         build.run(without_hydra(root), Path(out), typed, choices)
     return Path(out)
 
 
+def composed(*typed: str) -> DictConfig:
+    """A command line's configuration, with Hydra's node. Composed once for all lines with the same groups."""
+    groups = tuple(word for word in typed if "." not in word.partition("=")[0])
+    root = copy.deepcopy(_composed(groups))
+    for override in OverridesParser.create().parse_overrides([word for word in typed if word not in groups]):
+        OmegaConf.update(root, override.key_or_group, override.value(), merge=False, force_add=override.is_add())
+    return root
+
+
 @functools.cache  # composing takes 0.3 s, and most tests differ in values only
 def _composed(groups: tuple[str, ...]) -> DictConfig:
-    with _hydra():
+    with in_hydra():
         return compose("train", overrides=list(groups), return_hydra_config=True)
 
 
-def _hydra() -> AbstractContextManager[object]:
+def in_hydra() -> AbstractContextManager[object]:
     register()
     return initialize_config_dir(CONFIG_DIR, version_base="1.3")  # for networks and losses that options name
 

@@ -31,6 +31,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from kdbench.arguments.ranges import Count
+
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +63,7 @@ class _Job:
 class CohortLauncher(Launcher):
     """Groups the points of a sweep and runs each group in turn; a point that can share nothing runs as usual."""
 
-    def __init__(self, max_members: int | None = None) -> None:
+    def __init__(self, max_members: Count | None = None) -> None:
         self.max_members = max_members
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import equalize_image, rgb_to_grayscale_image
 
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import above_to, within
 from kdbench.data.augment.views import SEED
 from kdbench.data.seeds import mixed, uniforms
-from kdbench.errors import UserError
 
 OPERATIONS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
@@ -21,6 +23,7 @@ OPERATIONS = (
 _BLENDS = tuple(OPERATIONS.index(name) for name in ("brightness", "color", "contrast", "sharpness"))
 
 
+@checked
 @dataclass(frozen=True)
 class RandAugment:
     """RandAugment (Cubuk et al. 2020): `operations` random ones of 14 for each image, all of one strength.
@@ -29,17 +32,11 @@ class RandAugment:
     the whole batch and each image keeps its own: no host sync, about 0.2 ms an image of 32x32 on one CPU core.
     """
 
-    operations: int = 2
-    magnitude: int = 9
+    operations: Annotated[int, within(1, 100)] = 2
+    magnitude: Annotated[int, within(0, 30)] = 9
 
     views = None
     no_op = -1
-
-    def __post_init__(self) -> None:
-        if self.operations < 1:
-            raise UserError(f"operations must be 1 or more, got {self.operations}")
-        if not 0 <= self.magnitude <= 30:
-            raise UserError(f"magnitude must be in [0, 30], got {self.magnitude}")
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(SEED, (n,), generator=generator)
@@ -119,6 +116,7 @@ def _autocontrast(pixel: Tensor) -> Tensor:
     return ((pixel - low) / scale).clamp(0, 255).to(torch.uint8)
 
 
+@checked
 @dataclass(frozen=True)
 class Cutout:
     """One square hole of `size` pixels a side, its centre anywhere (so it may reach over the border).
@@ -127,17 +125,11 @@ class Cutout:
     pixel. `fill` is the same in raw pixels, 0 to 255; mid-gray is close to it for natural images.
     """
 
-    size: int = 16
-    fill: int = 128
+    size: Annotated[int, within(1, 10_000)] = 16
+    fill: Annotated[int, within(0, 255)] = 128
 
     views = None
     no_op = -1
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"size must be 1 or more pixels, got {self.size}")
-        if not 0 <= self.fill <= 255:
-            raise UserError(f"fill must be in [0, 255], got {self.fill}")
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(SEED, (n,), generator=generator)
@@ -154,6 +146,7 @@ class Cutout:
         return images.masked_fill(hole, self.fill)
 
 
+@checked
 @dataclass(frozen=True)
 class ResizedCrop:
     """A random part of the image, resized to the full size, mirrored half of the time.
@@ -163,15 +156,11 @@ class ResizedCrop:
     memory are resampled bilinearly.
     """
 
-    smallest: float = 0.08  # share of the image's area
+    smallest: Annotated[float, above_to(0, 1)] = 0.08  # share of the image's area
     flip: bool = True
 
     views = None
     no_op = -1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.smallest <= 1:
-            raise UserError(f"smallest must be in (0, 1], got {self.smallest}")
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(SEED, (n,), generator=generator)

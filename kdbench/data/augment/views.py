@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.arguments import checked
-from kdbench.arguments.ranges import within
+from kdbench.arguments.ranges import listed, within
 from kdbench.data.seeds import mixed
 from kdbench.errors import UserError
 
@@ -43,6 +43,11 @@ class Augment(Protocol):
     def __call__(self, images: Tensor, view: Tensor) -> Tensor:
         """images uint8 [B, C, H, W], view int64 [B] -> uint8 [B, C, H, W], on the images' device, without host sync."""
         ...
+
+
+def is_augment(made: object) -> bool:
+    """Whether it has what an augmentation has."""
+    return callable(made) and all(hasattr(made, name) for name in ("views", "no_op", "draw"))
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,6 @@ class CropFlip:
     pad: Annotated[int, within(0, 1024)] = 4  # pixels
     flip: bool = True
     padding: Literal["zeros", "reflect"] = "zeros"
-
-    def __post_init__(self) -> None:
-        if self.padding not in ("zeros", "reflect"):
-            raise UserError("padding", self.padding, "zeros or reflect")
 
     @property
     def views(self) -> int:
@@ -114,7 +115,8 @@ class CropFlip:
         if self.padding == "zeros":
             return F.pad(images, (self.pad,) * 4)
         if self.pad >= min(images.shape[-2:]):
-            raise UserError(f"dataset.augment.pad must be below the image size with reflection, got {self.pad}")
+            side = min(images.shape[-2:])
+            raise UserError("dataset.augment.pad", self.pad, f"below the image size, {side}, with padding=reflect")
         for dim in (2, 3):  # F.pad has no reflection for uint8
             last = images.shape[dim] - 1
             reach = torch.arange(-self.pad, last + self.pad + 1, device=images.device)
@@ -131,6 +133,7 @@ def jitter(pixels: Annotated[int, within(0, 1024)] = 2) -> CropFlip:
 Jitter = jitter  # its name as a `_target_`: run folders, hashes and names of stored teachers hold it
 
 
+@checked
 @dataclass(frozen=True)
 class Compose:
     """Augmentations one after the other.
@@ -139,11 +142,9 @@ class Compose:
     from which each part's own view is derived.
     """
 
-    parts: Sequence[Augment]
+    parts: Annotated[Sequence[Augment], listed(1, "a list of one augmentation or more")]
 
     def __post_init__(self) -> None:
-        if not self.parts:
-            raise UserError("parts must hold at least one augmentation, got none")
         object.__setattr__(self, "parts", tuple(self.parts))
 
     @property

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdbench.arguments.ranges import Amount, Finite, Text, listed, within
 from kdbench.data.bundle import ImageFiles, Inputs, Source
 from kdbench.data.cache import Decoded, cached_images
 from kdbench.data.decode import FileSet
@@ -22,6 +23,9 @@ from kdbench.data.sampling import count_of, order_keys, stratified
 from kdbench.errors import UserError
 
 log = logging.getLogger("kdbench")
+
+Side = Annotated[int, within(4, 10_000)]  # pixels
+Gigabytes = Annotated[float, within(0, 1e6)]
 Listing = tuple[np.ndarray, Tensor]  # paths of dtype bytes [N], labels int64 [N]
 
 
@@ -59,9 +63,9 @@ class Reading:
             if self.resize is not None or height != width:
                 shape = f"images are not square ({width}x{height})"
                 why = shape if self.resize is None else "dataset.resize is set"
-                raise UserError(f"dataset.size must be a number of pixels because {why}, got null")
+                raise UserError("dataset.size", None, f"a number of pixels, because {why}")
         elif size < 4 or resize < size:
-            raise UserError(f"dataset.size must be 4 or more and at most dataset.resize ({resize}), got {size}")
+            raise UserError("dataset.size", size, f"4 or more, and at most dataset.resize, {resize}")
         return files
 
 
@@ -69,12 +73,12 @@ def imagefolder(
     root: str | None,
     cache: str,
     channels: int | None,
-    size: int | None = None,
-    resize: int | None = None,
-    test: float = 0.2,
-    in_memory_limit: float = 4.0,
-    background: str = "white",
-    value_range: list[float] | None = None,
+    size: Side | None = None,
+    resize: Side | None = None,
+    test: Amount = 0.2,
+    in_memory_limit: Gigabytes = 4.0,
+    background: Text = "white",
+    value_range: Annotated[list[Finite], listed(2, "[black, white]", most=2)] | None = None,
     packed: bool = False,
 ) -> Source:
     """A folder of class folders, or one with train/ and test/ (or val/ in place of test/).
@@ -89,10 +93,10 @@ def imagefolder(
     What is left out is said with its count. Raises UserError that names the path for whatever is missing.
     """
     if not root:
-        raise UserError("dataset.root must be the folder that holds the class folders, got null")
+        raise UserError("dataset.root", root, "the folder that holds the class folders")
     base = Path(root)
     if not base.is_dir():
-        raise UserError(f"dataset.root must be a folder of class folders; there is no folder {base.resolve()}")
+        raise UserError("dataset.root", root, "a folder of class folders", f"There is no folder {base.resolve()}")
     reading = Reading(base, cache, channels, size, resize, in_memory_limit, background, value_range, packed)
     left_out = LeftOut()
     where = parts_of(base, left_out)
@@ -109,9 +113,9 @@ def imagenet(
     root: str,
     cache: str,
     channels: int | None,
-    size: int = 224,
-    resize: int = 256,
-    in_memory_limit: float = 4.0,
+    size: Side = 224,
+    resize: Side = 256,
+    in_memory_limit: Gigabytes = 4.0,
     packed: bool = False,
 ) -> Source:
     """ImageNet-1k (Russakovsky et al. 2015): train/ and val/ with a folder a class; val/ is the test set."""
@@ -119,10 +123,10 @@ def imagenet(
     for part in ("train", "val"):
         if not (base / part).is_dir():
             raise UserError(
-                f"ImageNet must be unpacked by hand: {base.resolve()} must hold train/ and val/ with a folder a class, "
-                f"and {part}/ is not there. Put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from "
-                "https://image-net.org, registration needed) there and unpack them, or set dataset.root"
-            )
+                "dataset.root", root, "a folder that holds train/ and val/ with a folder a class",
+                f"There is no {(base / part).resolve()}. ImageNet is unpacked by hand: put ILSVRC2012_img_train.tar "
+                "and ILSVRC2012_img_val.tar (from https://image-net.org, registration needed) there and unpack them",
+            )  # fmt: skip
     left_out = LeftOut()
     names, train = listing(base / "train", left_out)
     held_out = listing(base / "val", left_out, names)[1]
@@ -167,13 +171,12 @@ def source(names: tuple[str, ...], parts: Parts, reading: Reading) -> Source:
     train, test, val = parts
     files = reading.files(train[0])
     limit, count = reading.in_memory_limit, sum(len(part[0]) for part in parts if part is not None)
-    if not limit >= 0:
-        raise UserError(f"dataset.in_memory_limit must be 0 or more GB, got {limit}")
     pixels = files.size or FileSet(files).shape[-1]
     if count * files.channels * pixels**2 <= limit * 1e9:
         return _resident(names, parts, files, reading)
     if not files.size:
-        raise UserError(f"dataset.size must be set: {count:,} images exceed dataset.in_memory_limit={limit}")
+        why = f"{count:,} images exceed dataset.in_memory_limit = {limit:g} GB, and files are streamed in one size"
+        raise UserError("dataset.size", None, f"a number of pixels, because {why}")
 
     def streamed(paths: np.ndarray) -> ImageFiles:
         own = files.of(paths)
@@ -193,9 +196,8 @@ def _resident(names: tuple[str, ...], parts: Parts, files: ImageFiles, reading: 
     own, tests = read(train[0]), read(test[0])
     decoded = [own, tests]
     if own.images.shape[1:] != tests.images.shape[1:]:
-        raise UserError(
-            f"dataset.size must be set: training and test images differ in size below {reading.base.resolve()}"
-        )
+        why = f"training and test images differ in size below {reading.base.resolve()}"
+        raise UserError("dataset.size", None, f"a number of pixels, because {why}")
     held: tuple[Inputs, Tensor] | None = None
     if val is not None:
         decoded.append(read(val[0]))
@@ -211,7 +213,7 @@ def _test_split(names: tuple[str, ...], train: Listing, test: float) -> tuple[Li
     paths, labels = train
     count = count_of(test, len(labels), "dataset.test", whole=False)
     if count == 0:
-        raise UserError("dataset.test must be above 0 where the folder has no test/ or val/, got 0")
+        raise UserError("dataset.test", test, "above 0 where the folder has no test/ or val/")
     single = [names[number] for number in (torch.bincount(labels) < 2).nonzero()[:, 0].tolist()]
     if single:
         some = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
@@ -221,7 +223,7 @@ def _test_split(names: tuple[str, ...], train: Listing, test: float) -> tuple[Li
         )
     rows = stratified(labels, count, order_keys(len(labels), 0, "imagefolder test"), leave=1)
     if len(rows) < count:
-        raise UserError(f"dataset.test must leave each class an image to train on: {len(rows)} at most, got {test}")
+        raise UserError("dataset.test", test, f"at most {len(rows)}, to leave each class an image to train on")
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[rows] = False
     return (paths[rest.numpy()], labels[rest]), (paths[rows.numpy()], labels[rows])

@@ -13,7 +13,7 @@ from torchvision.datasets.utils import download_url
 from kdbench.data.bundle import Source
 from kdbench.data.download import Files, obtain
 from kdbench.data.files import LeftOut
-from kdbench.data.readers.imagefolder import Listing, Parts, Reading, listing, source
+from kdbench.data.readers.imagefolder import Gigabytes, Listing, Parts, Reading, Side, listing, source
 from kdbench.errors import UserError
 
 NAME = "tiny-imagenet-200"
@@ -30,9 +30,9 @@ def tiny_imagenet(
     cache: str,
     download: bool,
     channels: int | None,
-    size: int | None = None,
-    resize: int | None = None,
-    in_memory_limit: float = 4.0,
+    size: Side | None = None,
+    resize: Side | None = None,
+    in_memory_limit: Gigabytes = 4.0,
 ) -> Source:
     """100,000 + 10,000 colour 64x64 images, 200 classes (Le and Yang 2015); its validation images are the test set.
 
