@@ -334,7 +334,7 @@ class ConfigCatalogue:
             raise unknown
         try:
             node = compose("train", overrides=[f"{group}={name}"]).get(group)
-        except MissingConfigException as error:
+        except (MissingConfigException, ValueError) as error:  # Hydra reads some names as numbers
             raise unknown from error
         if node is None:  # "null", as Hydra reads it
             raise unknown

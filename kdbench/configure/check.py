@@ -94,6 +94,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: needs a value") from error
     except OmegaConfBaseException as error:
+        _refuse_options(task)
         raw = flat(task, resolve=False).get(str(error.full_key), "")
         reason = str(error.msg or error).splitlines()[0]
         if isinstance(error, InterpolationKeyError):
@@ -101,6 +102,19 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key} = {raw}: {reason}") from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
+
+
+def _refuse_options(task: DictConfig) -> None:
+    """Raise the UserError for options that others refer to (optimizer.lr is schedule.lr) and that are not as they
+    should be: it says more than that they cannot be referred to."""
+    for key, target in OPTIONS.items():
+        node = OmegaConf.select(task, key, throw_on_resolution_failure=False)
+        if isinstance(node, DictConfig):
+            typed = OmegaConf.to_container(node, resolve=False)
+            assert isinstance(typed, dict)
+            fit_node({str(k): v for k, v in typed.items() if "${" not in str(v)}, locate(target), key)
+        elif node is not None:
+            raise UserError(key, node, f"a mapping with keys of kdbench list {key.split('.')[-1]}")
 
 
 def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> None:

@@ -89,7 +89,9 @@ def _classes(
     if omit is not None:
         kept -= set(class_numbers(omit, names, "dataset.transfer.omit"))
     if not kept:
-        raise UserError("dataset.transfer", said="its classes, only and omit together leave no class")
+        key, value = ("omit", omit) if omit else ("only", only)
+        allowed = "what leaves a class: with classes, only and omit none is left"
+        raise UserError(f"dataset.transfer.{key}", value, allowed)
     return sorted(kept)
 
 

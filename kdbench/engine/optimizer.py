@@ -40,6 +40,8 @@ def make_optimizer(
     except UserError:
         raise
     except (TypeError, ValueError) as error:
+        if options.options:
+            raise UserError("options", options.options, f"what {options.name} takes: {error}") from error
         raise UserError("name", options.name, f"an optimizer that takes these options: {error}") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from torch import nn
 
@@ -24,7 +24,9 @@ from kdbench.runs.taught import TaughtBy
 from kdbench.types import Info
 
 
-class Member(NamedTuple):
+@checked
+@dataclass(frozen=True)
+class Member:
     """What is said of one member; the network is the ensemble's where none is named."""
 
     network: Text | None = None

@@ -48,7 +48,7 @@ def test_mistakes_are_messages(kdbench):
     code, _, err = kdbench("bench", "--members=0")
     assert code == 1 and "--members = 0: must be in [1, 1000]" in err
     code, _, err = kdbench("bench", "--against=nothing")
-    assert code == 1 and "--against must be NAME=COMMAND" in err
+    assert code == 1 and "--against = nothing: must be NAME=COMMAND" in err
     code, _, err = kdbench("bench", "studnet=resnet8")
     assert code == 1 and "studnet" in err
     code, out, _ = kdbench("bench", "--help")

@@ -59,7 +59,7 @@ def test_on_changed_data(run, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dataset", "digit"], "dataset=digit"),
+        (["--dataset", "digit"], "dataset = digit: must be a name"),
         (["--dataset", "digits"], "dataset = "),  # 8x8 gray images do not fit
         (["dataset.nn=3"], "dataset.nn"),
         (["loss.tau=3"], "only changes to the dataset"),

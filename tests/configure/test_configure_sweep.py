@@ -8,6 +8,8 @@ import pytest
 from filelock import FileLock
 
 from kdbench.configure import sweep as sweeping
+from kdbench.configure.sweep import refuse_many
+from kdbench.errors import UserError
 from tests.support.shell import kdbench
 
 POINTS = [
@@ -90,3 +92,24 @@ def test_a_run_alone_goes_on_in_a_cohort_and_the_other_way_round():
         file.unlink()
     assert kdbench("train", *POINTS, "seed=1") == 0
     assert kdbench("train", *POINTS, "seed=0") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["loss.tau=range(1,10001)"], None),
+        (["loss.tau=range(1,10001)", "seed=0,1"], "loss.tau = range(1,10001): must be fewer values: this sweep has 20"),
+        (["loss.tau=range(0,1,1e-9)"], "must be fewer values: this sweep has 1,000,000,000 points, and 10,000 is"),
+        (["loss.tau=range(3,1)"], "loss.tau = range(3,1): must be one value or more"),
+        (["loss.tau=range(0,3,-1)"], "loss.tau = range(0,3,-1): must be one value or more"),
+        (["loss.tau=range(0,3,0)"], "loss.tau = range(0,3,0): must be a range with a step that is a number"),
+        (["loss.tau=1,2", "loss=glob(*)", "seed=3"], None),
+    ],
+)  # fmt: skip
+def test_a_sweep_has_a_point_and_not_millions(words, said):
+    if said is None:
+        refuse_many(words)
+        return
+    with pytest.raises(UserError) as caught:
+        refuse_many(words)
+    assert said in str(caught.value)

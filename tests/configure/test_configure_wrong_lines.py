@@ -5,10 +5,13 @@ Lines that Hydra itself refuses are in test_configure_errors; here are those tha
 
 from __future__ import annotations
 
+import copy
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from kdbench import build
 from kdbench.configure.check import check
@@ -16,9 +19,9 @@ from kdbench.configure.naming import without_hydra
 from kdbench.configure.reference import group_choices
 from kdbench.errors import UserError
 from kdbench.runs import lifecycle
-from tests.support.procedures import MLPS, TINY, composed, in_hydra
+from tests.support.procedures import MLPS, TINY, composed, in_hydra, put
 
-# Groups, and words beside them, each of which makes a wrong line. Several words in one are separated by two spaces.
+# Groups, and words beside them, each of which makes a wrong line.
 LINES: dict[str, list[str]] = {
     "": """
         seed=1.5  | seed=abc | seed=18446744073709551616 | seed=-9223372036854775809 | force=3 | name='' | name=[a]
@@ -39,13 +42,13 @@ LINES: dict[str, list[str]] = {
         teacher.table=yes | teacher.table={a: 1} | teacher.allow_chance=3 | teacher.trust=maybe
         teacher._target_=builtins.dict | teacher.hidden=[] | teacher.schedule.epochs=0 | teacher.schedule.warmup=200
         teacher.schedule.shape=sine | teacher.schedule={a: 1} | teacher.schedule=3 | teacher.optimizer.name=sgdd
-        teacher.optimizer.lr=-1 | teacher.optimizer.options={foo: 1}
+        teacher.optimizer.lr=-1 | +teacher.optimizer.options={foo: 1}
         schedule.epochs=0 | schedule.epochs=-1 | schedule.epochs=1.5 | schedule.epochs=nan | schedule.epochs=inf
         schedule.epochs=abc | schedule.epochs=1000000 | schedule.epochs=true | schedule.batch_size=1
         schedule.batch_size=0 | schedule.lr=-1 | schedule.lr=nan | schedule.lr=1e30 | schedule.lr=fast
         schedule.warmup=-1 | schedule.warmup=often | schedule.warmup=200 | schedule.floor=2 | schedule.shape=sine
         schedule.weight_decay=1 | schedule.weight_decay=-1
-        optimizer.name=sgdd | optimizer.name='' | optimizer.lr=x | optimizer.momentum=1 | optimizer.options={foo: 1}
+        optimizer.name=sgdd | optimizer.name='' | optimizer.lr=x | optimizer.momentum=1 | +optimizer.options={foo: 1}
         optimizer.weight_decay=-1 | optimizer.decay_1d=3
         trainer.device=meta | trainer.device=gpu | trainer.device='' | trainer.device=cuda:x | trainer.precision=fp8
         trainer.threads=0 | trainer.clip=0 | trainer.ema=1 | trainer.ema=-0.5 | trainer.limit_steps=0
@@ -56,15 +59,18 @@ LINES: dict[str, list[str]] = {
         dataset.classes=[0] | dataset.classes=[] | dataset.classes=[0,99] | dataset.classes=[a,b] | dataset.classes=3
         dataset.classes=[0,0] | dataset.channels=2 | dataset.mean=[0.5,0.5] | dataset.mean=inf | dataset.mean=1e30
         dataset.mean=abc | dataset.std=0 | dataset.std=-1 | dataset.std=[] | dataset.augment=3
-        dataset.augment={pad: 3} | dataset.augment={_target_: builtins.dict} | dataset.augment={_target_: torch.nn.Identity}
-        dataset.augment={_target_: nowhere.Crop} | dataset.teacher_augment=[crop] | dataset.mix.kind=mixcut
-        dataset.mix=3 | dataset.mix={kind: mixup, alpha: 0} | dataset.mix={kind: mixup, beta: 1} | dataset.noise.rate=0.5
+        dataset.augment={pad: 3} | dataset.augment={_target_: builtins.dict}
+        dataset.augment={_target_: torch.nn.Identity} | dataset.augment={_target_: nowhere.Crop}
+        dataset.augment={_target_: kdbench.data.augment.strong.RandAugment, magnitude: 31}
+        dataset.teacher_augment=[crop] | dataset.mix.kind=mixcut
+        dataset.mix=3 | dataset.mix={kind: mixup, alpha: 0} | dataset.mix={kind: mixup, beta: 1}
+        dataset.noise.rate=0.5
         dataset.noise={kind: symmetric, rate: 2} | dataset.noise.kind=loud | dataset.noise.for=none
         dataset.transfer.per_class=inf | dataset.transfer.per_class=0 | dataset.transfer.per_class=2.5
         dataset.transfer.fraction=0 | dataset.transfer.fraction=2 | dataset.transfer.classes=[x]
         dataset.transfer.omit=3 | dataset.transfer.omit=[0,1,2,3] | dataset.transfer.crops=-1
         dataset.transfer.extra=nowhere | dataset.transfer.extra='' | dataset.transfer.seed=1.5 | dataset.workers=-1
-        dataset.workers=many | dataset.n=0 | dataset.n=1e30 | dataset.size=3.5 | dataset.reader=os.getcwd
+        dataset.workers=many | dataset.n=0 | dataset.n=1e30 | dataset.size=3.5 | dataset.reader=os.path
         dataset.reader=builtins.len | dataset.reader=digits | dataset.reader=kdbench.nowhere.read | dataset.name=''
         dataset.root={a: 1} | dataset.cache='' | dataset.download=3 | dataset.split_seed=1.5
         dataset._target_=builtins.dict | dataset._target_=os.path
@@ -75,7 +81,7 @@ LINES: dict[str, list[str]] = {
         "dataset.augment.pad=-1", "dataset.augment.pad=1.5", "dataset.augment.pad=100000", "dataset.augment.flip=3",
         "dataset.augment.padding=mirror", "dataset.augment._target_=os.getcwd", "dataset.augment._target_=builtins.int",
     ],
-    "dataset/augment=rand_augment": ["dataset.augment.magnitude=31", "dataset.augment.operations=0"],
+    "dataset/augment=rand_augment": ["dataset.augment.parts=[]", "dataset.augment.parts=3"],
     "loss=ptloss": [
         "loss.epsilon=-2/m", "loss.epsilon=nowhere.json", "loss.epsilon=[[1],[1,2]]", "loss.epsilon=[inf]",
         "loss.order=100000", "loss.order=0", "loss.series=half", "loss.epsilon=[[0.1],[0.2]]",
@@ -114,7 +120,6 @@ LINES: dict[str, list[str]] = {
     "procedure=mutual": ["procedure.peers=1", "procedure.peers=1.5", "procedure.students=[mlp]"],
     "procedure=self_distillation": ["procedure.past=year", "procedure.decay=1", "procedure.decay=0"],
 }  # fmt: skip
-TABLE = [(group, line.strip()) for group, lines in LINES.items() for line in lines if line.strip()]
 
 
 class Begun(Exception):
@@ -136,38 +141,56 @@ def no_training():
     patch.undo()
 
 
-def said(group: str, line: str, out: Path) -> str:
-    """What is said of a line; "" where it was accepted."""
-    learns = group not in ("procedure=mutual", "procedure=self_distillation")
-    members = ["teacher.network=mlp"] if group == "teacher=ensemble" else []
-    tiny = [word for word in TINY if learns or not word.startswith("teacher.")]
-    mlps = [word for word in MLPS if not word.startswith("teacher") or (learns and not members)]
-    root = composed(*tiny, *mlps, *filter(None, [group]), *members, *line.split("  "))
-    with in_hydra():
-        try:
+@pytest.fixture
+def configuration():
+    """A function that composes the tiny experiment with a group, and has Hydra ready for its lines."""
+    with ExitStack() as stack:
+
+        def compose(group: str) -> DictConfig:
+            learns = group not in ("procedure=mutual", "procedure=self_distillation")
+            members = ["teacher.network=mlp"] if group == "teacher=ensemble" else []
+            tiny = [word for word in TINY if learns or not word.startswith("teacher.")]
+            mlps = [word for word in MLPS if not word.startswith("teacher") or (learns and not members)]
+            stack.close()
+            root = composed(*tiny, *mlps, *filter(None, [group]), *members)
+            stack.enter_context(in_hydra())
             HydraConfig.instance().set_config(root)
-            cfg = without_hydra(root)
-            check(cfg, root)
-            choices = {name: option for name, option in group_choices(root.hydra).items() if option is not None}
-            build.run(cfg, out, [], choices)
-        except UserError as error:
-            return str(error)
-        except Begun:
-            pass
+            return root
+
+        yield compose
+
+
+def said(root: DictConfig, line: str, out: Path) -> str:
+    """What is said of a line; "" where it was accepted."""
+    cfg = copy.deepcopy(without_hydra(root))
+    put(cfg, line)
+    choices = {name: option for name, option in group_choices(root.hydra).items() if option is not None}
+    try:
+        check(cfg, root)
+        build.run(cfg, out, [], choices)
+    except UserError as error:
+        return str(error)
+    except Begun:
+        pass
     return ""
 
 
-def test_every_wrong_line_is_a_sentence_about_it(no_training, tmp_path):
+def fault(root: DictConfig, line: str, out: Path) -> str:
+    """What is wrong with what is said of a line; "" for nothing."""
+    try:
+        sentence = said(root, line, out)
+    except Exception as error:  # would be called unexpected
+        return f"{type(error).__name__}: {error}"
+    key, _, value = line.lstrip("+").partition("=")
+    names = sentence.startswith((key, key.removesuffix("._target_"))) or value.strip("'") in sentence
+    return "" if sentence and names else sentence or "accepted"
+
+
+def test_every_wrong_line_is_a_sentence_about_it(no_training, configuration, tmp_path):
     faults = []
-    for number, (group, line) in enumerate(TABLE):
-        try:
-            sentence = said(group, line, tmp_path / str(number))
-        except Exception as error:  # would be called unexpected
-            faults.append(f"{group} {line}: {type(error).__name__}: {error}")
-            continue
-        key, _, value = line.lstrip("+").partition("=")
-        if not sentence:
-            faults.append(f"{group} {line}: accepted")
-        elif not sentence.startswith((key, key.removesuffix("._target_"))) and value.strip("'") not in sentence:
-            faults.append(f"{group} {line}: {sentence}")
-    assert len(TABLE) > 200 and not faults, "\n".join(faults)
+    for group, lines in LINES.items():
+        root = configuration(group)
+        for line in filter(None, map(str.strip, lines)):
+            found = fault(root, line, tmp_path / str(len(faults)))
+            faults += [f"{group} {line}: {found}"] if found else []
+    assert sum(map(len, LINES.values())) > 250 and not faults, "\n".join(faults)

@@ -51,9 +51,14 @@ def composed(*typed: str) -> DictConfig:
     """A command line's configuration, with Hydra's node. Composed once for all lines with the same groups."""
     groups = tuple(word for word in typed if "." not in word.partition("=")[0])
     root = copy.deepcopy(_composed(groups))
-    for override in OverridesParser.create().parse_overrides([word for word in typed if word not in groups]):
-        OmegaConf.update(root, override.key_or_group, override.value(), merge=False, force_add=override.is_add())
+    put(root, *(word for word in typed if word not in groups))
     return root
+
+
+def put(cfg: DictConfig, *words: str) -> None:
+    """Values as they are typed into a configuration."""
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=False, force_add=override.is_add())
 
 
 @functools.cache  # composing takes 0.3 s, and most tests differ in values only
