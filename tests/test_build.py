@@ -13,7 +13,7 @@ LINES = [
     (["loss=fitnet"], "loss: the loss reads the feature"),
     (["loss=at"], "loss: the loss reads the feature"),
     (["loss=ptloss", "loss.epsilon=[[0.1],[0.2]]"], "loss.epsilon = 2 rows: must be one row for each of the 4 classes"),
-    (["loss=logit_std", "dataset.num_classes=2"], "loss = logit_std: must be another with 2 classes: it gives no gradient"),
+    (["loss=logit_std", "dataset.num_classes=2"], "loss = logit_std: must be another with 2 classes"),
     (["monitor=val/top1", "dataset.validation=0"], "monitor = val/top1: must be a figure of train or test"),
     (["monitor=best/test/top1", "dataset.validation=0"], "monitor = best/test/top1: must be a figure of train or test"),
 ]
