@@ -77,9 +77,9 @@ def test_a_pack_is_made_once_and_again_for_edited_images(tmp_path, monkeypatch):
     root = photos(tmp_path / "plants")
     first = load(root, packed=True)
     assert first.fingerprint != load(root).fingerprint  # other crops: another set for teachers
-    monkeypatch.setattr(pack_module, "_build", lambda *given: pytest.fail("made again"))
-    assert load(root, packed=True).fingerprint == first.fingerprint
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:  # not undo(), which would leave the test's own folder, too
+        patch.setattr(pack_module, "_build", lambda *given: pytest.fail("made again"))
+        assert load(root, packed=True).fingerprint == first.fingerprint
     for path in (root / "fern").iterdir():
         Image.new("RGB", (64, 50)).save(path)
     assert load(root, packed=True).fingerprint != first.fingerprint
