@@ -65,8 +65,10 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last", "best")) -> C
     columns = varied + _explained(differing, configs, choices, varied)
     grouped: dict[Any, list[int]] = {}
     settled: dict[str, list[int]] = {}
+    drawn: dict[Any, list[Any]] = {}  # data by setting and dataset.data_seed: of another seed they are others by intent
     for i, config in enumerate(configs):  # what all share tells nobody apart
         setting = repr([[choices[i].get(k, ...) for k in varied], [config.get(k, ...) for k in differing]])
+        of[i] = _numbered(of[i], drawn.setdefault((setting, config.get("dataset.data_seed")), []))
         settled.setdefault(setting, []).append(i)
         grouped.setdefault((setting, repr(of[i])), []).append(i)
     rows = [_row([runs[i] for i in members], columns, metrics) for members in grouped.values()]
@@ -93,6 +95,15 @@ _PARTS = {"format": "edition of kdbench", "named": "files and runs", "code": "ow
 def _of(run: Run) -> dict[str, Any]:
     """What a run is of besides its configuration; {} for runs of the first edition, which did not say."""
     return {part: run.result.identity[part] for part in _PARTS if part in run.result.identity}
+
+
+def _numbered(of: dict[str, Any], known: list[Any]) -> dict[str, Any]:
+    """`of` with the data's place among those that are known, which grows by them, for the data."""
+    if "data" not in of:
+        return of
+    if of["data"] not in known:
+        known.append(of["data"])
+    return {**of, "data": known.index(of["data"])}
 
 
 def _several(of: Sequence[Any], members: Sequence[int]) -> bool:

@@ -105,18 +105,16 @@ def test_the_posterior_is_refused_where_it_is_not_known():
 
 def test_repetitions_with_data_of_their_own_are_one_setting():
     first = read_result(train(*WORDS, "schedule.epochs=1", plain=True))
-    runs = [
-        Run(
-            Path(f"{loss}{seed}"),
-            replace(
-                first,
-                hash=f"{loss}{seed}",
-                choices={**first.choices, "loss": loss},
-                config={**first.config, "seed": seed, "dataset.data_seed": seed},
-            ),
+
+    def run(loss: str, seed: int, data: str) -> Run:
+        name = f"{loss}{seed}{data}"
+        config = {**first.config, "seed": seed, "dataset.data_seed": seed}
+        of = {**first.identity, "data": data}
+        return Run(
+            Path(name), replace(first, hash=name, choices={**first.choices, "loss": loss}, config=config, identity=of)
         )
-        for loss in ("kl", "dkd")
-        for seed in (0, 1)
-    ]
+
+    runs = [run(loss, seed, f"data of {seed}") for loss in ("kl", "dkd") for seed in (0, 1)]
     found = compare(runs)
     assert found.columns == ["loss"] and [len(row.runs) for row in found.rows] == [2, 2]
+    assert [len(row.runs) for row in compare([*runs, run("kl", 0, "edited data")]).rows] == [2, 2, 1]
