@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
+import functools
 import importlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,28 +33,58 @@ def main() -> int:
     _allow_lazy_help()
     _steady_streams()
     try:
+        _stop_in_order()
         folder = _current_folder()
         if folder not in sys.path:
             sys.path.append(folder)  # a user's own `_target_` modules: a console script has no cwd on its path
-        code = _dispatch(sys.argv[1:])
+        code = int(_chosen(sys.argv[1:])() or 0)
         sys.stdout.flush()
         return code
     except SystemExit as stop:
         return _exit_code(stop)
-    except KeyboardInterrupt:
-        print("\nkdbench: stopped. The same command goes on from the last complete epoch.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        return _stopped(stop)
     except Exception as error:
         return _report(error)
 
 
+def _stop_in_order() -> None:
+    """A terminal that hangs up, and whoever ends the process in an orderly way, stop it as Ctrl-C does.
+
+    Who started it may have chosen otherwise: nohup ignores a hang-up, submitit saves at a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python lets no other thread choose
+    for number in (getattr(signal, name, None) for name in ("SIGHUP", "SIGTERM")):  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    """Say that the work was stopped and how it goes on, in the run's own log too; the exit code that shells expect."""
+    number = signal.Signals(stop.args[0]) if stop.args else signal.SIGINT
+    why = "" if number == signal.SIGINT else f" by {number.name}"
+    said = f"stopped{why}. The same command goes on from the last complete epoch."
+    print(f"\nkdbench: {said}", file=sys.stderr)
+    if why and (log := logging.getLogger("kdbench.failure")).handlers:  # nobody may be there to read the console
+        log.error("%s", said)
+    return 128 + number
+
+
 class _Outlet(io.FileIO):
-    """A stream whose reader may go away (`kdbench train | head`): what comes then is dropped, and the work goes on."""
+    """A stream whose reader may go away (`kdbench train | head`, a terminal's window): what comes then is dropped, and
+    the work goes on."""
 
     def write(self, data: ReadableBuffer) -> int:
         try:
             return super().write(data) or 0
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             return memoryview(data).nbytes
 
@@ -65,14 +100,15 @@ def _steady_streams() -> None:
         if stream is None:  # closed: the next file that is opened would get its number
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
         elif name != "stdin" and stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-            if not stream.isatty():
-                stream.flush()
-                raw = _Outlet(stream.fileno(), "w", closefd=False)
-                outlet: Any = raw if stream.write_through else io.BufferedWriter(raw)  # python -u: nothing is kept back
-                steady = io.TextIOWrapper(outlet, stream.encoding, "replace")
-                steady.reconfigure(line_buffering=stream.line_buffering, write_through=stream.write_through)
-                setattr(sys, name, steady)
+            stream.flush()
+            if os.name == "nt" and stream.isatty():  # a console there takes UTF-16 by a call of its own
+                stream.reconfigure(errors="replace")
+                continue
+            raw = _Outlet(stream.fileno(), "w", closefd=False)
+            outlet: Any = raw if stream.write_through else io.BufferedWriter(raw)  # python -u: nothing is kept back
+            steady = io.TextIOWrapper(outlet, stream.encoding, "replace")
+            steady.reconfigure(line_buffering=stream.line_buffering, write_through=stream.write_through)
+            setattr(sys, name, steady)
 
 
 def _current_folder() -> str:
@@ -94,25 +130,30 @@ def purpose(module: Path) -> str:
     return docstring.partition("\n")[0]
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _chosen(arguments: list[str]) -> Callable[[], int | None]:
+    """What the command line asks for, ready to be called; sys.argv is then the command's own."""
     known = commands()
     first = arguments[0] if arguments else "--help"
     if first in ("-sc", "--shell-completion"):
-        return _complete(arguments, known)
+        return _completion(arguments, known)
     if first in ("-h", "--help", "help"):
-        print(_usage(known))
-        return 0 if arguments else 2
+        return functools.partial(_print, _usage(known), 0 if arguments else 2)
     if first in ("-V", "--version", "version"):
-        print(f"kdbench {__version__}")
-        return 0
+        return functools.partial(_print, f"kdbench {__version__}", 0)
     if first not in known:
         raise UserError(_unknown(arguments, known))
-    return _run(first, arguments[1:], known)
+    return _command(first, arguments[1:], known)
 
 
-def _run(command: str, arguments: list[str], known: dict[str, Path]) -> int:
+def _command(command: str, arguments: list[str], known: dict[str, Path]) -> Callable[[], int | None]:
     sys.argv = [sys.argv[0], *arguments]
-    return int(_module(command, known).main() or 0)
+    main: Callable[[], int | None] = _module(command, known).main
+    return main
+
+
+def _print(text: str, code: int) -> int:
+    print(text)
+    return code
 
 
 def _module(command: str, known: dict[str, Path]) -> ModuleType:
@@ -146,23 +187,22 @@ def _unknown(arguments: list[str], known: dict[str, Path]) -> str:
     return f"there is no command '{first}'. {hint}Commands: {', '.join(known)}"
 
 
-def _complete(arguments: list[str], known: dict[str, Path]) -> int:
+def _completion(arguments: list[str], known: dict[str, Path]) -> Callable[[], int | None]:
     """Tab completion: commands here, then Hydra's completion of overrides for the commands that take them.
 
     The shell's hook calls `kdbench -sc query=bash` with the line so far in COMP_LINE.
     """
     if not any(argument.startswith("query=") for argument in arguments):
-        return _run("train", arguments, known)  # install, uninstall
+        return _command("train", arguments, known)  # install, uninstall
     line = os.environ.get("COMP_LINE", "")
     typed = line.split()
     if len(typed) < 2 or (len(typed) == 2 and not line.endswith(" ")):
-        print(" ".join(known))
-        return 0
+        return functools.partial(_print, " ".join(known), 0)
     command = typed[1]
     if command not in known or not getattr(_module(command, known), "TAKES_KEYS", False):
-        return 0
+        return int
     os.environ["COMP_LINE"] = typed[0] + line[line.index(command) + len(command) :]
-    return _run(command, arguments, known)
+    return _command(command, arguments, known)
 
 
 def _report(error: Exception) -> int:

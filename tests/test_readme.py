@@ -48,6 +48,16 @@ def test_every_command_composes(line):
     assert kdbench(*words, "--cfg", "job") == 0
 
 
+def test_every_command_that_looks_at_runs_works():
+    assert kdbench("train", "-m", "debug=smoke", "trainer.progress=none", "loss=kl,dkd") == 0
+    folder = str(next(Path("outputs/runs").rglob("result.json")).parent)
+    lines = re.findall(r"^kdbench (?:compare|evaluate)[^#\n]*", README, flags=re.MULTILINE)
+    lines += re.findall(r"`(kdbench list[^`\n]*)`", README)
+    assert len(lines) >= 9
+    for line in lines:
+        assert kdbench(*shlex.split(re.sub(r"\S+<[^>]*>", folder, line))[1:]) == 0, line
+
+
 def test_a_loss_is_one_file_and_one_yaml(monkeypatch):
     Path("entropy_kd.py").write_text(block("python", "class EntropyKD"), encoding="utf-8")
     Path("my/loss").mkdir(parents=True)

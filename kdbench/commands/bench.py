@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 TAKES_KEYS = True
 OWN = (  # this command's defaults; what the user types of them counts instead
     "hydra.run.dir=${paths.outputs}/bench",
-    "hydra.output_subdir=null",
     "hydra.job.name=bench",
 )
 HELP = """kdbench bench [--baseline] [--members N] [--seconds S] [--workers W] [--json FILE] [key=value ...]

@@ -33,7 +33,6 @@ OWN = (  # this command's defaults; what the user types of them counts instead
     "hydra.run.dir=${paths.outputs}/epsilon",
     "hydra.sweep.dir=${paths.outputs}/epsilon",
     "hydra.sweep.subdir=.",
-    "hydra.output_subdir=null",
     "hydra.job.name=search-epsilon",
 )
 HELP = """kdbench search-epsilon [-m] [group=option ...] [key=value ...]

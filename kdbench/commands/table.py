@@ -26,7 +26,7 @@ info    list the tables below FOLDER (default: outputs/teachers): size, share fi
 TAKES_KEYS = True
 OWN = [
     "hydra.run.dir=${paths.teachers}", "hydra.sweep.dir=${paths.teachers}", "hydra.sweep.subdir=.",
-    "hydra.output_subdir=null", "hydra.job.name=table",
+    "hydra.job.name=table",
 ]  # fmt: skip
 
 

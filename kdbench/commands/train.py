@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kdbench import configure
-from kdbench.commands.compare import print_runs
 from kdbench.counted import RESULT_FORMAT
 from kdbench.errors import UserError
 from kdbench.results.report import show
@@ -20,7 +19,7 @@ TAKES_KEYS = True
 
 
 def main() -> int:
-    return configure.launch(train, refuse, ended=print_runs, finished=finished)
+    return configure.launch(train, refuse, ended=ended, finished=finished)
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -59,6 +58,13 @@ def finished(cfg: DictConfig, out: Path) -> Callable[[], float | None] | None:
         return result.monitored(str(cfg.monitor))
 
     return shown
+
+
+def ended(folders: Sequence[Path]) -> None:
+    """The table that a sweep ends in."""
+    from kdbench.commands.compare import print_runs  # loads scipy, which a single run does without
+
+    print_runs(folders)
 
 
 def chosen() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -165,12 +164,11 @@ def _tidy(out: Path) -> None:
     place = about.sweep._get_node("subdir") if about.mode == RunMode.MULTIRUN else about.run._get_node("dir")
     if "${kd." not in str(place._value()) or not out.is_dir():
         return
-    if any(path.name != ".hydra" and path.suffix != ".log" for path in out.iterdir()):
+    if any(path.suffix != ".log" for path in out.iterdir()):
         return
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == out:
             handler.close()
-    shutil.rmtree(out / ".hydra", ignore_errors=True)
     for path in out.glob("*.log"):
         path.unlink(missing_ok=True)
     with suppress(OSError):

@@ -19,7 +19,7 @@ from kdbench.paths import CONFIG_DIR
 
 
 def register(arguments: Sequence[str] = ()) -> None:
-    """Make `teacher=<any student network>` a choice, and ${kd.run:}, ${kd.options:} work. Call it before hydra.main.
+    """Make `teacher=<any student network>` a choice, and ${kd.options:} work. Call it before hydra.main.
 
     `arguments` are the command line's, for the folders that the user adds with --config-dir. May be called again.
     """
@@ -28,16 +28,12 @@ def register(arguments: Sequence[str] = ()) -> None:
         _refuse_shadowed(place)
     _derive_teachers(places)
     install()
-    OmegaConf.register_new_resolver("kd.run", _run, replace=True)
-    OmegaConf.register_new_resolver("kd.point", _point, replace=True)
-    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
-    OmegaConf.register_new_resolver("kd.sweep", lambda: stamp, replace=True)
     OmegaConf.register_new_resolver("kd.options", lambda: overview(places), replace=True)
 
 
 def prepare() -> None:
     """The same for a program that has typed nothing: what is registered already, with a user's folders, stays."""
-    if OmegaConf.has_resolver("kd.run"):
+    if OmegaConf.has_resolver("kd.options"):
         install()
     else:
         register()
@@ -80,3 +76,13 @@ def _point(*_unused: str, _root_: DictConfig) -> str:
 
 def _run(*_unused: str, _root_: DictConfig) -> str:
     return run_name(_root_)
+
+
+def _sweep() -> str:
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+
+
+# Here, not in register(): the workers of a launcher (joblib, submitit, ray) get the loader, and with it this module.
+OmegaConf.register_new_resolver("kd.run", _run, replace=True)
+OmegaConf.register_new_resolver("kd.point", _point, replace=True)
+OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True, use_cache=True)  # one for all points, as Hydra's now

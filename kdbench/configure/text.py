@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -13,10 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.arguments import locate, parameters
-from kdbench.configure.check import OPTIONS, TEACHER, RunOptions
+from kdbench.configure.check import OPTIONS, PARTS, TEACHER, RunOptions
 from kdbench.errors import UserError
 
-_PLAIN_VALUES = re.compile(r"[\w.+\-,\[\]]+")  # words, lists of them, several for a sweep: no quotes, no functions
+_TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[{}\[\],:]|[^{}\[\],:'"]+|.""")
 _WORD = re.compile(r"[\w.+\-]+")
 _READABLE = re.compile(r"[\w./+@%-]+", re.ASCII)  # what Hydra takes as text without quotes, whatever it says
 _HOME = re.compile(r"(?<=[=,\[])~(?:/[^,\]]*)?(?=[,\]]|$)")
@@ -53,10 +53,27 @@ def in_quotes(word: str, cfg: DictConfig) -> str:
     `cfg` is the composed configuration: it says what reads the key.
     """
     key, _, value = word.partition("=")
-    if not _PLAIN_VALUES.fullmatch(value) or not any(map(_looks_otherwise, _WORD.findall(value))):
+    other = re.search(r"[($\\]", value) or (":" in value and "{" not in value)  # a function, an interpolation, 12:30
+    if other or not any(map(_looks_otherwise, _WORD.findall(value))):
         return word
-    leaves = _kinds(key.lstrip("+"), cfg)
-    return f"{key}=" + _WORD.sub(lambda match: _as_text(match[0], leaves), value)
+    return f"{key}=" + "".join(_as_texts(key.lstrip("+"), value, cfg))
+
+
+def _as_texts(key: str, value: str, cfg: DictConfig) -> Iterator[str]:
+    """The tokens of a value (words, lists and mappings of them, several for a sweep), in quotes where that must be."""
+    path = [key]  # of the key that a word is the value of: mappings that are open
+    tokens = _TOKEN.findall(value)
+    for token, following in zip(tokens, [*tokens[1:], ""]):
+        word = token.strip()
+        if token == "{":
+            path.append("")
+        elif token == "}":
+            path = path[:-1] or [""]
+        elif following == ":":
+            path[-1] = word
+        elif _WORD.fullmatch(word):
+            token = token.replace(word, _as_text(word, _kinds(".".join(path), cfg)))
+        yield token
 
 
 def _as_text(word: str, kinds: set[Any]) -> str:
@@ -84,8 +101,6 @@ def _read(word: str) -> Any:
 
 def _kinds(key: str, cfg: DictConfig) -> set[Any]:
     """The types that a key takes; of a list, those of its items."""
-    if key.startswith("paths."):
-        return {str}
     annotation = _annotation(key, cfg)  # loads what reads the key
     return set() if annotation is Any else set(_flat(annotation))
 
@@ -101,19 +116,36 @@ def _flat(annotation: Any) -> Iterator[Any]:
 
 
 def _annotation(key: str, cfg: DictConfig) -> Any:
+    """What reads a key says what it takes; what reads a mapping says it of the keys in it."""
     owner, _, name = key.rpartition(".")
     if not owner:
-        return get_type_hints(RunOptions).get(name, Any)
-    node = OmegaConf.select(cfg, owner) if owner.partition(".")[0] in cfg else None
-    targets = [OPTIONS[owner]] if owner in OPTIONS else []
-    if isinstance(node, DictConfig):
-        targets += [TEACHER] if owner == "teacher" else []
-        targets += [node[at] for at in ("_target_", "reader") if isinstance(node.get(at), str)]
-    for target in targets:
+        return get_type_hints(RunOptions, include_extras=True).get(name, Any)
+    for target in _readers(owner, cfg):
         try:
             found = parameters(locate(target))
         except UserError:  # said when it is built
             continue
         if name in found:
             return found[name].annotation
+    return _values(_annotation(owner, cfg))
+
+
+def _readers(owner: str, cfg: DictConfig) -> Iterator[str]:
+    """The functions and classes that read the node `owner`."""
+    node = OmegaConf.select(cfg, owner) if owner.partition(".")[0] in cfg else None
+    if owner in OPTIONS:
+        yield OPTIONS[owner]
+    if owner.startswith("dataset.") and owner[len("dataset.") :] in PARTS:
+        yield PARTS[owner[len("dataset.") :]][0]
+    if isinstance(node, DictConfig):
+        yield from [TEACHER] if owner == "teacher" else []
+        yield from (node[at] for at in ("_target_", "reader") if isinstance(node.get(at), str))
+
+
+def _values(annotation: Any) -> Any:
+    """What the values of a mapping are."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next((found for part in get_args(annotation) if (found := _values(part)) is not Any), Any)
+    if get_origin(annotation) in (dict, Mapping) and get_args(annotation):
+        return get_args(annotation)[1]
     return Any

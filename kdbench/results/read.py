@@ -11,7 +11,7 @@ from typing import NamedTuple
 from kdbench.errors import UserError
 from kdbench.results.result import RESULT, RunResult, is_finished, read_result
 
-_MARKS = (RESULT, "run.json", "config.yaml", ".hydra")  # any of these makes a folder a run's
+_MARKS = (RESULT, "run.json", "config.yaml", "train.log", ".hydra")  # any of these makes a folder a run's
 
 
 class Run(NamedTuple):

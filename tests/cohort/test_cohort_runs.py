@@ -58,7 +58,7 @@ def test_networks_and_losses_of_any_kind_are_as_alone_each_with_its_own_files(as
     values = []
     take = Sweep.take
     monkeypatch.setattr(Sweep, "take", lambda self, job: values.append(job._return_value) or take(self, job))
-    words = ["student=resnet8,wrn_16_1", "loss=dkd,at"]  # AT reads features
+    words = ["student=resnet8,wrn_16_1", "loss=dkd,at", "hydra.output_subdir=.hydra"]  # AT reads features
     assert sweep(*words, COHORT, outputs="together") == 0
     assert [size for size in asked if size == 16] == [16] * STEPS  # AT also asks about two images, to see their shapes
     assert sweep(*words, outputs="solo") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,30 @@ def test_unbuffered_streams_stay_so():
 def test_a_log_file_on_a_full_disk_is_no_traceback():
     done = shell(f"$KD {RUN} hydra.job_logging.handlers.file.filename=/dev/full")
     assert done.returncode == 0 and finished() == 1 and done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no hang-up")
+def test_a_terminal_that_hangs_up_stops_a_run_in_order():
+    """A session of its own on a terminal whose other end is closed: the kernel sends SIGHUP, and writing fails."""
+    import fcntl
+    import pty
+    import termios
+
+    here, there = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
+    words = [sys.executable, "-m", "kdbench", *RUN.split(), "schedule.epochs=20000", "trainer.progress=plain"]
+    process = subprocess.Popen(
+        words, stdin=there, stdout=there, stderr=there, env=environment, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(there)
+    try:
+        shown = b""
+        while b": epoch " not in shown:
+            shown += os.read(here, 4096)
+        os.close(here)
+        assert process.wait(60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+    (log,) = Path("outputs/runs").rglob("train.log")
+    assert "stopped by SIGHUP. The same command goes on" in log.read_text() and "Traceback" not in log.read_text()

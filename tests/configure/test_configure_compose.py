@@ -13,7 +13,7 @@ from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
 import kdbench
-from kdbench.configure.text import quoted, readable
+from kdbench.configure.text import in_quotes, quoted, readable
 from kdbench.errors import UserError
 
 SMALL = "experiment=kim2021_kl_small"  # chooses loss=kl with values of its own, teacher=resnet20, dataset=digits
@@ -77,6 +77,35 @@ def test_numbers_are_numbers_where_numbers_are_asked_for():
     cfg = kdbench.compose(["optimizer.lr=1e-1", "dataset=fake", "dataset.n=1_000", "loss.tau=4"])
     assert (cfg.optimizer.lr, cfg.dataset.n, cfg.loss.tau) == (0.1, 1000, 4)
     assert node("dataset", "dataset.classes=[1_1,007,3]")["classes"] == ["1_1", "007", 3]
+
+
+def test_a_text_inside_a_mapping_stays_as_it_was_typed():
+    for words in (["dataset.transfer.extra=2024_01"], ["dataset.transfer={extra: 2024_01, seed: 1_0}"]):
+        transfer = node("dataset", *words)["transfer"]
+        assert transfer["extra"] == "2024_01" and transfer.get("seed", 0) in (0, 10)
+    classes = node("dataset", "dataset.transfer={only: [007, 1_1], per_class: 1_0}")["transfer"]
+    assert (classes["only"], classes["per_class"]) == (["007", "1_1"], 10)
+    assert node("paths", "paths.data=007")["data"] == "007"
+
+
+@pytest.mark.parametrize(
+    "word", ["dataset.mean=[1_0,0.5]", "loss.weights={task: 1_0}", "dataset.root=1_0:30", "tags=[1_0]"]
+)
+def test_what_is_no_text_or_no_number_is_left_to_hydra(word):
+    cfg = kdbench.compose(["dataset=imagefolder"])
+    assert in_quotes(word, cfg) == (word if not word.startswith("tags") else "tags=['1_0']")
+
+
+def test_a_launchers_worker_knows_what_the_loader_that_it_gets_refers_to():
+    code = (
+        "import kdbench.configure.compose\n"
+        "from omegaconf import OmegaConf\n"
+        "assert all(map(OmegaConf.has_resolver, ('kd.run', 'kd.point', 'kd.sweep')))\n"
+        "cfg = OmegaConf.create({'a': '${kd.sweep:}', 'b': '${kd.sweep:}'})\n"
+        "again = OmegaConf.create({'a': '${kd.sweep:}'})\n"
+        "assert cfg.a == cfg.b != again.a\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_home(monkeypatch):

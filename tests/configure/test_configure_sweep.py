@@ -49,6 +49,19 @@ def test_who_is_turned_away_touches_nothing(capsys):
     assert {path: path.stat().st_ino for path in done.parent.iterdir()} == before
 
 
+def test_a_typed_folder_of_another_run_keeps_what_it_holds(capsys):
+    assert kdbench("train", *POINTS, "hydra.run.dir=mine") == 0
+    (done,) = results("mine")
+    done.unlink()
+    before = {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
+    for words in (["seed=1", "hydra.run.dir=mine"], ["loss.tau=nope", "hydra.run.dir=mine"]):
+        assert kdbench("train", *POINTS, *words) == 1
+    assert kdbench("train", "-m", *POINTS, "seed=1", "hydra.sweep.dir=.", "hydra.sweep.subdir=mine") == 1
+    after = {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
+    log = Path("mine/train.log")
+    assert after.pop(log).startswith(before.pop(log)) and after == before
+
+
 @pytest.mark.parametrize("subdir", ["${hydra.job.num}", "${hydra.job.override_dirname}", "s${seed}"])
 def test_hydras_own_layouts_of_a_sweep(subdir):
     words = ["hydra.sweep.dir=mine", f"hydra.sweep.subdir={subdir}", "seed=4,5"]
