@@ -109,6 +109,8 @@ def nearest(word: str, known: Iterable[str], question: str = "Did you mean {}?")
 def printable(text: str) -> str:
     """Text that may be a stranger's for a terminal: what would steer it (escape codes, text that runs backwards) is
     shown as its code; line ends and tabs stay."""
+    if text.isprintable():  # nearly every text, and a hundred times quicker: no character that steers is printable
+        return text
     return "".join(_code(c) if c not in "\n\t" and _steers(c) else c for c in text)
 
 

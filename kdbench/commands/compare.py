@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from kdbench.errors import UserError, nearest, printable
+from kdbench.errors import UserError, nearest, printable, require
 from kdbench.results.checklist import checklist
 from kdbench.results.metrics import metric_of
 from kdbench.results.read import Found, Run, read_runs
-from kdbench.results.render import as_csv, as_json, cells, latex, markdown, setting, table, verdict_cells
+from kdbench.results.render import (
+    WORDS,
+    as_csv,
+    as_json,
+    cells,
+    heading,
+    latex,
+    markdown,
+    table,
+    verdict_cells,
+    write_parquet,
+)
 from kdbench.results.rows import Comparison, Row, compare, metric_names
 from kdbench.results.selection import baseline, by, conditions, known_key, pivot, where
-from kdbench.results.statistics import FEWEST, LEVEL
+from kdbench.results.statistics import FEWEST
 from kdbench.results.verdicts import Verdicts, against, best_against_others, every_pair
 
 
@@ -34,6 +46,7 @@ def main() -> int:
         if name and arguments.format in (None, "markdown"):
             print(f"{arguments.by}={name}")
         _print(comparison, arguments, metrics, found)
+        _write(comparison, arguments, metrics, found)
         for warning in comparison.warnings if arguments.format != "json" else ():
             print(printable(f"warning: {warning}"), file=sys.stderr)
     for folder, reason in found.problems if arguments.format != "json" else ():
@@ -57,8 +70,8 @@ def print_runs(folders: Sequence[Path]) -> None:
 
 def _print(comparison: Comparison, arguments: argparse.Namespace, metrics: list[str], found: Found) -> None:
     """One comparison in the shape that was asked for."""
-    verdicts = _verdicts(comparison, arguments.against, metrics[0])
-    words = [*comparison.columns, "setting", "against", "verdict"]
+    verdicts = _verdicts(comparison, arguments, metrics[0])
+    words = [*comparison.columns, *WORDS]
     written = {"markdown": markdown, "latex": latex}.get(arguments.format)
     if arguments.checklist:
         print("\n".join(f"{title}: {answer}" for title, answer in checklist(comparison)))
@@ -83,12 +96,14 @@ def _print(comparison: Comparison, arguments: argparse.Namespace, metrics: list[
         _print_verdicts(verdicts, comparison)
 
 
-def _verdicts(comparison: Comparison, named: str | None, metric: str) -> Verdicts:
+def _verdicts(comparison: Comparison, arguments: argparse.Namespace, metric: str) -> Verdicts:
+    named, margin = arguments.against, arguments.margin
+    margin = None if margin is None else margin / metric_of(metric).scale
     if named is None:
-        return best_against_others(comparison.rows, metric)
+        return best_against_others(comparison.rows, metric, margin)
     if named == "all":
-        return every_pair(comparison.rows, metric)
-    return against(comparison.rows, baseline(comparison, named), metric)
+        return every_pair(comparison.rows, metric, margin)
+    return against(comparison.rows, baseline(comparison, named), metric, margin)
 
 
 def _parse() -> argparse.Namespace:
@@ -97,6 +112,15 @@ def _parse() -> argparse.Namespace:
         description=f"{__doc__} Only runs with a result.json count; accuracies are in percent.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders with runs in them")
+    _add_choices(parser)
+    _add_shapes(parser)
+    arguments = parser.parse_args()
+    _refuse_impossible(arguments)
+    return arguments
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """Which runs and figures, in which order, against which."""
     parser.add_argument("--sort", metavar="KEY", help="order the rows by a column, e.g. loss.tau, n, seconds")
     parser.add_argument("--reverse", action="store_true", help="the other way round")
     parser.add_argument(
@@ -115,9 +139,26 @@ def _parse() -> argparse.Namespace:
         help="verdicts on all settings against this one, e.g. loss=ce, or `all` for every pair (default: against the "
         "best one, judged as strictly as all pairs are)",
     )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        help="a difference below it matters to nobody: NO DIFFERENCE SHOWN where the interval lies within it on both "
+        "sides of 0; in points of accuracy (default: 0.5), or in the metric's own numbers (default: 0)",
+    )
+
+
+def _add_shapes(parser: argparse.ArgumentParser) -> None:
+    """What is printed or written."""
     parser.add_argument("--rows", metavar="KEY", help="with --columns: one metric laid out by two keys")
     parser.add_argument("--columns", metavar="KEY", help="with --rows, e.g. --rows loss --columns student")
     parser.add_argument("--checklist", action="store_true", help="what a paper's checklist asks, answered by the runs")
+    for name, kind, text in (
+        ("report", "FILE", "write a page with tables, verdicts and plots, e.g. report.html: one file, no network"),
+        ("svg", "DIR", "write the page's plots as single SVG files"),
+        ("png", "DIR", "write the page's plots as single PNG files"),
+        ("parquet", "FILE", "write what --csv has as a Parquet file (takes pyarrow)"),
+    ):
+        parser.add_argument(f"--{name}", metavar=kind, type=Path, help=text)
     shape = parser.add_mutually_exclusive_group()
     for name, text in (
         ("markdown", "a Markdown table"),
@@ -126,9 +167,6 @@ def _parse() -> argparse.Namespace:
         ("json", "JSON, as fractions"),
     ):
         shape.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=text)
-    arguments = parser.parse_args()
-    _refuse_impossible(arguments)
-    return arguments
 
 
 def _refuse_impossible(arguments: argparse.Namespace) -> None:
@@ -139,6 +177,33 @@ def _refuse_impossible(arguments: argparse.Namespace) -> None:
         raise UserError(f"--by {arguments.by}: makes several tables, --{arguments.format} is one; use --where")
     if (arguments.rows or arguments.checklist) and arguments.format in ("json", "csv"):
         raise UserError(f"--{arguments.format}: a table for machines has all runs; leave out --rows and --checklist")
+    margin = arguments.margin
+    require(margin is None or 0 <= margin < math.inf, "--margin", margin, "a number of 0 or more")
+    files = [name for name in ("report", "svg", "png", "parquet") if getattr(arguments, name)]
+    if files and arguments.by:
+        raise UserError(f"--by {arguments.by}: makes several tables, --{files[0]} is of one; use --where")
+
+
+def _write(comparison: Comparison, arguments: argparse.Namespace, metrics: list[str], found: Found) -> None:
+    """The files that were asked for, each named once it is there."""
+    if arguments.parquet:
+        write_parquet(comparison, arguments.parquet)
+        print(f"written: {arguments.parquet}", file=sys.stderr)
+    if not (arguments.report or arguments.svg or arguments.png):
+        return
+    from kdbench.results.page import plots_of, write_page  # a plain table waits for none of this
+    from kdbench.results.plots.png import write_png
+    from kdbench.results.plots.svg import write_svg
+
+    verdicts = _verdicts(comparison, arguments, metrics[0])
+    plots = plots_of(comparison, verdicts)
+    if arguments.report:
+        write_page(arguments.report, comparison, verdicts, plots, found.problems)
+        print(f"written: {arguments.report}", file=sys.stderr)
+    for folder, write in ((arguments.svg, write_svg), (arguments.png, write_png)):
+        if folder:
+            for path in write(folder, plots):
+                print(f"written: {path}", file=sys.stderr)
 
 
 def _refuse_unknown(metrics: list[str], runs: list[Run]) -> None:
@@ -181,16 +246,14 @@ def _print_verdicts(verdicts: Verdicts, comparison: Comparison) -> None:
     if not verdicts.versus:
         return
     print()
-    if all(one.judged.verdict == "TOO FEW RUNS" for one in verdicts.versus):
+    if all(one.judged.verdict == "TOO FEW RUNS" and one.networks is None for one in verdicts.versus):
         print(f"TOO FEW RUNS to say which differences are more than chance: {FEWEST} seeds a setting, or more.")
         return
-    baselines = {id(one.baseline): one.baseline for one in verdicts.versus}
-    one = f"against {setting(next(iter(baselines.values())), comparison.columns)}, " if len(baselines) == 1 else ""
-    count = f"{verdicts.comparisons} comparison{'s' if verdicts.comparisons > 1 else ''}"
-    print(
-        f"{one}{verdicts.metric}: {100 * (1 - LEVEL):.0f} % intervals over seeds after Holm, {count}, on this test set"
-    )
-    _console().print(table(*verdict_cells(verdicts, comparison.columns), ["setting", "against", "verdict"]))
+    print(heading(verdicts, comparison.columns))
+    header, rows = verdict_cells(verdicts, comparison.columns)
+    _console().print(table(header, rows, WORDS))
+    for problem in verdicts.problems:
+        print(printable(f"warning: {problem}"), file=sys.stderr)
 
 
 def _console() -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from kdbench.data.batches import EvaluationBatches
 from kdbench.engine.fidelity import fidelity
 from kdbench.engine.metrics import measure_logits
+from kdbench.results.predictions import MOST, Predictions, predictions
 from kdbench.types import Batch
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -59,6 +63,21 @@ class Evaluator:
             return {}
         found = {name: evaluate(network, batches, self.reference.get(name)) for name, batches in self.sets.items()}
         return {f"{name}/{key}": value for name, values in found.items() for key, value in values.items()}
+
+    def predictions(self, network: nn.Module) -> Predictions | None:
+        """Of a finished student on the test set; None of a set of more than a million images. Costs a pass over it."""
+        logits, labels = all_logits(network, self.sets["test"])
+        return keepable(logits, labels, self.reference.get("test"))
+
+
+def keepable(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> Predictions | None:
+    """Logits [N, C] of a network, and of its teacher, with labels [N], as a run keeps them; None of too many images."""
+    if len(label) > MOST:
+        log.info("predictions of %d test images are not kept: a run keeps those of up to %d", len(label), MOST)
+        return None
+    answer, probability = logits.argmax(1), logits.float().softmax(1).amax(1)
+    theirs = None if teacher is None else teacher.argmax(1).cpu().numpy()
+    return predictions(label.cpu().numpy(), answer.cpu().numpy(), probability.cpu().numpy(), theirs)
 
 
 def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Tensor | None = None) -> dict[str, float]:

@@ -7,15 +7,19 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from kdbench.errors import UserError
+from kdbench.files import write_atomically
 from kdbench.results.metrics import CLASSIFICATION, METRICS, Metric, metric_of
 from kdbench.results.rows import Comparison, Figure, Row
-from kdbench.results.statistics import FEWEST, Judged
-from kdbench.results.verdicts import Verdicts
+from kdbench.results.statistics import FEWEST, LEVEL, Judged
+from kdbench.results.verdicts import Verdicts, Versus
 
+WORDS = ("setting", "against", "verdict", "on this test set", "on such images")  # columns of words, to the left
 TITLES = {"last": "test top-1 (last)", "best": "test top-1 (best by val)"}
 
 
@@ -63,18 +67,46 @@ def verdict_cells(verdicts: Verdicts, columns: Sequence[str]) -> tuple[list[str]
     """Header and rows of the comparisons; differences and intervals as people read them."""
     metric = metric_of(verdicts.metric)
     several = len({id(one.baseline) for one in verdicts.versus}) > 1
+    kept = any(one.images for one in verdicts.versus)
     rows = []
     for one in verdicts.versus:
         gap, judged = one.judged.difference, one.judged
-        interval = "-" if judged.low is None else f"{_signed(metric, judged.low)} to {_signed(metric, judged.high)}"
         p = "-" if judged.p is None else f"{judged.p:.2g}"
         n = f"{gap.n} {'pairs' if gap.paired else 'runs'}"
         wins = "-" if gap.wins is None else f"{100 * gap.wins:.0f}"
         names = [setting(one.row, columns), *([setting(one.baseline, columns)] if several else [])]
-        rows.append([*names, _signed(metric, gap.mean), interval, n, p, wins, sentence(judged)])
+        wider = [_interval(metric, one.images), sentence(one.images) if one.images else "-"] if kept else []
+        rows.append([*names, _signed(metric, gap.mean), _interval(metric, judged), n, p, wins, _told(one), *wider])
     unit = " %-points" if metric.unit == "%" else ""
     titles = ["setting", *(["against"] if several else []), f"difference{unit}", "interval", "n", "p", "larger in %"]
-    return [*titles, "verdict"], rows
+    return [*titles, *(["on this test set", "interval", "on such images"] if kept else ["verdict"])], rows
+
+
+def _interval(metric: Metric, judged: Judged | None) -> str:
+    return (
+        "-"
+        if judged is None or judged.low is None
+        else f"{_signed(metric, judged.low)} to {_signed(metric, judged.high)}"
+    )
+
+
+def _told(one: Versus) -> str:
+    """The verdict; of single runs also what may be said of these networks."""
+    alone = "" if one.networks is None else f"; these networks on such images: p = {one.networks:.2g} (McNemar)"
+    return sentence(one.judged) + alone
+
+
+def heading(verdicts: Verdicts, columns: Sequence[str]) -> str:
+    """What the verdicts are of, and how they were reached."""
+    baselines = {id(one.baseline): one.baseline for one in verdicts.versus}
+    one = f"against {setting(next(iter(baselines.values())), columns)}, " if len(baselines) == 1 else ""
+    count = f"{verdicts.comparisons} comparison{'s' if verdicts.comparisons > 1 else ''}"
+    level = f"{100 * (1 - LEVEL):.0f} % intervals"
+    said = f"{one}{verdicts.metric}: {level} over seeds after Holm, {count}, on this test set"
+    if any(versus.images for versus in verdicts.versus):
+        said += "; on such images: over seeds and test images"
+    shared = verdicts.correlation
+    return said if shared is None else f"{said}; runs of one seed correlate by {round(shared, 2) + 0.0:.2f}"
 
 
 def setting(row: Row, columns: Sequence[str]) -> str:
@@ -88,6 +120,8 @@ def sentence(judged: Judged) -> str:
         return f"TOO FEW RUNS (a verdict takes {FEWEST})"
     if judged.verdict != "CANNOT BE TOLD":
         return judged.verdict
+    if judged.runs is None and judged.difference.fixed:
+        return "CANNOT BE TOLD (takes more test images)"
     return f"CANNOT BE TOLD ({judged.runs} seeds would do)" if judged.runs else "CANNOT BE TOLD (over 1,000 seeds)"
 
 
@@ -97,19 +131,40 @@ def _signed(metric: Metric, value: float | None) -> str:
 
 def as_csv(comparison: Comparison) -> str:
     """One line a setting, figures as fractions with all their digits."""
-    names = list(comparison.rows[0].metrics) if comparison.rows else []
-    header = [*comparison.columns, "teacher"]
-    header += [title for name in names for title in (name, f"{name} std")]
+    header, rows = _all_digits(comparison)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*map(_cell, header), "n", "agreement", "seconds", "folders"])
+    writer.writerows([_cell(value) for value in line] for line in (header, *rows))
+    return stream.getvalue()
+
+
+def write_parquet(comparison: Comparison, path: Path) -> None:
+    """What `as_csv` has, as a Parquet file; a column of several types is text. Raises UserError without pyarrow."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("--parquet: pyarrow writes it, and is not installed: pip install 'kdbench[parquet]'") from error
+    header, rows = _all_digits(comparison)
+    columns = {}
+    for title, values in zip(header, zip(*rows, strict=True), strict=True):
+        alike = {type(value) for value in values if value is not None} <= {int, float}
+        columns[title] = list(values) if alike else [None if value is None else str(value) for value in values]
+    write_atomically(path, lambda temporary: parquet.write_table(pyarrow.table(columns), temporary))
+
+
+def _all_digits(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows as machines read them."""
+    names = list(comparison.rows[0].metrics) if comparison.rows else []
+    header = [*comparison.columns, "teacher", *(title for name in names for title in (name, f"{name} std"))]
+    rows = []
     for row in comparison.rows:
         figures = [value for name in names for value in (row.metrics[name].mean, row.metrics[name].std)]
         differs = [row.differs.get(column) for column in comparison.columns]
         folders = " ".join(str(run.folder) for run in row.runs)
         tail = [len(row.runs), row.agreement.mean, row.seconds.mean, folders]
-        writer.writerow([_cell(value) for value in (*differs, row.teacher.mean, *figures, *tail)])
-    return stream.getvalue()
+        rows.append([*differs, row.teacher.mean, *figures, *tail])
+    return [*header, "n", "agreement", "seconds", "folders"], rows
 
 
 def _cell(value: Any) -> Any:
@@ -137,11 +192,19 @@ def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]], verdict
                 **{"setting": one.row.differs, "against": one.baseline.differs, "verdict": one.judged.verdict},
                 **{"p_holm": one.judged.p, "low": one.judged.low, "high": one.judged.high},
                 **{"runs_needed": one.judged.runs, "alone": one.judged.difference._asdict()},
+                **({"on_such_images": _on_images(one.images)} if one.images else {}),
+                **({} if one.networks is None else {"mcnemar": one.networks}),
             }
             for one in verdicts.versus
         ]
-        whole["verdicts"] = {"metric": verdicts.metric, "comparisons": verdicts.comparisons, "of": told}
+        about = {"metric": verdicts.metric, "comparisons": verdicts.comparisons}
+        whole["verdicts"] = {**about, "seed_correlation": verdicts.correlation, "of": told}
     return json.dumps(whole, indent=2, default=str)
+
+
+def _on_images(judged: Judged) -> dict[str, Any]:
+    told = {"verdict": judged.verdict, "p_holm": judged.p, "low": judged.low, "high": judged.high}
+    return {**told, "alone": judged.difference._asdict()}
 
 
 def figure(value: Figure, metric: Metric) -> str:

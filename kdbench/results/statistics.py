@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from scipy.special import bdtr, stdtr, stdtrit
 
 LEVEL = 0.05  # of all of a table's comparisons together
@@ -34,6 +35,7 @@ class Difference(NamedTuple):
     error: float | None = None  # the standard error of the mean difference
     freedom: float = 0.0  # degrees of freedom
     wins: float | None = None  # share of the pairs (of all pairs, if unpaired) in which it has the larger figure
+    fixed: float = 0.0  # the part of `error` that more seeds do not make smaller: the test set's
 
 
 class Judged(NamedTuple):
@@ -75,6 +77,33 @@ def difference(ours: Mapping[Any, float], theirs: Mapping[Any, float], step: flo
     return Difference(mean, low, high, _p_value(mean, error, freedom), n, paired, error, freedom, wins)
 
 
+def on_images(one: Difference, gaps: Sequence[float] | np.ndarray[Any, Any]) -> Difference:
+    """A difference over seeds as one of the methods on such images, of which the test set is a sample.
+
+    `gaps` [N]: each test image's difference, averaged over the seeds. The variance of the mean over images is added to
+    that over seeds, whose degrees of freedom stay, so that what is said of all such images is never surer than what is
+    said of these. That, and what is left between seed and image and is in both, make the interval a little too wide.
+    """
+    if one.mean is None or one.error is None or len(gaps) < 2:
+        return one
+    fixed = float(np.var(gaps, ddof=1)) / len(gaps)
+    error = math.sqrt(one.error**2 + fixed)
+    low, high = _interval(one.mean, error, one.freedom, LEVEL)
+    p = _p_value(one.mean, error, one.freedom)
+    return one._replace(low=low, high=high, p=p, error=error, fixed=math.sqrt(fixed))
+
+
+def correlation(settings: Sequence[Sequence[float]]) -> float | None:
+    """How much the runs of one seed have in common: the mean covariance of two settings' figures over their mean
+    variance. settings: figures in the order of their seeds. None for fewer than two settings or seeds, or no variance.
+    """
+    if len(settings) < 2 or len(settings[0]) < 2:
+        return None
+    table = np.cov(np.asarray(settings, dtype=np.float64))
+    own, count = float(np.trace(table)), len(settings)
+    return float((table.sum() - own) / (count - 1) / own) if own > 0 else None
+
+
 def judge(differences: Sequence[Difference], better: int = 1, margin: float = MARGIN) -> list[Judged]:
     """A verdict on each of a table's comparisons; with Holm's steps their false ones together stay below LEVEL.
 
@@ -101,16 +130,20 @@ def holm(ps: Sequence[float | None]) -> tuple[list[float | None], list[float]]:
     return adjusted, levels
 
 
-def runs_needed(gap: float, deviation: float, paired: bool, power: float = 0.8, most: int = 1000) -> int | None:
+def runs_needed(
+    gap: float, deviation: float, paired: bool, power: float = 0.8, most: int = 1000, fixed: float = 0.0,
+    level: float = LEVEL,
+) -> int | None:  # fmt: skip
     """Runs a side with which a true difference of `gap` is shown with probability `power` (about: the t quantiles of
-    level and power added). `deviation` of a pair's difference, or of a side. None beyond `most`."""
+    level and power added). `deviation` of a pair's difference, or of a side; `fixed` is the error that no number of
+    runs makes smaller; `level` is what Holm leaves of LEVEL. None beyond `most`."""
     if not gap:
         return None
 
     def enough(n: int) -> bool:
         freedom = n - 1 if paired else 2 * n - 2
-        error = deviation * math.sqrt((1 if paired else 2) / n)
-        return abs(gap) >= float(stdtrit(freedom, 1 - LEVEL / 2) + stdtrit(freedom, power)) * error
+        error = math.hypot(deviation * math.sqrt((1 if paired else 2) / n), fixed)
+        return abs(gap) >= float(stdtrit(freedom, 1 - level / 2) + stdtrit(freedom, power)) * error
 
     if not enough(most):
         return None
@@ -134,17 +167,13 @@ def mcnemar(only_ours: int, only_theirs: int) -> float:
     return float(min(1.0, upto + below))  # 2 P(X <= k) - P(X = k)
 
 
-def image_interval(gaps: Sequence[float]) -> tuple[float, float] | None:
-    """The interval of a difference over test images: each image's difference, averaged over the seeds."""
-    return interval(gaps)
-
-
 def _judged(one: Difference, p: float | None, level: float, better: int, margin: float) -> Judged:
     if one.mean is None or one.error is None or one.n < FEWEST:
         return Judged(one, p, one.low, one.high, "TOO FEW RUNS", None)
     low, high = _interval(one.mean, one.error, one.freedom, level)
     sides = 1 if one.paired else 2
-    needed = runs_needed(one.mean, one.error * math.sqrt(one.n / sides), one.paired)
+    seeds = math.sqrt(max(one.error**2 - one.fixed**2, 0.0))
+    needed = runs_needed(one.mean, seeds * math.sqrt(one.n / sides), one.paired, fixed=one.fixed, level=level)
     if low > 0 or high < 0:
         return Judged(one, p, low, high, "BETTER" if (low > 0) == (better > 0) else "WORSE", None)
     narrow = low >= -margin and high <= margin

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from kdbench.results.metrics import metric_of
+import numpy as np
+
+from kdbench.errors import UserError
+from kdbench.results.metrics import CLASSIFICATION, metric_of
+from kdbench.results.predictions import Array, Right, right
 from kdbench.results.read import Run
 from kdbench.results.rows import Row
-from kdbench.results.statistics import MARGIN, Judged, difference, judge
+from kdbench.results.statistics import FEWEST, MARGIN, Judged, correlation, difference, judge, mcnemar, on_images
+
+Seed = tuple[object, object]  # of the initial weights, and of the order of the images
 
 
 class Versus(NamedTuple):
@@ -18,44 +24,89 @@ class Versus(NamedTuple):
 
     row: Row
     baseline: Row
-    judged: Judged
+    judged: Judged  # the methods on this test set: over seeds
+    images: Judged | None = None  # the methods on such images: over seeds and images; None without kept predictions
+    networks: float | None = None  # of single runs: McNemar's mid-p of these two networks on such images
 
 
 class Verdicts(NamedTuple):
     metric: str
     versus: list[Versus]
     comparisons: int  # that Holm counts
+    correlation: float | None = None  # of two settings' runs with the same seed; None where the seeds differ
+    problems: list[str] = []  # predictions that cannot be read
 
 
-def against(rows: Sequence[Row], baseline: Row, metric: str) -> Verdicts:
-    """Every other setting against one that was named beforehand."""
-    return _verdicts([(row, baseline) for row in rows if row is not baseline], metric)
+def against(rows: Sequence[Row], baseline: Row, metric: str, margin: float | None = None) -> Verdicts:
+    """Every other setting against one that was named beforehand. `margin`: a difference below it matters to nobody, in
+    the figures' own numbers; None: the default."""
+    return _verdicts([(row, baseline) for row in rows if row is not baseline], metric, margin)
 
 
-def every_pair(rows: Sequence[Row], metric: str) -> Verdicts:
-    return _verdicts([(row, baseline) for baseline, row in combinations(rows, 2)], metric)
+def every_pair(rows: Sequence[Row], metric: str, margin: float | None = None) -> Verdicts:
+    return _verdicts([(row, baseline) for baseline, row in combinations(rows, 2)], metric, margin)
 
 
-def best_against_others(rows: Sequence[Row], metric: str) -> Verdicts:
+def best_against_others(rows: Sequence[Row], metric: str, margin: float | None = None) -> Verdicts:
     """Every setting against the best of them. The best was chosen by looking, so Holm counts every pair."""
     known = [row for row in rows if _mean(row, metric) is not None]
     if len(known) < 2:
         return Verdicts(metric, [], 0)
     best = max(known, key=lambda row: metric_of(metric).better * (_mean(row, metric) or 0.0))
-    pairs = every_pair([best, *(row for row in known if row is not best)], metric)
+    pairs = every_pair([best, *(row for row in known if row is not best)], metric, margin)
     return pairs._replace(versus=[one for one in pairs.versus if one.baseline is best])
 
 
-def _verdicts(pairs: Sequence[tuple[Row, Row]], metric: str) -> Verdicts:
+def _verdicts(pairs: Sequence[tuple[Row, Row]], metric: str, margin: float | None) -> Verdicts:
     kind = metric_of(metric)
-    figures = {id(row): by_seed(row, metric) for pair in pairs for row in pair}
+    rows = {id(row): row for pair in pairs for row in pair}
+    figures = {key: by_seed(row, metric) for key, row in rows.items()}
     found = [difference(figures[id(a)], figures[id(b)], _step(a, metric)) for a, b in pairs]
-    margin = MARGIN if kind.unit == "%" else 0.0  # what matters of other metrics is not known here
+    if margin is None:
+        margin = MARGIN if kind.unit == "%" else 0.0  # what matters of other metrics is not known here
     judged = judge(found, kind.better, margin)
-    return Verdicts(metric, [Versus(*pair, one) for pair, one in zip(pairs, judged, strict=True)], len(pairs))
+    kept, problems = _kept(rows) if metric in ("last", CLASSIFICATION.on("test")) else ({}, [])
+    gaps = [_gaps(kept.get(id(a)), kept.get(id(b))) for a, b in pairs]
+    wider = judge([one if gap is None else on_images(one, gap) for one, gap in zip(found, gaps)], kind.better, margin)
+    told = []
+    for (row, baseline), one, gap, on in zip(pairs, judged, gaps, wider, strict=True):
+        seen = gap is not None and one.difference.n >= FEWEST
+        told.append(Versus(row, baseline, one, on if seen else None, _networks(row, baseline, gap)))
+    return Verdicts(metric, told, len(pairs), _shared(list(figures.values())), problems)
 
 
-Seed = tuple[object, object]  # of the initial weights, and of the order of the images
+def _kept(rows: Mapping[int, Row]) -> tuple[dict[int, Right], list[str]]:
+    """What each setting has right, image by image, where all of its runs keep that; and what cannot be read."""
+    found, problems = {}, []
+    for key, row in rows.items():
+        try:
+            one = right(row.runs)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if one is not None:
+            found[key] = one
+    return found, problems
+
+
+def _gaps(ours: Right | None, theirs: Right | None) -> Array | None:
+    """[N]: each test image's difference; None if one of them is not known, or of another test set."""
+    if ours is None or theirs is None or not np.array_equal(ours.label, theirs.label):
+        return None
+    gaps: Array = ours.share - theirs.share
+    return gaps
+
+
+def _networks(row: Row, baseline: Row, gaps: Array | None) -> float | None:
+    if gaps is None or len(row.runs) != 1 or len(baseline.runs) != 1:
+        return None
+    return mcnemar(int((gaps > 0).sum()), int((gaps < 0).sum()))
+
+
+def _shared(figures: Sequence[Mapping[tuple[Seed, int], float]]) -> float | None:
+    """Of the settings that have the first one's seeds."""
+    same = [by for by in figures if figures[0].keys() == by.keys()]
+    return correlation([[by[seed] for seed in figures[0]] for by in same]) if len(same) > 1 else None
 
 
 def _step(row: Row, metric: str) -> float:

@@ -17,6 +17,7 @@ from kdbench.errors import UserError, read_from
 from kdbench.files import read_object, write_atomically, write_json
 from kdbench.models.interface import Interface
 from kdbench.models.weights import load_into, read_safetensors, weight_hash
+from kdbench.results.predictions import PREDICTIONS
 from kdbench.results.result import RESULT, is_finished, read_result
 from kdbench.types import ImageInfo, Info
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from kdbench.runs.recipe import Catalogue, NetworkSpec
 
 NETWORK = "network.json"
-_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, "run.json", "config.yaml", "metrics.jsonl")
+_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, PREDICTIONS, "run.json", "config.yaml", "metrics.jsonl")
 
 
 def clear(folder: Path) -> None:

@@ -228,6 +228,9 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
     """Export the student and write result.json, the last file of a run."""
     learner, recipe, record = member.learner, stage.recipe, stage.recipe.record
     save_weights(stage.folder / STUDENT, learner.network, dict(member.checkpoints.about))
+    predictions = member.evaluator.predictions(learner.network)
+    if predictions is not None:
+        predictions.write(stage.folder)
     data, last = stage.data, dict(member.last)
     images = {"train": train_images, "val": len(data.val.labels) if data.val else 0, "test": len(data.test.labels)}
     versions = describe_versions()

@@ -17,10 +17,11 @@ from kdbench.data.batches import EvaluationBatches, Loading
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import STUDENT, save_weights
 from kdbench.engine.device import evaluation_batch, place
-from kdbench.engine.evaluate import all_logits
+from kdbench.engine.evaluate import all_logits, keepable
 from kdbench.engine.metrics import measure_logits
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
+from kdbench.results.predictions import PREDICTIONS
 from kdbench.results.result import NetworkResult, RunResult, StageResult, is_finished, read_result
 from kdbench.runs.folder import NETWORK, about_weights, clear, network_of_run, save_config, save_network
 from kdbench.runs.identity import Identity, keep, refuse_other
@@ -111,21 +112,25 @@ class Series:
                 choices=dict(record.choices),
                 config=record.config,
                 student=NetworkResult(spec.name, parameters=count_parameters(network), weights=weights),
-                last={"epoch": base.last["epoch"], **self._measured(network, teacher)},
+                last={"epoch": base.last["epoch"], **self._measured(network, teacher, stage.folder)},
                 best=None,
                 seconds=0.0,
             ).write(stage.folder)
         self.note(stage, read_result(stage.folder))
         return stage.folder
 
-    def _measured(self, network: nn.Module, teacher: TaughtBy | None) -> dict[str, float]:
+    def _measured(self, network: nn.Module, teacher: TaughtBy | None, folder: Path) -> dict[str, float]:
+        """Its figures; what it says of the test set is kept in its folder."""
         placement = place(self.recipe.trainer)
         reference, found = measure(placement.put(network), self.recipe, self.data, placement)
         for name, split in (("val", self.data.val), ("test", self.data.test)):
             if split is not None:
                 logits, theirs = reference[name], teacher.reference.get(name) if teacher else None
-                values = measure_logits(logits, split.labels.to(logits.device), theirs)
+                label = split.labels.to(logits.device)
+                values = measure_logits(logits, label, theirs)
                 found |= {f"{name}/{key}": value for key, value in values.items()}
+                if name == "test" and (kept := keepable(logits, label, theirs)) is not None:
+                    kept.write(folder)
         return found
 
     @property
@@ -158,7 +163,8 @@ class Series:
         """
         recipe, out = self.recipe, self.out
         if instead is None:
-            for name in (NETWORK, STUDENT):
+            kept = (PREDICTIONS,) if (last / PREDICTIONS).exists() else ()
+            for name in (NETWORK, STUDENT, *kept):
                 _link(last / name, out / name)
         save_config(out, recipe.record.tree)
         record = recipe.record

@@ -15,6 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from kdbench import cli
+from kdbench.results.predictions import LEVELS, read_predictions
+from kdbench.results.result import read_result
+from kdbench.runs.folder import clear
 
 
 def kdbench(*words: str) -> int:
@@ -41,6 +44,18 @@ def test_the_figures_are_the_runs_own(run, split, capsys):
     last = json.loads((run / "result.json").read_text())["last"]
     for name in ("top1", "top5", "nll", "ece"):
         assert figures[name] == pytest.approx(last[f"{split}/{name}"], abs=1e-6)
+
+
+def test_a_run_keeps_what_it_says_of_each_test_image(run, tmp_path):
+    kept, last = read_predictions(run), read_result(run).last
+    assert kept is not None and kept.teacher is None and kept.label.dtype.itemsize == 1
+    assert (kept.answer == kept.label).mean() == pytest.approx(last["test/top1"])
+    surer = ((kept.confidence - 0.5) / LEVELS).mean() - (kept.answer == kept.label).mean()
+    assert abs(surer) <= last["test/ece"] + 1 / LEVELS
+    whole = tmp_path / "run"
+    shutil.copytree(run, whole)
+    clear(whole)
+    assert not (whole / "predictions.npz").exists()
 
 
 def test_for_people_shares_are_in_percent(run, capsys):

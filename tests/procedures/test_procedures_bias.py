@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.procedures.bias_correction import accuracy_offset, prior_offset
+from kdbench.results.predictions import read_predictions
 from tests.support.procedures import MLPS, refusal, result, stages, train
 
 WORDS = ["procedure=bias_correction", "dataset.transfer.omit=[3]", *MLPS]
@@ -62,6 +63,8 @@ def test_the_result_is_the_corrected_student(by: str):
     assert found["last"]["test/top1"] == pytest.approx(figures["after/test/top1"])
     assert result(stages(out)[0])["last"]["test/top1"] == pytest.approx(figures["before/test/top1"])
     assert found["tables"]["missing"] == [{"class": "class 3", "offset": offset}]
+    kept = read_predictions(out)  # of the corrected student, which no stage trained
+    assert kept is not None and (kept.answer == kept.label).mean() == pytest.approx(found["last"]["test/top1"])
     assert found["images"]["train"] == 36 and "test/agreement" in found["last"]
 
 

@@ -26,6 +26,8 @@ def test_each_generation_is_taught_by_the_one_before():
     assert len({first["seed"], second["seed"], 0}) == 3
     assert [entry["name"] for entry in whole["stages"]] == ["1-generation1", "2-generation2"]
     assert whole["choices"]["procedure"] == "born_again" and whole["formula"] == first["formula"]
+    kept = (out / "predictions.npz").read_bytes()
+    assert kept == (stages(out)[1] / "predictions.npz").read_bytes()
 
 
 def test_a_teacher_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdbench.results.statistics import difference, holm, interval, judge, mcnemar, runs_needed
+from kdbench.results.statistics import correlation, difference, holm, interval, judge, mcnemar, on_images, runs_needed
 
 OURS = {0: 0.91, 1: 0.92, 2: 0.935, 3: 0.90}
 THEIRS = {0: 0.90, 1: 0.905, 2: 0.92, 3: 0.89}
@@ -118,3 +118,57 @@ def test_a_setting_is_seldom_better_than_itself(n, rho):
             found = judge([difference(dict(enumerate(run)), base) for run in runs[1:]])
             wrong[paired] += any(one.verdict == "BETTER" for one in found)
     assert wrong[True] / tables <= 0.05 and wrong[False] / tables <= 0.05
+
+
+def test_on_such_images_by_hand():
+    gaps = np.array([0.5, 0.0, -0.5, 0.0] * 25)
+    seeds = difference(OURS, THEIRS)
+    found = on_images(seeds, gaps)
+    assert found.fixed == pytest.approx(stats.sem(gaps)) and found.mean == seeds.mean and found.freedom == seeds.freedom
+    assert found.error == pytest.approx((seeds.error**2 + stats.sem(gaps) ** 2) ** 0.5)
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 3, seeds.mean, found.error))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(seeds.mean / found.error), 3))
+    assert found.low < seeds.low and found.high > seeds.high  # never surer than of this test set
+    single = difference({0: 0.9}, {0: 0.8})
+    assert on_images(single, gaps) == single
+
+
+def test_more_seeds_do_not_help_where_the_test_set_is_too_small():
+    one = on_images(difference({s: 0.91 + s / 1e4 for s in range(3)}, {s: 0.90 - s / 1e4 for s in range(3)}),
+                    np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=300))  # fmt: skip
+    (judged,) = judge([one])
+    assert judged.verdict == "CANNOT BE TOLD" and judged.runs is None
+    alone = difference({s: 0.91 + s / 1e4 for s in range(3)}, dict.fromkeys(range(3), 0.9))
+    assert judge([alone])[0].verdict == "BETTER"
+
+
+def test_runs_that_would_do_are_more_than_there_are():
+    gaps = [difference(dict(enumerate(r)), {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.0}) for r in
+            ([1, 2, 3, 9], [2, 3, 1, 8], [3, 3, 1, 8], [2, 2, 1, 9])]  # fmt: skip
+    for one in judge(gaps):
+        assert one.verdict == "CANNOT BE TOLD" and one.runs is not None and one.runs > 4
+
+
+def test_the_correlation_of_runs_of_one_seed_by_hand():
+    table = np.array([[1.0, 2.0, 4.0], [2.0, 2.0, 5.0], [0.0, 1.0, 1.0]])
+    covariance = np.cov(table)
+    pairs = [covariance[i, j] for i in range(3) for j in range(3) if i != j]
+    assert correlation(table.tolist()) == pytest.approx(np.mean(pairs) / np.mean(np.diag(covariance)))
+    assert correlation([[1.0, 2.0], [1.0, 2.0]]) == pytest.approx(1.0)
+    assert correlation([[1.0, 2.0]]) is None and correlation([[1.0], [2.0]]) is None
+    assert correlation([[1.0, 1.0], [1.0, 1.0]]) is None
+
+
+def test_a_method_is_seldom_better_than_itself_on_such_images():
+    """Runs whose errors are of seed, image and both: over seeds alone the test set's luck is taken for the method's."""
+    random, wrong = np.random.default_rng(1), {"set": 0, "images": 0}
+    images, seeds, tables = 200, 4, 400
+    for _ in range(tables):
+        taste = random.normal(size=(2, images)) * 1.5  # what each method finds easy: no method is better on average
+        right = [random.normal(size=(seeds, images)) + one > 0 for one in taste]
+        figures = [dict(enumerate(one.mean(1))) for one in right]
+        alone = difference(*figures)
+        both = on_images(alone, right[0].mean(0) - right[1].mean(0))
+        for name, one in (("set", alone), ("images", both)):
+            wrong[name] += judge([one])[0].verdict in ("BETTER", "WORSE")
+    assert wrong["images"] / tables <= 0.05 < wrong["set"] / tables
