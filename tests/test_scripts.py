@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +49,37 @@ def test_figures_by_seed(claims, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "relation", "bound", "verdict"),
-    [("all", ">", 0, False), ("all", ">=", -1, True), ("mean", ">", 0, True), ("mean", "<=", 0, False),
-     ("reported", ">", 0, None)],
+    ("values", "relation", "bound", "verdict"),
+    [
+        ((1.0, 1.1, 0.9), ">", 0, "holds"), ((1.0, 1.1, 0.9), "<=", 0, "does not hold"),
+        ((-1.0, 2.0, 0.5), ">", 0, "cannot be told with n = 3"),
+        ((0.28, 1.67, 0.56), ">", 0, "cannot be told with n = 3"),
+        ((1.0, 1.1), ">", 0, "cannot be told with n = 2"), ((1.0,), ">", 0, "cannot be told with n = 1"),
+    ],
 )  # fmt: skip
-def test_verdicts(claims, kind, relation, bound, verdict):
-    claim = claims.Claim("X", kind, "a difference", relation, bound, lambda runs: None)
-    found = claims.BySeed({0: -1.0, 1: 2.0})
-    assert claim.holds(found) is verdict
-    word = {True: "holds", False: "does not hold", None: "reported"}[verdict]
-    assert claims.row("a paper", claim, found)[-3:] == ["0.50", "-1.00, 2.00", word]
+def test_verdicts_are_those_of_an_interval(claims, values, relation, bound, verdict):
+    claim = claims.Claim("X", "claim", "a difference", relation, bound, lambda runs: None)
+    found = claims.BySeed(enumerate(values))
+    told = claims.row("a paper", claim, found, 10_000)
+    mean, error, interval, _, kept, word = told[4:]
+    assert word == verdict and mean == f"{np.mean(values):.2f}"
+    keeping = [value > bound if relation == ">" else value <= bound for value in values]
+    assert kept == f"{sum(keeping)} of {len(values)}"
+    if len(values) > 1:
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert error == f"{stats.sem(values):.2f}" and interval == f"{low:.2f} to {high:.2f}"
+    reported = claim._replace(kind="reported")
+    assert claims.row("a paper", reported, found, 10_000)[-1] == f"reported: {verdict}"
+
+
+def test_figures_that_agree_are_certain_to_one_image_only(claims):
+    claim = claims.Claim("X", "claim", "a difference", ">", 0, lambda runs: None)
+    found = claims.BySeed(dict.fromkeys(range(3), 0.2))
+    assert claims.row("a paper", claim, found, 360)[-1] == "cannot be told with n = 3"
+    assert claims.row("a paper", claim, found, 10_000)[-1] == "holds"
+    nothing = claims.BySeed(dict.fromkeys(range(3), 0.0))
+    assert claims.row("a paper", claim._replace(relation="<=", exact=True), nothing, 360)[-1] == "holds"
+    assert claims.row("a paper", claim._replace(exact=True), nothing, 360)[-1] == "does not hold"
 
 
 def test_claims_whose_runs_are_not_there_are_left_out(claims, tmp_path, capsys):
@@ -64,7 +87,8 @@ def test_claims_whose_runs_are_not_there_are_left_out(claims, tmp_path, capsys):
         finished(tmp_path / "hinton2015-small" / f"hinton2015_{name}" / "run", 0, top1)
     found = list(claims.rows(tmp_path, "small"))
     assert [line[:2] for line in found] == [["hinton2015", "H1"], ["hinton2015", "H1"]]
-    assert found[0][-2:] == ["5.00", "holds"] and found[1][-2:] == ["50.00", "holds"]
+    assert found[0][-3:] == ["5.00", "1 of 1", "cannot be told with n = 1"]
+    assert found[1][-3:] == ["50.00", "1 of 1", "cannot be told: one figure of all seeds"]
     told = capsys.readouterr().err.splitlines()
     assert len([line for line in told if line.startswith("hinton2015 H2: ")]) == 1  # four of its claims lack these runs
     assert [line for line in told if line.startswith("kim2021")] == [

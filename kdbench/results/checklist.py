@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
 from kdbench.results.metrics import TASKS
+from kdbench.results.predictions import PREDICTIONS
 from kdbench.results.read import Run
 from kdbench.results.rows import Comparison
 from kdbench.results.statistics import LEVEL
@@ -20,6 +22,8 @@ def checklist(comparison: Comparison) -> list[tuple[str, str]]:
     chosen = TASKS[runs[0].result.task].on("val") if runs else ""
     split = any(run.result.best for run in runs)
     rule = f"best: the epoch with the best {chosen}" if split else "no validation split: nothing was selected"
+    commands = list(dict.fromkeys(shlex.join(["kdbench", "train", *run.result.overrides]) for run in runs))
+    kept = sum((run.folder / PREDICTIONS).exists() for run in runs)
     return [
         ("Runs", f"{len(runs)} of {len(comparison.rows)} settings; {_some(counts)} a setting"),
         ("Seeds", _some([*map(str, sorted(map(int, seeds)))] if all(map(str.isdigit, seeds)) else sorted(seeds))),
@@ -30,7 +34,12 @@ def checklist(comparison: Comparison) -> list[tuple[str, str]]:
         ("Teachers", _each(runs, _teacher)),
         ("Compute", f"{hours:.2f} hours of training on {_each(runs, lambda run: run.result.device or 'unknown')} "
                     f"({_each(runs, lambda run: run.result.precision or 'unknown')}); teachers are not in it"),
+        ("Test set", f"predictions of each test image are kept by {kept} of {len(runs)} runs: verdicts on such images "
+                     "take those of both settings"),
         ("Versions", _each(runs, _versions)),
+        ("Commands", "; ".join(commands) if len(commands) <= 12 else f"{_some(commands)}; each in its result.json"),
+        ("Not known", "energy, memory, what failed or was left out before, and how settings were chosen that no sweep "
+                      "here varies"),
         ("Left out", "; ".join(comparison.warnings) or "nothing to warn of"),
     ]  # fmt: skip
 

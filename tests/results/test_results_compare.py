@@ -285,6 +285,8 @@ def test_the_checklist(run_compare, clear_sweep):
     told = dict(line.split(": ", 1) for line in out.splitlines())
     assert told["Runs"] == "24 of 6 settings; 4 a setting" and told["Seeds"] == "0, 1, 2, 3"
     assert told["Data"] == "digits (1,294 train, 360 test)" and "best val/top1" in told["Selection"]
+    assert told["Test set"].startswith("predictions of each test image are kept by 0 of 24 runs")
+    assert told["Commands"] == "kdbench train" and told["Not known"].startswith("energy")
     assert told["Compute"].startswith("0.08 hours") and told["Teachers"] == "resnet20 aa"
 
 
