@@ -33,7 +33,7 @@ class Predictions(NamedTuple):
     def write(self, folder: Path) -> None:
         """predictions.npz: two to four bytes an image before they are compressed. The same predictions, the same bytes.
 
-        Measured: 10,000 images of 100 classes are 27 kB, written in 4 ms and read in 0.6.
+        Measured: 10,000 images of 100 classes are 35 kB, written in 1 ms and read in half a one; a million, 5.4 MB.
         """
         kept = {name: values for name, values in self._asdict().items() if values is not None}
         stream = io.BytesIO()
