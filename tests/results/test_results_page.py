@@ -116,7 +116,7 @@ def test_ticks_are_round():
 def test_single_plots_as_png(run_compare, sweep, tmp_path):
     assert run_compare(sweep, "--where", "loss=kl", "--png", tmp_path / "png")[0] == 0
     files = list((tmp_path / "png").iterdir())
-    assert len(files) == 8 and all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    assert len(files) == 7 and all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
 def test_runs_that_kept_nothing_have_a_page_too(run_compare, tmp_path):

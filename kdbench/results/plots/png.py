@@ -41,7 +41,7 @@ def _draw(axes: Any, plot: Plot) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     if any(one.name for one in plot.series):
-        axes.legend(fontsize=7)
+        axes.figure.legend(fontsize=7, loc="outside lower center")  # beside the data, never on it
 
 
 def _add(axes: Any, one: Series, plot: Plot) -> None:
