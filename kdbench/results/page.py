@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from kdbench import __version__
 from kdbench.files import write_atomically
 from kdbench.results.checklist import checklist
 from kdbench.results.plots.images import classes, confusion, reliability
@@ -98,7 +97,7 @@ def _parts(
         yield "</div>"
     yield "<h2>Checklist</h2><dl>"
     yield from (f"<dt>{escape(name)}</dt><dd>{escape(answer)}</dd>" for name, answer in checklist(comparison))
-    yield f"</dl><footer>kdbench {escape(__version__)} compare</footer></body></html>"
+    yield "</dl><footer>Written by kdbench compare.</footer></body></html>"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> Iterator[str]:
