@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import NotNegative, from_to
 from kdbench.errors import UserError, require
-from kdbench.losses.functional import real
+from kdbench.losses.functional import ramp, real
 from kdbench.types import Calibration, LossTerms, Outputs, Target
 
 Weights = Mapping[str, NotNegative]
 Smoothing = Annotated[float, from_to(0, 1)]
+Steps = Literal["batch", "epoch"]
 
 
 class DistillationLoss(nn.Module):
@@ -33,6 +34,8 @@ class DistillationLoss(nn.Module):
 
     needs: tuple[str, ...] = ()  # features read; an instance may set its own
     train_rows: int | None = None  # rows of the training set (target.row lies below it); known before `setup`
+    epochs: int | None = None  # of the training; known before `setup`
+    steps: Steps = "batch"  # what a warm-up rises by
     uses_teacher: ClassVar[bool] = True  # False: may train with `teacher=none`
     terms: ClassVar[tuple[str, ...]] = ()  # what `weights` may name; (): anything
     paper: ClassVar[str] = ""  # "Hinton et al. 2015, eq. 1", for `kdbench list loss`
@@ -99,6 +102,14 @@ class DistillationLoss(nn.Module):
             allowed = f"another with {classes} classes: it gives no gradient for fewer than {self.least_classes}"
             raise UserError("loss", name, allowed)
         return task_cross_entropy(logits, label, self.label_smoothing)
+
+    def risen(self, progress: Tensor, share: float) -> Tensor:
+        """0 -> 1 linearly over the first `share` of the training (0-dim), a batch at a time; with `steps` epoch an
+        epoch at a time, from what its end would have on: 1/20 in the first of 20 epochs, as the authors' codes do."""
+        if self.steps == "epoch" and self.epochs:
+            # progress is float32: it may fall short of the epoch that it begins by 1e-5 epochs
+            progress = ((progress * self.epochs + 5e-5).floor() + 1) / self.epochs
+        return ramp(progress, share)
 
     def combine(self, **parts: Tensor) -> LossTerms:
         """Weighted sum of named terms; a term without a weight counts once. Terms with weight 0 only make curves."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Finite, NotNegative, Positive, Share
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
-from kdbench.losses.functional import ramp, tempered_kl_rows
+from kdbench.losses.base import DistillationLoss, Smoothing, Steps, Weights, detached, number
+from kdbench.losses.functional import tempered_kl_rows
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -40,9 +40,11 @@ class CTKD(DistillationLoss):
         span: NotNegative = 20.0,
         init: Finite = 1.0,
         ramp: Share = 10 / 240,
+        steps: Steps = "batch",
         label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
+        self.steps = steps
         self.start, self.span = start, span
         self.ramp = ramp
         self.init = init
@@ -56,7 +58,7 @@ class CTKD(DistillationLoss):
         return f"{text}, {tau}, theta learned from {number(self.init)} by -lambda times its gradient, {when}"
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        strength = (1 - torch.cos(math.pi * ramp(target.progress, self.ramp))) / 2
+        strength = (1 - torch.cos(math.pi * self.risen(target.progress, self.ramp))) / 2
         tau = self.start + self.span * reversed_gradient(self.theta, strength).sigmoid()
         distill = tempered_kl_rows(student.logits, detached(teacher, "ctkd"), tau, self.start + self.span).mean()
         terms = self.combine(task=self.task(student.logits, target.label), distill=distill)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative, Positive, Share
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
-from kdbench.losses.functional import Ratio, class_index, excess, large, mean_over, ramp, real, split_at, without
+from kdbench.losses.base import DistillationLoss, Smoothing, Steps, Weights, detached, number
+from kdbench.losses.functional import Ratio, class_index, excess, large, mean_over, real, split_at, without
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -67,9 +67,11 @@ class DKD(DistillationLoss):
         tckd: NotNegative = 1.0,
         nckd: NotNegative = 8.0,
         warmup: Share = 20 / 240,
+        steps: Steps = "batch",
         label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
+        self.steps = steps
         self.tau = tau
         self.tckd, self.nckd = tckd, nckd
         self.warmup = warmup
@@ -87,6 +89,6 @@ class DKD(DistillationLoss):
         index, labelled = class_index(target.label, "dkd")
         rows = decoupled_rows(student.logits, detached(teacher, "dkd"), index, self.tau)
         tckd, nckd = (mean_over(row, labelled) for row in rows)
-        distill = ramp(target.progress, self.warmup) * (self.tckd * tckd + self.nckd * nckd)
+        distill = self.risen(target.progress, self.warmup) * (self.tckd * tckd + self.nckd * nckd)
         terms = self.combine(task=self.task(student.logits, target.label), distill=distill)
         return terms._replace(parts={**terms.parts, "tckd": tckd.detach(), "nckd": nckd.detach()})

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative, Positive, Share
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
+from kdbench.losses.base import DistillationLoss, Smoothing, Steps, Weights, detached, number
 from kdbench.losses.dkd import decoupled_rows, warmup_text
-from kdbench.losses.functional import class_index, mean_over, ramp, standardize, tempered_kl_rows
+from kdbench.losses.functional import class_index, mean_over, standardize, tempered_kl_rows
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -33,9 +33,11 @@ class LogitStd(DistillationLoss):
         tckd: NotNegative = 1.0,
         nckd: NotNegative = 8.0,
         warmup: Share = 20 / 240,
+        steps: Steps = "batch",
         label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)
+        self.steps = steps
         self.base = base
         self.tau = tau
         self.tckd, self.nckd = tckd, nckd
@@ -60,7 +62,7 @@ class LogitStd(DistillationLoss):
             return tempered_kl_rows(student, teacher, self.tau).mean()
         index, labelled = class_index(target.label, "logit_std with loss.base=dkd")
         tckd, nckd = decoupled_rows(student, teacher, index, self.tau)
-        return ramp(target.progress, self.warmup) * mean_over(self.tckd * tckd + self.nckd * nckd, labelled)
+        return self.risen(target.progress, self.warmup) * mean_over(self.tckd * tckd + self.nckd * nckd, labelled)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         t = standardize(detached(teacher, "logit_std"))

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Share, Width
 from kdbench.errors import UserError
-from kdbench.losses.base import Smoothing, Weights, number
+from kdbench.losses.base import Smoothing, Steps, Weights, number
 from kdbench.losses.dkd import warmup_text
 from kdbench.losses.features import FeatureLoss, Layers, Pair
-from kdbench.losses.functional import ramp
 from kdbench.types import LossTerms, Outputs, Target
 
 Size = tuple[int, int]
@@ -85,9 +84,11 @@ class ReviewKD(FeatureLoss):
         before_relu: bool = True,
         middle: Width = 512,
         warmup: Share = 20 / 240,
+        steps: Steps = "batch",
         label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, layers, label_smoothing)
+        self.steps = steps
         self.before_relu = before_relu
         self.middle, self.warmup = middle, warmup
         self.fusions = nn.ModuleList()
@@ -126,5 +127,5 @@ class ReviewKD(FeatureLoss):
         s, t = ([as_map(f) for f in maps] for maps in self.maps(student, teacher))
         u = self.reviewed(s, [(f.shape[2], f.shape[3]) for f in t])
         error = torch.stack([context_distance(a, b) for a, b in zip(u, reversed(t))]).sum()
-        distill = ramp(target.progress, self.warmup) * error
+        distill = self.risen(target.progress, self.warmup) * error
         return self.combine(task=self.task(student.logits, target.label), distill=distill)

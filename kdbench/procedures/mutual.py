@@ -108,7 +108,7 @@ class Mutual(DistillationLoss):
 
     def setup(self, student: Outputs | PeerOutputs, teacher: Outputs | None) -> None:
         for loss, one, other in self._lessons(student):
-            loss.train_rows = self.train_rows
+            loss.train_rows, loss.epochs = self.train_rows, self.epochs
             loss.setup(one, other)
 
     def forward(self, student: Outputs | PeerOutputs, teacher: Outputs | None, target: Target) -> LossTerms:

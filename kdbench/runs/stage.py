@@ -105,6 +105,7 @@ def make_learner(
     student = placement.put(student)
     loss = recipe.loss.make()
     with under(recipe.loss.key):
+        loss.epochs = recipe.schedule.epochs
         _prepare_loss(loss, student, teacher, stage.data, sets, placement)
     distiller = Distiller(student, loss.to(placement.device), placement)
     factors, truth = lr_factors(recipe.schedule, batches.steps), _truth(stage)

@@ -76,3 +76,38 @@ def test_labels_of_one_class_of_many_can_be_soft():
     torch.testing.assert_close(value, expected[torch.arange(len(label)) != 2].mean())
     with pytest.raises(UserError, match="loss=dkd needs one class a sample"):
         build("dkd")(student, Outputs(teacher.logits, {}), target._replace(label=mixed))
+
+
+# (epoch of 8, what min(epoch / warmup epochs, 1) is for a warm-up of 4, epochs counted from 1)
+@pytest.mark.parametrize(("epoch", "share"), [(0, 0.25), (1, 0.5), (2, 0.75), (3, 1.0), (4, 1.0), (7, 1.0)])
+@pytest.mark.parametrize("name", ["dkd", "rld", "logit_std_dkd"])
+def test_warm_ups_can_be_constant_within_an_epoch(name, epoch, share):
+    student, teacher, target = batch(2)
+    loss, full = build(name, warmup=0.5, steps="epoch"), build(name, warmup=0.0)
+    loss.epochs = 8
+    expected = share * full(student, teacher, target).parts["distill"]
+    for step in range(5):  # of 5 in an epoch, in float32 as a training gives it
+        progress = torch.tensor((5 * epoch + step) / 40, dtype=torch.float64).float()
+        found = loss(student, teacher, target._replace(progress=progress)).parts["distill"]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+def test_ctkd_s_lambda_by_epochs_is_the_authors_cosine():
+    """CosineDecay(0, -1, 10) of epochs counted from 1: 0.0245, 0.0955, ... 1 from the tenth on."""
+    student, teacher, target = batch(2)
+    grads = {}
+    for steps, progress in (("epoch", 0.0), ("epoch", 1.5 / 240), ("epoch", 9.0 / 240), ("batch", 1.0)):
+        loss = build("ctkd", ramp=10 / 240, steps=steps)
+        loss.epochs = 240
+        loss(student, teacher, target._replace(progress=torch.tensor(progress))).total.backward()
+        grads[steps, progress] = loss.theta.grad.item() / build_full(student, teacher, target)
+    assert grads["epoch", 0.0] == pytest.approx((1 - math.cos(math.pi / 10)) / 2, rel=1e-5)
+    assert grads["epoch", 1.5 / 240] == pytest.approx((1 - math.cos(math.pi / 5)) / 2, rel=1e-5)
+    assert grads["epoch", 9.0 / 240] == pytest.approx(1.0) == grads["batch", 1.0]
+
+
+def build_full(student: Outputs, teacher: Outputs, target) -> float:
+    """theta's gradient with lambda = 1."""
+    loss = build("ctkd", ramp=0.0)
+    loss(student, teacher, target).total.backward()
+    return loss.theta.grad.item()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from kdbench.errors import under
+from kdbench.configure import construct
 from kdbench.losses.base import DistillationLoss
 from kdbench.types import Outputs, Target
 
@@ -18,21 +17,35 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 B, C = 6, 7  # samples and classes of a test batch
 ALIKE = {"fsp"}  # compares products of channels: both networks need the same
 SMALL: dict[str, dict[str, Any]] = {"crd": {"images": 400, "negatives": 32}}  # its own defaults take seconds a batch
+WITHIN = {"sum": "crd"}  # a loss that has another one as a part
 
 
 def settings(name: str) -> dict[str, Any]:
     """The plain values of configs/loss/<name>.yaml."""
-    values = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
+    file = OmegaConf.load(FOLDER / f"{name}.yaml")
+    for entry in file.pop("defaults", []):  # {"/loss@parts.kl": kl}: that loss, at that place
+        for place, option in entry.items() if OmegaConf.is_dict(entry) else ():
+            file = OmegaConf.merge({"parts": {place.removeprefix("/loss@parts."): settings(option)}}, file)
+    values = OmegaConf.to_container(file)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def small(name: str) -> dict[str, Any]:
+    """Changes that make a loss quick enough for tests."""
+    inner = WITHIN.get(name)
+    if inner is None:
+        return SMALL.get(name, {})
+    parts = settings(name)["parts"]
+    return {"parts": {**parts, inner: {**parts[inner], **SMALL[inner]}}}
 
 
 def build(name: str, **changes: Any) -> DistillationLoss:
     """The loss of configs/loss/<name>.yaml with some values changed."""
     values = settings(name) | changes
-    module, _, cls = values.pop("_target_").rpartition(".")
-    with under("loss"):
-        return getattr(importlib.import_module(module), cls)(**values)
+    loss = construct(values, "loss")
+    assert isinstance(loss, DistillationLoss)
+    return loss
 
 
 def outputs(logits: torch.Tensor, width: int, sizes: tuple[int, int, int], seed: int) -> Outputs:
@@ -74,7 +87,7 @@ def cast(out: Outputs, dtype: torch.dtype, grad: bool = False) -> Outputs:
 def ready(name: str, **changes: Any) -> DistillationLoss:
     """The loss as the training engine has it: adapters made, calibrated if it wants to be."""
     torch.manual_seed(0)
-    loss = build(name, **SMALL.get(name, {}) | changes)
+    loss = build(name, **small(name) | changes)
     student, teacher, _ = batch(30, name, samples=24)
     loss.setup(student, teacher)
     if loss.needs_calibration:

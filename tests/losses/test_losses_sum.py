@@ -1,0 +1,70 @@
+"""Several losses as one: the sum is the sum, its parts keep what is theirs, tables serve it where they can."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdbench.errors import UserError
+from tests.support.losses import batch, build, cast, ready, settings
+from tests.support.shell import TINY, kdbench, result, train
+
+
+def part(name: str, **changes):
+    """A part with its label term left to the sum."""
+    return {**settings(name), "weights": {**settings(name)["weights"], "task": 0.0}, **changes}
+
+
+def test_the_sum_is_the_sum_of_value_and_gradient():
+    """CRD+KD in small: r CE + a KL + b AT equals the three by themselves, with gradients of logits and features."""
+    student, teacher, target = batch(1)
+    both = build("sum", parts={"kl": part("kl"), "at": part("at")}, weights={"task": 0.5, "kl": 2.0, "at": 3.0})
+    both.setup(student, teacher)
+    s = cast(student, torch.float64, grad=True)
+    terms = both(s, cast(teacher, torch.float64), target)
+    terms.total.backward()
+    alone = cast(student, torch.float64, grad=True)
+    kl, at = build("kl", weights={"task": 0.0, "distill": 0.9}), build("at", weights={"task": 0.0, "distill": 1000.0})
+    apart = [loss(alone, cast(teacher, torch.float64), target).total for loss in (kl, at)]
+    total = 0.5 * kl.task(alone.logits, target.label) + 2 * apart[0] + 3 * apart[1]
+    total.backward()
+    torch.testing.assert_close(terms.total, total)
+    torch.testing.assert_close(s.logits.grad, alone.logits.grad)
+    torch.testing.assert_close(s.features["stage2"].grad, alone.features["stage2"].grad)
+    assert terms.parts["at_distill"] > 0 and both.needs == ("stage1", "stage2", "stage3")
+    assert "2 (0.9 tau^2 KL" in both.formula and "3 (1000 sum_l" in both.formula
+
+
+def test_it_reads_what_its_parts_read_and_asks_what_they_ask():
+    assert build("sum", parts={"kl": part("kl"), "std": part("logit_std")}, weights={}).least_classes == 3
+    assert not build("sum", parts={"kl": part("kl"), "dkd": part("dkd")}, weights={}).needs
+    assert build("sum", parts={"ce": settings("ce")}, weights={"task": 0.0}).uses_teacher is False
+    assert build("sum", parts={"kl": part("kl"), "at": part("at")}, weights={"at": 0.0}).needs == ()
+    assert list(ready("sum").parameters())  # crd's embeddings train with the student
+
+
+@pytest.mark.parametrize(
+    ("parts", "weights", "key"),
+    [
+        ({}, {}, "parts"),
+        ({"task": settings("kl")}, {}, "parts"),
+        ({"keys": settings("kl")}, {}, "parts"),
+        ({"kl": 3}, {}, r"parts\.kl"),
+        ({"kl": settings("kl")}, {"crd": 1.0}, r"weights\.crd"),
+        ({"kl": part("kl", tau=-1)}, {}, r"parts\.kl\.tau"),
+    ],
+)
+def test_wrong_parts_are_refused_by_name(parts, weights, key):
+    with pytest.raises(UserError, match=rf"^loss\.{key}"):
+        build("sum", parts=parts, weights=weights)
+
+
+def test_parts_are_chosen_on_the_command_line(capfd):
+    """KL beside DKD from a table equals the same from the live teacher; beside AT no table can serve."""
+    words = ["loss=sum", "loss@loss.parts.crd=dkd", "loss.weights={task: 1, kl: 1, crd: 1}", "loss.parts.kl.tau=2"]
+    live = train(*words, "teacher.table=off", "hydra.run.dir=live")
+    table = train(*words, "teacher.table=on", "hydra.run.dir=table")
+    assert result(live)["student"] == result(table)["student"]
+    assert "(tau^2 KL(t/tau || s/tau), tau = 2) + (0.8 r" in capfd.readouterr().out
+    assert kdbench("train", *TINY, "loss=sum", "+loss@loss.parts.at=at", "teacher.table=on") == 1
+    assert "must be auto or off, since loss=sum reads the teacher's features" in capfd.readouterr().err
