@@ -17,6 +17,7 @@ from kdbench.results.read import Run
 from kdbench.results.result import read_result
 from kdbench.results.rows import compare
 from kdbench.types import VectorInfo
+from tests.support.killing import KILLED, in_its_own_process
 from tests.support.procedures import refusal, result, train
 from tests.support.shell import kdbench
 
@@ -95,6 +96,22 @@ def test_the_posterior_teaches_through_a_table_as_live():
     assert live["teacher"]["test/posterior_l2"] < 1e-5 and live["teacher"]["name"] == "posterior"
     table = result(train(*kept, "teacher=posterior", "teacher.table=on", plain=True, out="table"))
     assert table["student"] == live["student"] and list(Path("outputs/teachers").rglob("*.table"))
+
+
+def test_a_killed_search_goes_on_to_the_same_student():
+    # Its coefficients are found once, and a run of several students gives each what it would have had alone.
+    words = [*WORDS, "loss=ptloss", "loss.epsilon=search", "loss.search.count=8", "hydra.run.dir=cut"]
+    assert kdbench("train", *words[:-1], "hydra.run.dir=whole") == 0
+    code = "from tests.support.killing import kill_at\nfrom tests.support.shell import kdbench\nkill_at(12, 'cut')\n"
+    done = in_its_own_process(f"{code}kdbench('train', *{words})")
+    assert done.returncode == KILLED and not Path("cut/result.json").exists(), done.stderr
+    assert kdbench("train", *words) == 0
+    whole = result("whole")
+    assert whole["last"]["epoch"] == 3 and result("cut")["student"] == whole["student"]
+    side_by_side = ["-m", "hydra/launcher=cohort", "hydra.sweep.dir=sweep", *words[:-1], "seed=0,1"]
+    assert kdbench("train", *side_by_side) == 0
+    found = [result(path.parent) for path in Path("sweep").rglob("result.json")]
+    assert [run["student"] for run in found if run["seed"] == 0] == [whole["student"]] and len(found) == 2
 
 
 def test_the_posterior_is_refused_where_it_is_not_known():
