@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,8 +36,8 @@ def table_key(
         "network": _sha(repr(live.network)),
         "images": data.fingerprint,
         "augment": repr(batches.augment),
-        "mean": list(data.mean),
-        "std": list(data.std),
+        "mean": _listed(data.mean),
+        "std": _listed(data.std),
         "precision": precision,
         "layout": list(images.stride()),
         "chunk": live.chunk,
@@ -87,6 +87,11 @@ def _own_code(parts: Iterable[object]) -> dict[str, str]:
     for kind in {type(part) for part in parts}:
         found |= code_of(kind)
     return dict(sorted(found.items()))
+
+
+def _listed(numbers: Sequence[float]) -> list[float] | str:
+    """Few numbers as they are; those of vectors with many dimensions as a hash, since a key's place is limited."""
+    return list(numbers) if len(numbers) <= 64 else _sha(repr(list(numbers)))
 
 
 def _sha(value: str | bytes) -> str:

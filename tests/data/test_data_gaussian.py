@@ -114,6 +114,11 @@ def test_a_killed_search_goes_on_to_the_same_student():
     assert [run["student"] for run in found if run["seed"] == 0] == [whole["student"]] and len(found) == 2
 
 
+def test_vectors_of_many_dimensions_fit_into_a_tables_key():
+    out = train(*WORDS, "dataset.dimensions=2000", "teacher.table=on", "teacher.allow_chance=true", plain=True)
+    assert result(out)["last"]["epoch"] == 3 and list(Path("outputs/teachers").rglob("*.table"))
+
+
 def test_the_posterior_is_refused_where_it_is_not_known():
     said = refusal("teacher=posterior", "student=mlp", without=("teacher",))
     assert said.startswith("teacher = posterior: must be a network: the true probabilities of 4 classes of images")
