@@ -11,7 +11,7 @@ from tests.support.procedures import MLPS, refusal
 
 LINES = [
     (["loss=fitnet"], "loss: the loss reads the feature"),
-    (["loss=at"], "loss: the loss reads the feature"),
+    (["loss=at"], "loss=at compares maps [B, D, H, W]; stage1 has the shape"),
     (["loss=ptloss", "loss.epsilon=[[0.1],[0.2]]"], "loss.epsilon = 2 rows: must be one row for each of the 4 classes"),
     (["loss=logit_std", "dataset.num_classes=2"], "loss = logit_std: must be another with 2 classes"),
     (["monitor=val/top1", "dataset.validation=0"], "monitor = val/top1: must be a figure of train or test"),

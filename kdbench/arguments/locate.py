@@ -29,7 +29,7 @@ def locate(path: object, key: str = "_target_") -> Any:
             raise UserError(f"{key} = {path}: cannot import {module_name} ({reason})") from error
         for name in parts[length:]:
             if not hasattr(found, name):
-                raise UserError(f"{key} = {path}: {module_name} has no {name}. {nearest(name, vars(found))}".rstrip())
+                raise UserError(f"{key} = {path}: {module_name} has no {name}. {nearest(name, dir(found))}".rstrip())
             found = getattr(found, name)
         if _can_be_called(found):
             return found

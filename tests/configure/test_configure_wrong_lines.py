@@ -190,7 +190,7 @@ def test_every_wrong_line_is_a_sentence_about_it(no_training, configuration, tmp
     faults = []
     for group, lines in LINES.items():
         root = configuration(group)
-        for line in filter(None, map(str.strip, lines)):
-            found = fault(root, line, tmp_path / str(len(faults)))
+        for number, line in enumerate(filter(None, map(str.strip, lines))):
+            found = fault(root, line, tmp_path / group / str(number))  # another line's folder would be another run's
             faults += [f"{group} {line}: {found}"] if found else []
     assert sum(map(len, LINES.values())) > 250 and not faults, "\n".join(faults)
