@@ -6,11 +6,15 @@ import argparse
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdbench.arguments import Trust, trusting
 from kdbench.errors import UserError, read_from, require
 from kdbench.results.metrics import metric_of
 from kdbench.results.result import is_finished, read_result
+
+if TYPE_CHECKING:
+    from kdbench.engine.device import Placement
 
 
 def main() -> int:
@@ -49,11 +53,8 @@ def evaluate_run(
     Raises UserError if a folder holds no finished student or if the dataset does not fit it.
     """
     from kdbench.build import ConfigCatalogue, dataset_node, load_data  # all of this loads torch
-    from kdbench.configure import check_node
     from kdbench.data.batches import EvaluationBatches, Loading
-    from kdbench.engine.device import place
     from kdbench.engine.evaluate import compare_networks, evaluate
-    from kdbench.engine.options import TrainerOptions
     from kdbench.runs.adapt import as_trained, fitted, interface_of_run
     from kdbench.runs.folder import network_of_run, read_config
 
@@ -68,10 +69,7 @@ def evaluate_run(
     network, data = as_trained(network, info, folder, data)
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
-    known = TrainerOptions.__dataclass_fields__  # a run of an earlier version may have had others
-    options = {key: value for key, value in tree["trainer"].items() if key in known}
-    with read_from(folder / "config.yaml"):
-        placement = place(check_node(options, TrainerOptions, "trainer"))
+    placement = _placement(tree["trainer"], folder / "config.yaml")
     batches = EvaluationBatches(data, images, Loading(batch_size=500, device=placement.device))
     network = placement.put(network)
     if against is None:
@@ -79,6 +77,17 @@ def evaluate_run(
     other, theirs = network_of_run(against, catalogue)[1:]
     other = fitted(other, interface_of_run(against), data, "--against", against, theirs)
     return {"images": len(images), **compare_networks(network, placement.put(other), batches)}
+
+
+def _placement(trainer: dict[str, object], source: Path) -> Placement:
+    """Where the run's own trainer options place a network; `source` is the file that they stand in."""
+    from kdbench.configure import check_node
+    from kdbench.engine.device import place
+    from kdbench.engine.options import TrainerOptions
+
+    known = TrainerOptions.__dataclass_fields__  # a run of an earlier version may have had others
+    with read_from(source):
+        return place(check_node({key: trainer[key] for key in trainer if key in known}, TrainerOptions, "trainer"))
 
 
 def teacher_folder(folder: Path) -> Path:

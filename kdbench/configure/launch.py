@@ -55,9 +55,8 @@ def launch(
     sweep = Sweep(refuse, finished)
     try:
         with _hydra_raises(), sweep.watching():
-            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")(
-                _job(task, failures, finished)
-            )()
+            main = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
+            main(_job(task, failures, finished))()
     except SystemExit:
         _say_how_keys_are_typed(arguments)
         raise
