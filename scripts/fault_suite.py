@@ -12,12 +12,12 @@ crowd    typed by three processes at once, one of which may be killed
 
 A kill comes at a random share of the processor time that the undisturbed process took, or right before a random one of
 the changes that it made to files (an open for writing, a rename, a removal): the plan follows from the seed, and a
-busy machine does not move it. At the end every file must be the undisturbed run's: weights and tables byte for byte,
-figures, rows and TensorBoard's points by their numbers. `lost`: what cannot be continued, files, rows and points that
-are missing. `wrong`: whatever else differs, and every message that is no message ("unexpected ...", a traceback).
-`leftovers`: hidden temporary files. Exits with 1 if there is any. POSIX only: processes are forked from one that has
-imported everything and composed the configuration, so that a round takes a second instead of ten. What they came to:
-docs/reliability.md.
+busy machine does not move it. At the end every file but checkpoints, Hydra's own and logs must be the undisturbed
+run's: weights and tables byte for byte, figures, rows and TensorBoard's points by their numbers. `lost`: what cannot be
+continued, files, rows and points that are missing. `wrong`: whatever else differs, and every message that is no message
+("unexpected ...", a traceback). `leftovers`: hidden temporary files. Exits with 1 if there is any. POSIX only:
+processes are forked from one that has imported everything and composed the configuration, so that a round takes a
+second instead of ten. What they came to: docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -336,6 +336,8 @@ class Scenario:
         finally:
             if mounted:
                 _quiet("umount", str(disk))
+            with contextlib.suppress(OSError):  # it holds what went wrong
+                disk.rmdir()
 
     def damaged(self, folder: Path, chance: random.Random) -> None:
         """One file is damaged: the right result all the same, or a message that names it."""
