@@ -19,7 +19,7 @@ MISTAKES = [
     ("train +foo=1", ["foo: there is no such key", "Keys: dataset"]),
     ("train hydra.run.dirr=x", ["hydra.run.dirr", "Did you mean hydra.run.dir?"]),
     ("train seed.x=3", ["seed is a value"]),
-    ("train loss=ce loss.tau=3", ["loss=ce has no key 'tau'", "It is a key of loss=ban"]),
+    ("train loss=ce loss.tau=3", ["loss=ce has no key 'tau'", "It is a key of loss=abkd, loss=ban, "]),
     ("train schedule.milestones=[1]", ["schedule=cosine has no key 'milestones'", "schedule=step"]),
     ("train schedule.cycles=2", ["It can be added (+schedule.cycles=2)"]),
     ("train student.name=resnet20", ["Did you mean student=resnet20?", "It is a key of student=timm"]),

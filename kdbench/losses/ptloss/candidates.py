@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kdbench.arguments import call, checked
-from kdbench.arguments.ranges import BITS, Count, Finite, Inside, Positive, Range, listed, within
+from kdbench.arguments.ranges import Count, Finite, Inside, Positive, Range, at_least, listed, within
 from kdbench.errors import require
 from kdbench.losses.ptloss.functional import orders as counted
 
@@ -45,7 +45,7 @@ class SearchOptions:
     """`loss.search.*`; see configs/loss/ptloss.yaml for what each means. Raises UserError for what cannot be."""
 
     count: Annotated[int, within(2, 10**6)] = 200
-    seed: Annotated[int, within(0, BITS - 1)] = 0
+    seed: Annotated[int, at_least(0)] = 0
     families: Annotated[Sequence[Family], listed(1)] = FAMILIES
     orders: Annotated[Sequence[Count], listed(1)] | None = None
     r: Annotated[Sequence[Finite], _ends(-1.0, False)] = (-0.95, 8.0)
