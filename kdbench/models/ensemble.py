@@ -75,9 +75,9 @@ class Ensemble(MadeWith):
         made_with = [math.inf if mean == "geometric" else self.tau, *self.weights]
         self.keep(made_with)
 
-    def forward(self, image: Tensor) -> Outputs:
-        """image [B, C, H, W] -> logits [B, C] float32."""
-        answers = [member(image).logits for member in self.members]
+    def forward(self, input: Tensor) -> Outputs:
+        """input [B, ...] -> logits [B, C] float32."""
+        answers = [member(input).logits for member in self.members]
         return Outputs(ensemble_logits(answers, self.weights, self.mean, self.tau), {})
 
 

@@ -123,14 +123,14 @@ class Fused(MadeWith):
         for m, classes in enumerate(self.sets):
             self.register_buffer(f"classes{m}", torch.tensor(classes))
 
-    def forward(self, image: Tensor) -> Outputs:
-        """image [B, C, H, W] -> log q [B, C] float32."""
-        general = _probabilities(self.generalist(image).logits)
-        batch = len(image)
+    def forward(self, input: Tensor) -> Outputs:
+        """input [B, ...] -> log q [B, C] float32."""
+        general = _probabilities(self.generalist(input).logits)
+        batch = len(input)
         special = general.new_zeros(batch, len(self.sets), general.shape[1])
         dustbin = general.new_zeros(batch, len(self.sets))
         for m, (network, offset) in enumerate(zip(self.specialists, self.offsets, strict=True)):
-            logits = network(image).logits.to(general.dtype)
+            logits = network(input).logits.to(general.dtype)
             answer = F.softmax(torch.cat([logits[:, :-1], logits[:, -1:] + offset], 1), 1)
             special[:, m, self.get_buffer(f"classes{m}")] = answer[:, :-1]
             dustbin[:, m] = answer[:, -1]
