@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,4 +138,10 @@ def _prepare_loss(
     small = batch._replace(input=batch.input[:2], view=batch.view[:2])
     with evaluating(student), placement.autocast():
         outputs = student(small.input)
-    loss.setup(outputs, teacher.teacher(small) if teacher else None)
+    if teacher is None:
+        loss.setup(outputs, None)
+        return
+    # A teacher that learns, or counts its student's steps, is asked here, but no step was made: it forgets this.
+    before = copy.deepcopy(teacher.teacher.state())
+    loss.setup(outputs, teacher.teacher(small))
+    teacher.teacher.restore(before)

@@ -56,5 +56,6 @@ class PastSelf(Teacher):
         return {} if self.decay is None else self.past.state_dict()
 
     def restore(self, state: dict[str, Any]) -> None:
+        self._calls = 0
         if self.decay is not None:
             self.past.load_state_dict(state)

@@ -216,6 +216,19 @@ def test_self_distillation_is_an_ordinary_run():
     assert "train/agreement" in found["last"]
 
 
+def test_a_past_counts_steps_and_not_what_a_loss_asks_before_them(monkeypatch: pytest.MonkeyPatch):
+    """A loss on features asks two images for their shapes: the past must still be taken at the start of an epoch."""
+    asked, ask = [], PastSelf.__call__
+
+    def noted(self: PastSelf, batch: Batch) -> Outputs:
+        asked.append((self._calls, len(batch.input)))
+        return ask(self, batch)
+
+    monkeypatch.setattr(PastSelf, "__call__", noted)
+    train("procedure=self_distillation", "loss=rkd", *ALONE[1:], "schedule.epochs=2", without=["teacher"])
+    assert asked == [(0, 2), (0, 16), (1, 16), (2, 16), (0, 16), (1, 16), (2, 16)]  # 48 images, two epochs
+
+
 def test_an_average_of_the_past_is_resumed(monkeypatch: pytest.MonkeyPatch):
     words = ["procedure=self_distillation", "procedure.past=average", "procedure.decay=0.5", *ALONE[1:]]
     whole = result(train(*words, "schedule.epochs=3", out="whole", without=["teacher"]))
