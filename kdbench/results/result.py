@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 from kdbench.errors import UserError, printable
 from kdbench.files import read_json, write_json
-from kdbench.results.metrics import TASKS
+from kdbench.results.metrics import TASKS, metric_of
 
 RESULT = "result.json"
 FILE_FORMAT = 2  # raise it when a field changes its meaning; 1 is the first edition's, which did not say so
@@ -197,9 +198,14 @@ def _fitting(name: str, value: Any, written: str) -> Any:
 
 
 def _numbers(values: Mapping[str, Any]) -> None:
-    wrong = next((name for name, value in values.items() if not isinstance(value, (int, float))), None)
-    if wrong is not None:
-        raise ValueError(f"{wrong} is {type(values[wrong]).__name__}, no number")
+    """Raises ValueError for a figure that is no number, or a share that no share can be."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{name} is {type(value).__name__}, no number")
+        if abs(value) > sys.float_info.max and not isinstance(value, float):
+            raise ValueError(f"{name} is a number of {len(str(value))} digits")
+        if metric_of(name).unit == "%" and not 0 <= value <= 1.000001:  # float32 rounds
+            raise ValueError(f"{name} is {value}, no share in [0, 1]")
 
 
 def as_json(entry: Any) -> Any:
