@@ -85,6 +85,21 @@ def test_parts_that_are_refused_by_name(tmp_path, folders, flat, words):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("parts", [("trn", "tst"), ("fold1", "fold2"), ("x_train", "x_test")])
+def test_parts_under_unknown_names_are_told_from_classes(tmp_path, parts, caplog):
+    for part in parts:
+        grow(tmp_path / part)
+    load(tmp_path)
+    assert f"the classes {', '.join(sorted(parts))} all hold the same folders (elm, oak)" in caplog.text
+
+
+def test_a_class_may_have_folders_of_its_own(tmp_path, caplog):
+    for name, inside in (("elm", ("young", "old")), ("oak", ("tall", "old"))):
+        grow(tmp_path / name, inside)
+    load(tmp_path)
+    assert "all hold the same folders" not in caplog.text
+
+
 def test_a_class_may_be_called_train(tmp_path):
     assert load(grow(tmp_path, ("bus", "car", "train"), 5)).classes == ("bus", "car", "train")
 

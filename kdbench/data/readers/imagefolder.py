@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -155,6 +157,8 @@ def listing(folder: Path, left_out: LeftOut, names: tuple[str, ...] | None = Non
         if paths[name] and names is not None and name not in names:
             raise UserError(f"dataset.root: {place.resolve()} is a class that is not in the training set")
     listed = {name: part for name, part in paths.items() if part}
+    if names is None:
+        _tell_parts_from_classes(found, listed)
     if not listed:
         raise UserError(f"dataset.root: no images in the class folders of {folder.resolve()}")
     names = names or tuple(listed)
@@ -164,6 +168,28 @@ def listing(folder: Path, left_out: LeftOut, names: tuple[str, ...] | None = Non
         log.warning("%s has no images of %d of %d classes (%s)", folder, len(absent), len(names), some)
     labels = [torch.full((len(part),), names.index(name)) for name, part in listed.items()]
     return names, (np.concatenate([np.array(part) for part in listed.values()]), torch.cat(labels))
+
+
+def _tell_parts_from_classes(found: Mapping[str, Path], listed: Mapping[str, Sequence[bytes]]) -> None:
+    """Warn where all class folders hold the same two or more folders and no image beside them.
+
+    They may be parts of a set (trn/ and tst/, fold1/ and fold2/) under names that are not known here.
+    """
+    inner = {name: {_folder_below(found[name], path) for path in paths} for name, paths in listed.items()}
+    kinds = {frozenset(folders) for folders in inner.values()}
+    same = next(iter(kinds)) if len(kinds) == 1 else frozenset()
+    if len(same) < 2 or b"" in same:
+        return
+    log.warning(
+        "the classes %s all hold the same folders (%s): are they parts of a set? Then call them train, val and test",
+        ", ".join(sorted(listed)[:3]), ", ".join(sorted(os.fsdecode(folder) for folder in same)[:3]),
+    )  # fmt: skip
+
+
+def _folder_below(place: Path, path: bytes) -> bytes:
+    """The first folder below a class's own that an image lies in; empty for none."""
+    head, _, rest = os.path.relpath(path, os.fsencode(place)).partition(os.fsencode(os.sep))
+    return head if rest else b""
 
 
 def source(names: tuple[str, ...], parts: Parts, reading: Reading) -> Source:
