@@ -70,9 +70,14 @@ def test_a_terminal_that_hangs_up_stops_a_run_in_order():
     here, there = pty.openpty()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     words = [sys.executable, "-m", "kdbench", *RUN.split(), "schedule.epochs=20000", "trainer.progress=plain"]
+
+    def on_its_own_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup would hand down that it is ignored
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     process = subprocess.Popen(
         words, stdin=there, stdout=there, stderr=there, env=environment, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=on_its_own_terminal,
     )  # fmt: skip
     os.close(there)
     try:
