@@ -22,6 +22,7 @@ BROKEN = (
     Image.DecompressionBombError,
 )  # fmt: skip
 _ORIENTATION = 0x0112  # of EXIF: which way up the camera was held
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # of TIFF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -85,6 +86,7 @@ def as_seen(
 
     Raises UserError for pixels whose format says no range, and what Pillow raises for broken files.
     """
+    _refuse_signed_bytes(opened)
     opened.load()  # before the orientation: some formats turn themselves, and PNG may keep its EXIF behind the pixels
     image, marks, mode = opened, 0, "L" if channels == 1 else "RGB"
     if opened.mode.startswith("I") or opened.mode == "F":
@@ -115,6 +117,8 @@ def _eight_bits(
     low, high = value_range or _range_of(image, values)
     if np.isnan(values).any():
         raise ValueError("it holds pixels that are no numbers")
+    if _tag(image, _PHOTOMETRIC) == 0:  # WhiteIsZero: of 8 bits Pillow turns it round itself
+        values = low + high - values
     pixels = np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
     dim = value_range is None and values.max() < (low + high) / 16
     marks, clear = DIM if dim else 0, image.info.get("transparency")
@@ -124,9 +128,23 @@ def _eight_bits(
     return Image.fromarray(pixels), marks
 
 
+def _tag(image: Image.Image, number: int, default: int = 1) -> int:
+    """A number of a TIFF's header, the first if there is one for each channel; `default` for other files."""
+    value = getattr(image, "tag_v2", {}).get(number, default)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _refuse_signed_bytes(image: Image.Image) -> None:
+    """Raises UserError for a TIFF of signed 8-bit numbers, which Pillow takes for unsigned ones."""
+    if _tag(image, _SAMPLE_FORMAT) == 2 and _tag(image, _BITS, 8) == 8:
+        raise UserError(
+            "its pixels are signed 8-bit numbers, without a black and a white: convert it"
+        )
+
+
 def _range_of(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
     """The range that the file's format says: 16 bits, or what TIFF says. Raises UserError where it says none."""
-    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # TIFF: BitsPerSample
+    bits = _tag(image, _BITS, 16)
     if image.mode.startswith("I;16") and 8 < bits <= 16:
         return 0.0, 2.0**bits - 1
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # older Pillow's way to hold 16 bits

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +137,30 @@ def test_sixteen_bits_become_eight(name, tmp_path):
     pixels, marks = read_file(str(path), 1)
     assert torch.equal(pixels.flatten(), torch.arange(256, dtype=torch.uint8)) and marks == 0
     assert torch.equal(decode(str(path), 3), pixels.expand(3, -1, -1))
+
+
+def plain_tiff(path: Path, values: np.ndarray, white_is_zero: bool = False, signed: bool = False) -> str:
+    """An uncompressed gray TIFF with tags that Pillow does not write."""
+    data, (height, width) = values.tobytes(), values.shape
+    tags = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: 0 if white_is_zero else 1, 273: 8}
+    tags |= {277: 1, 278: height, 279: len(data), 339: 2 if signed else 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    path.write_bytes(head + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_where_zero_is_white_the_image_is_no_negative(kind, tmp_path):
+    values = np.arange(256).reshape(16, 16) * (257 if kind is np.uint16 else 1)
+    path = plain_tiff(tmp_path / "fax.tif", values.astype(kind), white_is_zero=True)
+    assert torch.equal(decode(path, 1).flatten(), torch.arange(256, dtype=torch.uint8).flip(0))
+
+
+def test_signed_bytes_are_refused(tmp_path):
+    path = plain_tiff(tmp_path / "signed.tif", np.arange(-128, 128).reshape(16, 16).astype(np.int8), signed=True)
+    with pytest.raises(UserError, match="signed 8-bit numbers"):
+        decode(path, 1)
 
 
 def test_dark_deep_images_are_marked_and_a_range_brightens_them(tmp_path):
