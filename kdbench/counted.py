@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 # Raise it when a change of kdbench's code changes what a run's figures are. 1: the first edition, which did not say so.
 RESULT_FORMAT = 2
 
@@ -27,6 +30,10 @@ UNCOUNTED = (
     "trainer.progress",
 )
 
+# Keys that came later, with the value that gives what was before them: at that value they do not count, so that runs
+# and stored teachers of before are still found. "teacher.optimizer" is an optimizer's node as well.
+ADDED: Mapping[str, object] = {}
+
 # Keys by which the repetitions of one setting differ:
 SEEDS = ("seed", "seeds", "teacher.seed", "dataset.data_seed")
 
@@ -34,6 +41,16 @@ SEEDS = ("seed", "seeds", "teacher.seed", "dataset.data_seed")
 def counted(key: str) -> bool:
     """Whether a dotted key, or a group, belongs to a run's identity."""
     return not _under(key, UNCOUNTED)
+
+
+def as_before(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Values by key without those that came later and change nothing. place: the group that the keys lie in."""
+    return {key: value for key, value in values.items() if not _changes_nothing(f"{place}{key}", value)}
+
+
+def _changes_nothing(key: str, value: object) -> bool:
+    usual = ADDED.get(key.removeprefix("teacher."), ...)
+    return usual is not ... and value in (usual, str(usual))  # flattened, a list is text
 
 
 def is_seed(key: str) -> bool:

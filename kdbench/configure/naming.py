@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdbench.arguments.source import Code, sources
 from kdbench.configure.reference import NAMED, config_folders, group_choices, reference
-from kdbench.counted import counted
+from kdbench.counted import as_before, counted
 
 _FIRST = ("loss", "student", "schedule", "optimizer", "procedure", "seed", "seeds", "teacher", "dataset")
 
@@ -136,10 +136,11 @@ def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, An
 
 
 def _counted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What belongs to a run's identity; without a teacher none of the keys that say how one is had and used."""
+    """What belongs to a run's identity; without a teacher none of the keys that say how one is had and used, and none
+    that came later at the value that changes nothing."""
     lonely = values.get("teacher._target_") is None
     unused = {key for key in values if lonely and key.startswith("teacher.") and key != "teacher._target_"}
-    return {key: value for key, value in values.items() if counted(key) and key not in unused}
+    return as_before({key: value for key, value in values.items() if counted(key) and key not in unused})
 
 
 def _follows(task: DictConfig, key: str, usual_form: Any) -> bool:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kdbench.counted import counted, is_seed
+from kdbench.counted import as_before, counted, is_seed
 from kdbench.results.read import Run
 from kdbench.results.result import NetworkResult
 
@@ -142,7 +142,7 @@ def settings(run: Run) -> dict[str, Any]:
     config = run.result.config
     places = [(v, k) for k, v in config.items() if k.startswith("paths.") and isinstance(v, str) and v]
     places.sort(key=lambda item: -len(item[0]))
-    return {key: _neutral(value, places) for key, value in config.items() if _counted(key)}
+    return {key: _neutral(value, places) for key, value in as_before(config).items() if _counted(key)}
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:

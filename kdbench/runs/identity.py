@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdbench.counted import RESULT_FORMAT, counted
+from kdbench.counted import RESULT_FORMAT, as_before, counted
 from kdbench.data import content
 from kdbench.data.content import Content
 from kdbench.data.stamp import Stamp
@@ -79,7 +79,7 @@ class Kept:
 def settings_of(choices: Any, config: Any) -> dict[str, Any]:
     """Choices and counted values of a run, for words."""
     parts = [part if isinstance(part, Mapping) else {} for part in (choices, config)]
-    return {key: value for part in parts for key, value in part.items() if counted(key)}
+    return as_before({key: value for part in parts for key, value in part.items() if counted(key)})
 
 
 def refuse_other(folder: Path, own: Identity, data: Callable[[], Content] | None = None) -> None:

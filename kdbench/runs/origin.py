@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Text
 from kdbench.arguments.source import Code, code_of, sources
+from kdbench.counted import as_before
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
 from kdbench.errors import require
@@ -217,8 +218,8 @@ def store_key(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bun
         "augment": repr(data.teacher_augment),
         "normalise": [list(data.mean), list(data.std)],
         "network": dict(network.config),
-        "optimizer": asdict(spec.optimizer),
-        "schedule": asdict(spec.schedule),
+        "optimizer": as_before(asdict(spec.optimizer), "optimizer."),
+        "schedule": as_before(asdict(spec.schedule), "schedule."),
         "label_smoothing": spec.label_smoothing,
         "seed": spec.seed,
         "stop_epoch": spec.stop_epoch,
