@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -41,6 +41,7 @@ class LossTerms(NamedTuple):
 
     total: Tensor  # 0-dim float32, the only thing that is back-propagated
     parts: dict[str, Tensor]  # unweighted 0-dim terms by name, for curves
+    weighted: Mapping[str, Tensor] = {}  # what total is the sum of, by name, for optimizers that keep terms apart
 
 
 class StepOutput(NamedTuple):

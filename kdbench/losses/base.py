@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from kdbench.types import Calibration, LossTerms, Outputs, Target
 Weights = Mapping[str, NotNegative]
 Smoothing = Annotated[float, from_to(0, 1)]
 Steps = Literal["batch", "epoch"]
+Classifier = Callable[[nn.Module], nn.Linear]
 
 
 class DistillationLoss(nn.Module):
@@ -72,6 +73,14 @@ class DistillationLoss(nn.Module):
         """The exact formula with its numbers, for the log and result.json."""
         raise NotImplementedError
 
+    def attach(self, student: nn.Module, teacher: nn.Module | None, classifier: Classifier) -> None:
+        """Look at the networks themselves, before `setup`, for what their outputs do not say: weights.
+
+        The student is the one that is trained; what is kept of it goes into a tuple, since a module would be owned a
+        second time by the loss. teacher None: there is none, or it is no network. `classifier` gives a network's last
+        layer, or raises UserError if it has none.
+        """
+
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make adapters from real shapes, once, before the optimizer is built. Most losses have none."""
 
@@ -113,12 +122,15 @@ class DistillationLoss(nn.Module):
 
     def combine(self, **parts: Tensor) -> LossTerms:
         """Weighted sum of named terms; a term without a weight counts once. Terms with weight 0 only make curves."""
-        total = sum(
-            self.weights.get(name, 1.0) * part for name, part in parts.items() if self.weights.get(name, 1.0) != 0.0
-        )
+        weighted = {
+            name: self.weights.get(name, 1.0) * part
+            for name, part in parts.items()
+            if self.weights.get(name, 1.0) != 0.0
+        }
+        total = sum(weighted.values())
         if not isinstance(total, Tensor):
             raise UserError("weights", self.weights, "above 0 for one of them: nothing to train on")
-        return LossTerms(total, {name: part.detach() for name, part in parts.items()})
+        return LossTerms(total, {name: part.detach() for name, part in parts.items()}, weighted)
 
     @property
     def task_text(self) -> str:

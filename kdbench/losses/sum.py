@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, require
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights
+from kdbench.losses.base import Classifier, DistillationLoss, Smoothing, Weights
 from kdbench.types import Calibration, LossTerms, Outputs, Target
 
 
@@ -58,6 +58,10 @@ class Sum(DistillationLoss):
     def formula(self) -> str:
         parts = {name: f"({part.formula})" for name, part in self.named_losses()}
         return self.written(task=self.task_text, **parts)
+
+    def attach(self, student: nn.Module, teacher: nn.Module | None, classifier: Classifier) -> None:
+        for _, part in self.named_losses():
+            part.attach(student, teacher, classifier)
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         for _, part in self.named_losses():

@@ -20,6 +20,7 @@ from kdbench.engine.options import TrainerOptions
 from kdbench.engine.schedule import lr_factors
 from kdbench.errors import under
 from kdbench.losses.base import DistillationLoss
+from kdbench.models.base import last_layer
 from kdbench.runs.identity import Identity
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.taught import TaughtBy
@@ -132,6 +133,7 @@ def _prepare_loss(
 ) -> None:
     """Adapters from real shapes, for losses that have them. Costs two evaluation images through both networks."""
     loss.train_rows = data.num_rows
+    loss.attach(student, teacher.network if teacher is not None else None, last_layer)
     if type(loss).setup is DistillationLoss.setup:
         return
     batch = next(iter(sets["test"]))
