@@ -56,6 +56,21 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def in_bytes(size: float) -> str:
+    """A size in words: "3.2 GB"."""
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def on_disk(path: Path) -> int:
+    """Bytes that a file takes; a sparse one fewer than its size, but on Windows, which does not say."""
+    status = path.stat()
+    return getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let an OSError say which of our files it is about, and a full disk what to do."""

@@ -14,7 +14,11 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from tests.support.shell import kdbench
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -43,3 +47,27 @@ def _own_logging() -> Iterator[None]:
             handler.close()
         one.setLevel(level)
         one.propagate = propagate
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of class folders: red and blue pictures of several sizes, one on its side, one gray."""
+    root = tmp_path_factory.mktemp("photos") / "photos"
+    random = np.random.default_rng(0)
+    for name, colour in (("blue", (30, 40, 200)), ("red", (200, 40, 30))):
+        (root / name).mkdir(parents=True)
+        for i in range(20):
+            shape = (20 + i, 30, 3)
+            pixels = np.clip(random.normal(colour, 30, shape), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def photo_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = ["dataset=imagefolder", f"dataset.root={photos}", "dataset.size=16", "dataset.resize=20", "teacher=none",
+             "loss=ce", "student=resnet8", "schedule.epochs=6", "schedule.batch_size=8", "trainer.progress=none",
+             f"dataset.cache={folder.parent}/cache", f"hydra.run.dir={folder}"]  # fmt: skip
+    assert kdbench("train", *words) == 0
+    return folder

@@ -19,6 +19,7 @@ from kdbench.arguments import fit
 from kdbench.arguments.ranges import above_to, within
 from kdbench.commands.train import chosen
 from kdbench.errors import UserError, require
+from kdbench.files import in_bytes, write_json
 
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
@@ -29,7 +30,8 @@ OWN = (  # this command's defaults; what the user types of them counts instead
     "hydra.run.dir=${paths.outputs}/bench",
     "hydra.job.name=bench",
 )
-HELP = """kdbench bench [--baseline] [--members N] [--seconds S] [--workers W] [--json FILE] [key=value ...]
+HELP = """kdbench bench --latency RUN [--batch 1,64] [--seconds S] [--json FILE] [--trust]
+       kdbench bench [--baseline] [--members N] [--seconds S] [--workers W] [--json FILE] [key=value ...]
 Time a configuration's training on this machine, part by part, and against the plain loop.
 
 It takes the keys of `kdbench train`; nothing is trained to the end and no run is written. Networks start with random
@@ -43,10 +45,13 @@ weights. Where the dataset is not on this machine, random images of its shapes s
   --against NAME=COMMAND   also time what COMMAND trains; may be given again. It prints "ready", then, for every line
                  with a number of steps on its stdin, the seconds that they took (scripts/bench_peer.py)
   --json FILE    write all figures there, too
+  --latency RUN  instead: how long a finished run's student takes for an answer here, by torch and onnxruntime, and its
+                 size; --batch: inputs a call (default 1,64); --trust: run code that the run's folder names
 
 Examples:
   kdbench bench dataset=cifar100 teacher=resnet56 student=resnet20 schedule=crd240 --baseline
-  kdbench bench dataset=cifar100 teacher=resnet32x4 student=resnet8x4 trainer.precision=bf16 --members 8"""
+  kdbench bench dataset=cifar100 teacher=resnet32x4 student=resnet8x4 trainer.precision=bf16 --members 8
+  kdbench bench --latency outputs/runs/digits/..."""
 
 
 RANGES = {
@@ -61,6 +66,8 @@ def main() -> int:
         print(HELP)
         return 0
     options, words = _parse(sys.argv[1:])
+    if options.latency is not None:
+        return latency(options, words)
     task = (lambda cfg: serve(cfg, options)) if options.serve else (lambda cfg: bench(cfg, options, words))
     return configure.launch(task, own=OWN, words=words)
 
@@ -74,6 +81,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--against", action="append", default=[])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--latency")
+    parser.add_argument("--batch", default="1,64")
+    parser.add_argument("--trust", action="store_true")
     parser.add_argument("--serve", choices=("plain", "table", "live"))  # be a contender of another `kdbench bench`
     options, words = parser.parse_known_args(arguments)
     for other in options.against:
@@ -119,6 +129,30 @@ def bench(cfg: DictConfig, options: argparse.Namespace, words: list[str]) -> Non
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def latency(options: argparse.Namespace, words: list[str]) -> int:
+    """How long a finished student takes for an answer on this machine, and its size."""
+    from kdbench.deploy.latency import latencies, size_of
+    from kdbench.deploy.student import load
+
+    require(not words, "--latency", " ".join(words), "a run alone: it has its own configuration")
+    sizes = [int(word) if word.strip().isdecimal() else 0 for word in options.batch.split(",")]
+    require(min(sizes) >= 1, "--batch", options.batch, "numbers of 1 or more, e.g. 1,64")
+    student = load(options.latency, options.trust)
+    size, seconds = size_of(student), options.seconds / 10  # ten turns or so fit into what is asked for
+    found = latencies(student, sizes, seconds)
+    costs = f"{size.parameters:,} parameters, {in_bytes(size.bytes)}, {size.flops / 1e6:,.1f} MFLOP an input"
+    print(f"{student.name}  {costs}")
+    width = max(len(one.way) for one in found)
+    print(f"{'':<{width}}  batch  ms a call (10 % to 90 %)   inputs a second")
+    for one in found:
+        spread = f"({one.spread[0]:.3f} to {one.spread[1]:.3f})"
+        print(f"{one.way:<{width}}  {one.batch:>5}  {one.milliseconds:>9.3f} {spread:<18}  {one.rate:>12,.0f}")
+    if options.json is not None:
+        tree = {"network": student.name, **size._asdict(), "latency": [one._asdict() for one in found]}
+        write_json(options.json, tree)
+    return 0
 
 
 def serve(cfg: DictConfig, options: argparse.Namespace) -> None:

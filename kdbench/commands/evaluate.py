@@ -26,7 +26,7 @@ def main() -> int:
         against = teacher_folder(folder) if arguments.against == "teacher" else find_run(Path(arguments.against))
     named = Path(arguments.run).name if Path(arguments.run).is_file() else "student.safetensors"
     figures = evaluate_run(
-        folder, arguments.split, [*overrides, *arguments.overrides], named, against, _trust(arguments)
+        folder, arguments.split, [*overrides, *arguments.overrides], named, against, trust_of(arguments)
     )
     if arguments.json:
         print(json.dumps(figures))
@@ -130,8 +130,7 @@ def _parse() -> argparse.Namespace:
         "--against", metavar="RUN", help="also how close it is to another run's student, or to its own `teacher`"
     )
     parser.add_argument("--dataset", help="another dataset with the same classes (kdbench list dataset)")
-    parser.add_argument("--trust", action="store_true", help="run code that the run's folder names, whatever it is")
-    parser.add_argument("--config-dir", metavar="DIR", help="run code that your configurations in DIR name, too")
+    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print one line of JSON, shares as fractions")
     arguments = parser.parse_intermixed_args()
     for override in arguments.overrides:
@@ -140,7 +139,14 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def _trust(arguments: argparse.Namespace) -> Trust:
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that opens a run folder, which may be a stranger's; read by `trust_of`."""
+    parser.add_argument("--trust", action="store_true", help="run code that the run's folder names, whatever it is")
+    parser.add_argument("--config-dir", metavar="DIR", help="run code that your configurations in DIR name, too")
+
+
+def trust_of(arguments: argparse.Namespace) -> Trust:
+    """What may be run. Raises UserError for a --config-dir that is not there."""
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise UserError(f"--config-dir {arguments.config_dir}: there is no such folder")
     folders = [arguments.config_dir] if arguments.config_dir is not None else []

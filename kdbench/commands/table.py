@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from kdbench import configure
 from kdbench.commands.train import chosen
 from kdbench.errors import UserError, printable
+from kdbench.files import in_bytes, on_disk
 
 _USAGE = """usage: kdbench table build [group=option ...] [key=value ...]
        kdbench table info [FOLDER]
@@ -45,11 +46,10 @@ def main() -> int:
 def fill(cfg: DictConfig) -> None:
     """Build the table of a configuration and print what was done."""
     from kdbench import build  # loads torch
-    from kdbench.tables.worth import in_bytes
 
     done = build.fill_table(cfg, chosen(), _progress)
     rate = f", {done.computed / done.seconds:,.0f} a second" if done.computed else ""
-    print(f"table {done.path}  ({in_bytes(_on_disk(done.path))} on disk)")
+    print(f"table {done.path}  ({in_bytes(on_disk(done.path))} on disk)")
     print(f"{done.entries:,} entries, {done.computed:,} of them computed now in {done.seconds:.1f} s{rate}")
 
 
@@ -73,25 +73,18 @@ def info(words: list[str]) -> int:
 def _described(folder: Path) -> Iterator[tuple[str, ...]]:
     from kdbench.tables.file import count_filled, shape_in
     from kdbench.tables.store import find_tables
-    from kdbench.tables.worth import in_bytes
 
     for path, header in find_tables(folder):
-        name, on_disk = str(path.relative_to(folder)), in_bytes(_on_disk(path))
+        name, taken = str(path.relative_to(folder)), in_bytes(on_disk(path))
         shape, count = shape_in(header), None
         with suppress(OSError):  # a table that may not be read hides no other
             count = None if shape is None else count_filled(path, shape)
         if shape is None or count is None:
-            yield (name, *["?"] * 4, "damaged" if shape is None else "unreadable", on_disk, "?", "?")
+            yield (name, *["?"] * 4, "damaged" if shape is None else "unreadable", taken, "?", "?")
             continue
         filled = f"{100 * count / shape.entries:.1f} %"
         size = [f"{shape.rows:,}", str(shape.views), str(shape.classes), str(shape.dtype).removeprefix("torch.")]
-        yield (name, *size, filled, on_disk, in_bytes(shape.bytes), str(header["key"].get("device", "?")))
-
-
-def _on_disk(path: Path) -> int:
-    """Bytes that a sparse file takes; Windows does not say, and there it takes all of its size."""
-    status = path.stat()
-    return getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
+        yield (name, *size, filled, taken, in_bytes(shape.bytes), str(header["key"].get("device", "?")))
 
 
 @contextmanager

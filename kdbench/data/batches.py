@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,17 +75,21 @@ class ResidentInputs:
             yield from (inputs[start - first : end - first] for start, end in part)
 
 
+def scale_and_shift(mean: Sequence[float], std: Sequence[float], most: int) -> tuple[Tensor, Tensor]:
+    """(input / most - mean) / std as input * scale + shift, two float32 [C]: two passes over the floats, not three."""
+    shift, spread = (torch.tensor(numbers, dtype=torch.float64) for numbers in (mean, std))
+    return (1 / (most * spread)).float(), (-shift / spread).float()
+
+
 class Normalise:
     """(input - mean) / std as float32; pixels are first divided by 255. Inputs without a mean (token ids) stay as they
     are."""
 
     def __init__(self, data: Bundle, device: torch.device, channels_last: bool) -> None:
         inputs = data.train.inputs
-        shift, scale = (torch.tensor(numbers, dtype=torch.float64) for numbers in (data.mean, data.std))
-        ones = [1] * (len(inputs.shape) - 2)
-        # input * scale + shift: two passes over the floats instead of three.
-        self.scale = (1 / ((255 if are_images(inputs) else 1) * scale)).float().view(1, -1, *ones).to(device)
-        self.shift = (-shift / scale).float().view(1, -1, *ones).to(device)
+        shape = [1, -1, *[1] * (len(inputs.shape) - 2)]
+        scale, shift = scale_and_shift(data.mean, data.std, 255 if are_images(inputs) else 1)
+        self.scale, self.shift = scale.view(shape).to(device), shift.view(shape).to(device)
         channels_last = channels_last and len(inputs.shape) == 4
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.needed = bool(data.mean)

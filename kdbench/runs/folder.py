@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kdbench.runs.recipe import Catalogue, NetworkSpec
 
 NETWORK = "network.json"
+EXPORT = "export"  # files of the student for other programs
 _OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, PREDICTIONS, "run.json", "config.yaml", "metrics.jsonl")
 
 
@@ -35,7 +36,8 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for events in folder.glob("events.out.tfevents.*"):
         events.unlink()
-    shutil.rmtree(folder / "stages", ignore_errors=True)
+    for made in ("stages", EXPORT):
+        shutil.rmtree(folder / made, ignore_errors=True)
 
 
 def save_network(folder: Path, spec: NetworkSpec, data: Bundle, average: bool = False) -> None:

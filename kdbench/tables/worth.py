@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdbench.files import in_bytes
+
 WORTH = 0.02  # of this run's teacher passes: a table that saves less is not begun
 SHARE = 0.05  # of a step's arithmetic: a cheaper teacher is not worth the disk
 _SIZES = [(name, ctypes.c_uint64) for name in ("total", "free", "pages", "page", "virtuals", "virtual", "extended")]
@@ -67,15 +69,6 @@ def choose(costs: Costs) -> tuple[bool, str]:
     there = f", {100 * costs.filled:.0f} % there already" if costs.filled else ""
     gain = f"saves about {100 * costs.saved:.0f} % of this run's teacher passes and up to all of later runs'"
     return True, f"{gain}; {size}{there}"
-
-
-def in_bytes(size: float) -> str:
-    """A size in words: "3.2 GB"."""
-    for unit in ("B", "kB", "MB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
 
 
 def free_disk(folder: Path) -> int:

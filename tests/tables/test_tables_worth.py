@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdbench.tables.worth import Costs, choose, free_disk, free_memory, in_bytes
+from kdbench.files import in_bytes
+from kdbench.tables.worth import Costs, choose, free_disk, free_memory
 
 CIFAR100 = Costs(
     epochs=240, images=50_000, views=162, filled=0.0, size=3_300_000_000, teacher=250, students=80,

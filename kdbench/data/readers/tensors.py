@@ -81,6 +81,20 @@ def tensors(
     return Source(names, *made["train"], *made["test"], val=made.get("val"))
 
 
+def vectors_in(path: Path, keys: Mapping[str, Any] | None = None, context: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """The inputs of a file alone, float32 [N, D], read as `tensors` reads them; labels may be there, and are left out.
+
+    Raises UserError naming the file and what in it cannot be.
+    """
+    wanted, file = call(Keys, keys or {}, "dataset.keys"), read_arrays(path)
+    given = {name for name in (wanted.labels, wanted.groups) if name in file.names}
+    label = None if wanted.labels else _called(file, wanted, "labels")
+    names = _input_names(file, wanted, "", given | ({label} if label else set()))
+    groups = file.words(wanted.groups) if wanted.groups in file.names and wanted.groups else None
+    inputs = _finite(file.numbers(names), names, file)
+    return _joined(Part(inputs, np.zeros(len(inputs)), groups), context).inputs
+
+
 def _parts(root: str | None, wanted: Keys) -> dict[str, Part]:
     """ "train", and "test" and "val" where the file or folder has them."""
     place = Path(root or "")
