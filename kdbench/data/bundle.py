@@ -111,6 +111,7 @@ class Source(NamedTuple):
     stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std, where the reader knows them
     files: ImageFiles | None = None  # the training images as files, where they are files: read or to be streamed
     vocab_size: int = 0  # of token ids
+    vocabulary: str = ""  # what token ids mean: the tokeniser's name
     published: tuple[int, int] | None = None  # training and test images that the set is known to have
     posterior: nn.Module | None = None  # inputs [N, ...] -> logits [N, C] of the true p*(class | input), where known
 
@@ -142,6 +143,7 @@ class Bundle:
     resize: int | None = None  # pixels of an image file's shorter side before the middle is cut out
     posterior: nn.Module | None = None  # as in Source
     stamp: Stamp | None = None  # of the files that were read
+    vocabulary: str = ""  # what token ids mean: the tokeniser's name
 
     def for_teacher(self) -> Bundle:
         """The same data for the teacher's own training: its augmentation, and no mixing of images."""

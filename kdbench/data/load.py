@@ -74,7 +74,7 @@ def load_bundle(
         _augment(augment if teacher_augment is None else teacher_augment, "teacher_augment", source.inputs),
         _mix(mix or {}, source.inputs), _workers(workers), source.vocab_size,
         (source.files.resize or None) if source.files is not None else None,
-        source.posterior,
+        source.posterior, vocabulary=source.vocabulary,
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def _augment(value: Augment | None, key: str, inputs: Inputs) -> Augment:
     """null is no augmentation. Raises UserError, also for one that cannot take this data: it is tried on two rows."""
     made = Identity() if value is None else value
     require(is_augment(made), f"dataset.{key}", value, "null or the _target_ of an augmentation")
-    if isinstance(inputs, Tensor) and not are_images(inputs):
+    if isinstance(inputs, Tensor):
         some = inputs[:2]
         try:
             fits = made(some, made.draw(len(some), torch.Generator())).shape == some.shape
@@ -178,8 +178,8 @@ def _outside(inputs: Inputs, labels: Tensor) -> Split:
 def _normalisation(source: Source, mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std, one a channel or dimension; what is null is measured on the whole original training set."""
     if isinstance(source.inputs, Tensor) and source.inputs.dtype == torch.int64:
-        if mean is not None or std is not None:
-            raise UserError("dataset.mean", mean, "null for token ids, and so must dataset.std")
+        for key, value in (("mean", mean), ("std", std)):
+            require(value is None, f"dataset.{key}", value, "null for token ids")
         return (), ()
     measured: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     if mean is None or std is None:

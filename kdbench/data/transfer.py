@@ -53,8 +53,9 @@ def transferred(
     part = _share(part, fraction, per_class, seed)
     if len(part) < 2:
         raise UserError("dataset.transfer", said=f"it leaves {len(part)} images to train on, and 2 are the least")
-    for key, value, none in (("extra", extra, "null"), ("crops", crops, "0")):
-        if value and not are_images(part.inputs):
+    tokens = isinstance(part.inputs, Tensor) and part.inputs.dtype == torch.int64
+    for key, value, none in (("extra", extra, "null"), ("crops", crops, "0"), ("noise_images", noise_images, "0")):
+        if value and not are_images(part.inputs) and (key != "noise_images" or tokens):
             raise UserError(f"dataset.transfer.{key}", value, f"{none} for data without images")
     unread = None if extra is None else _extra_files(part.inputs, files, extra)
     added = _extras(part.inputs, unread, extra, cache, crops, noise_images, seed)

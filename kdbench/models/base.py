@@ -15,7 +15,7 @@ from kdbench.arguments import accepted
 from kdbench.errors import UserError
 from kdbench.types import Info
 
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding)
 
 
 class MadeWith(nn.Module):
@@ -43,14 +43,14 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def first_layer_name(model: nn.Module) -> str:
-    """Path of the convolution or linear layer that sees the input: the first one registered.
+    """Path of the convolution, linear layer or embedding that sees the input: the first one registered.
 
     Raises UserError if the network has none.
     """
     for name, module in model.named_modules():
         if isinstance(module, _WEIGHTED):
             return name
-    raise UserError(f"{type(model).__name__} has neither a convolution nor a linear layer")
+    raise UserError(f"{type(model).__name__} has neither a convolution, nor a linear layer, nor an embedding")
 
 
 def last_layer_name(model: nn.Module) -> str:

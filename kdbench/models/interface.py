@@ -37,11 +37,13 @@ class Interface:
     std: tuple[float, ...] | None = None
     size: int | None = None  # pixels a side
     resize: int | None = None  # pixels of the shorter side before the middle is cut out
+    vocabulary: str | None = None  # what token ids mean: the tokeniser's name
     published: bool = False
 
     def kept(self) -> dict[str, Any]:
-        """As network.json and the header of a safetensors file hold it."""
-        return {key: value for key, value in asdict(self).items() if key != "published"}
+        """As network.json and the header of a safetensors file hold it; those of images say nothing of tokens."""
+        left_out = {"published"} if self.vocabulary else {"published", "vocabulary"}
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     @classmethod
     def read(cls, about: Mapping[str, Any], source: str) -> Interface:
@@ -51,7 +53,9 @@ class Interface:
         _refuse(not all(map(_is_finite, (*(mean or ()), *(std or ())))), source, "mean or std")
         _refuse(len(mean or ()) != len(std or ()) or min(std or (1,)) <= 0, source, "std")
         size, resize = (about[key] if type(about.get(key)) is int else None for key in ("size", "resize"))
-        return cls(str(about.get("dataset") or ""), classes, mean, std, size, resize)
+        vocabulary = about.get("vocabulary")
+        _refuse(not isinstance(vocabulary, str | None), source, "vocabulary")
+        return cls(str(about.get("dataset") or ""), classes, mean, std, size, resize, vocabulary)
 
 
 class Adapted(nn.Module):
@@ -92,8 +96,16 @@ class Adapted(nn.Module):
 def adapt(network: nn.Module, own: Interface, data: Interface, key: str, value: object) -> tuple[nn.Module, list[str]]:
     """The network for these data, and in words what was done or is not known; the same object if nothing was to do.
 
-    Raises UserError for classes that the network does not know, naming them and the key whose value the network is.
+    Raises UserError for classes that the network does not know, naming them and the key whose value the network is, and
+    for token ids that mean something else.
     """
+    if own.vocabulary and data.vocabulary and own.vocabulary != data.vocabulary:
+        raise UserError(
+            key,
+            value,
+            f"a network that reads the token ids of dataset {data.dataset} ({data.vocabulary})",
+            hint=f"It was trained with others ({own.vocabulary}); dataset.teacher_tokenizer gives them",
+        )
     order, said = class_order(own, data, key, value)
     normalise = None
     if data.mean and own.mean is None:

@@ -59,7 +59,8 @@ def _use_of(data: Bundle, average: bool) -> dict[str, Any]:
 def interface_of(data: Bundle) -> Interface:
     """What data give a network, and what they ask of it."""
     size = data.info.image_size if isinstance(data.info, ImageInfo) else None
-    return Interface(data.name, tuple(data.classes), tuple(data.mean), tuple(data.std), size, data.resize)
+    kept = (data.name, tuple(data.classes), tuple(data.mean), tuple(data.std))
+    return Interface(*kept, size, data.resize, data.vocabulary or None)
 
 
 def save_config(folder: Path, tree: Mapping[str, Any]) -> None:

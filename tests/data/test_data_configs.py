@@ -19,7 +19,7 @@ from kdbench.data.load import load_bundle
 CONFIGS = Path(__file__).parents[2] / "configs"
 DATASETS = sorted(path.stem for path in (CONFIGS / "dataset").glob("*.yaml"))
 AUGMENTS = sorted(path.stem for path in (CONFIGS / "dataset" / "augment").glob("*.yaml"))
-WITHOUT_FILES = ["digits", "fake", "gaussian"]
+WITHOUT_FILES = ["digits", "fake", "gaussian", "udhr"]
 
 
 def node(*overrides: str) -> dict:

@@ -13,10 +13,26 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from kdbench.arguments import locate
+from kdbench.models.base import taken_kinds
+from kdbench.types import ImageInfo, Info, TokenInfo
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "student"
-LIBRARIES = ("timm", "torchvision")
-ALL = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+LIBRARIES = ("timm", "torchvision", "transformers")
+
+
+def _taking(kind: type[Info]) -> list[str]:
+    """Every student configuration whose network takes data of this kind."""
+    found = []
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        target = yaml.safe_load(path.read_text(encoding="utf-8"))["_target_"]
+        found += [path.stem] if kind in taken_kinds(locate(target, "student._target_")) else []
+    return found
+
+
+ALL = _taking(ImageInfo)
 OWN = [name for name in ALL if name not in LIBRARIES]
+TOKENS = [name for name in _taking(TokenInfo) if name not in LIBRARIES]
 
 
 @functools.cache
@@ -26,10 +42,15 @@ def header(name: str) -> str:
 
 def build(name: str, /, classes: int = 100, channels: int = 3, size: int = 32, **changes: Any) -> nn.Module:
     """The network of configs/student/<name>.yaml, with some of its keys changed."""
+    return build_for(name, ImageInfo(classes, channels, size), **changes)
+
+
+def build_for(name: str, info: Info, /, **changes: Any) -> nn.Module:
+    """The same for any kind of data."""
     arguments = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     module, _, attribute = arguments.pop("_target_").rpartition(".")
     factory = getattr(importlib.import_module(module), attribute)
-    return factory(**{**arguments, **changes}, num_classes=classes, in_channels=channels, image_size=size)
+    return factory(**{**arguments, **changes}, **info._asdict())
 
 
 def on_meta(name: str, /, classes: int = 100, channels: int = 3, size: int = 32, **changes: Any) -> nn.Module:

@@ -1,0 +1,187 @@
+"""Tokenisers: text becomes ids of a vocabulary. 0 is padding everywhere; in kdbench's own vocabularies 1 stands for
+what is unknown or masked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.errors import UserError
+
+PADDING, UNKNOWN = 0, 1
+SEPARATOR = "\u241f"  # between the two texts of a pair, which tokenisers of pretrained networks take apart
+KINDS = "bytes, words, bpe, a tokenizer.json (or its folder), or a network of huggingface.co"
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Tokeniser(Protocol):
+    """What turns texts into ids. Equal names mean that equal ids stand for equal pieces of text."""
+
+    name: str
+    vocab_size: int  # ids are in [0, vocab_size)
+
+    @abstractmethod
+    def ids(self, text: str) -> np.ndarray:
+        """One text, whole: int64 [L] without padding, and without what marks its beginning and end."""
+
+    def rows(self, texts: Sequence[str], most: int) -> list[np.ndarray]:
+        """Each text as a network for classification reads it, cut to at most `most` ids."""
+        return [self.ids(text)[:most] for text in texts]
+
+
+class Bytes(Tokeniser):
+    """UTF-8, byte b as b + 2: knows every text of every language."""
+
+    name = "bytes"
+    vocab_size = 258
+
+    def ids(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) + 2
+
+
+class Words(Tokeniser):
+    """Words and single signs in lower case; those that are not in the vocabulary are UNKNOWN."""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.number = {word: number for number, word in enumerate(vocabulary, start=2)}
+        self.vocab_size = len(vocabulary) + 2
+        self.name = f"words {_digest(chr(0).join(vocabulary))}"
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], vocab_size: int) -> Words:
+        """The most frequent words of the texts; of equally frequent ones the first by alphabet."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(_words(text))
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return cls([word for word, _ in ordered[: vocab_size - 2]])
+
+    def ids(self, text: str) -> np.ndarray:
+        return np.array([self.number.get(word, UNKNOWN) for word in _words(text)], np.int64)
+
+
+class Subwords(Tokeniser):
+    """A tokeniser of the library `tokenizers`: byte pairs learnt here, or the one that a pretrained network came with.
+
+    Its own ids count where its padding is 0 (BERT, T5). Otherwise (GPT-2, RoBERTa) they are shifted by `shift` = 1, and
+    a network that was trained with them takes it off again.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        padding = next((i for word in _PADDINGS if (i := tokenizer.token_to_id(word)) is not None), None)
+        self.shift = 0 if padding == PADDING else 1
+        self.vocab_size = tokenizer.get_vocab_size() + self.shift
+        self.name = f"subwords {_digest(tokenizer.to_str())}"
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], vocab_size: int) -> Subwords:
+        """Byte-level byte pair encoding (Sennrich et al. 2016; bytes as in GPT-2), learnt from the texts."""
+        library = _library()
+        tokenizer = library.Tokenizer(library.models.BPE(unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = library.decoders.ByteLevel()
+        alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=["[PAD]", "[UNK]"], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    def ids(self, text: str) -> np.ndarray:
+        return np.array(self.tokenizer.encode(_whole(text), add_special_tokens=False).ids, np.int64) + self.shift
+
+    def rows(self, texts: Sequence[str], most: int) -> list[np.ndarray]:
+        self.tokenizer.enable_truncation(most)
+        pairs = [tuple(text.split(SEPARATOR, 1)) if SEPARATOR in text else text for text in map(_whole, texts)]
+        found = [np.array(row.ids, np.int64) + self.shift for row in self.tokenizer.encode_batch(pairs)]
+        self.tokenizer.no_truncation()
+        return found
+
+
+_PADDINGS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
+
+
+class Encoded(NamedTuple):
+    ids: Tensor  # int64 [N, L], 0 behind the end of a text
+    cut: int  # texts that were longer
+
+
+def encode(tokeniser: Tokeniser, texts: Sequence[str], length: int) -> Encoded:
+    """Texts as one tensor that is as wide as the longest of them, but at most `length`.
+
+    A text without any token becomes one UNKNOWN: networks have something to read in every row.
+    """
+    rows = tokeniser.rows(texts, length + 1)
+    cut = sum(len(row) > length for row in rows)
+    rows = tokeniser.rows(texts, length) if cut else rows  # anew: what marks a text's end stands there after a cut, too
+    sizes = np.array([len(row) for row in rows])
+    ids = np.full((len(rows), max(1, int(sizes.max(initial=0)))), PADDING, np.int64)
+    ids[np.arange(ids.shape[1]) < sizes[:, None]] = np.concatenate(rows) if len(rows) else 0
+    ids[sizes == 0, 0] = UNKNOWN
+    return Encoded(torch.from_numpy(ids), cut)
+
+
+def make_tokeniser(kind: str, texts: Callable[[], Iterable[str]], vocab_size: int, key: str) -> Tokeniser:
+    """The tokeniser that `key` = `kind` names. `texts` gives those that a vocabulary of at most `vocab_size` is learnt
+    from: the training texts alone. Raises UserError naming the key for what is no tokeniser, or cannot be had."""
+    if kind == "bytes":
+        return Bytes()
+    if kind == "words":
+        return Words.trained(texts(), vocab_size)
+    if kind == "bpe":
+        return Subwords.trained(texts(), vocab_size)
+    return Subwords(_read(kind, key))
+
+
+def _read(name: str, key: str) -> Any:
+    library, place = _library(key, name), Path(name)
+    file = place / "tokenizer.json" if place.is_dir() else place
+    try:
+        if file.is_file():
+            return library.Tokenizer.from_file(str(file))
+        if place.exists() or name.endswith(".json") or name.startswith((".", "/")):
+            raise UserError(key, name, KINDS, hint=f"There is no {file}")
+        return library.Tokenizer.from_pretrained(name)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises plain Exceptions for damaged files, networks fail in many ways
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(key, name, KINDS, hint=f"It cannot be had: {reason}") from error
+
+
+def _library(key: str = "dataset.tokenizer", value: str = "bpe") -> Any:
+    try:
+        import tokenizers
+        import tokenizers.decoders
+        import tokenizers.models
+        import tokenizers.pre_tokenizers
+        import tokenizers.trainers
+    except ImportError as error:
+        needs = "bytes or words: others take the package tokenizers (pip install 'kdbench[text]')"
+        raise UserError(key, value, needs) from error
+    return tokenizers
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which files in other encodings may leave and the library does not take."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
