@@ -6,12 +6,13 @@ import hashlib
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdbench.data.augment.mix import Mix
 from kdbench.data.augment.views import Augment, Identity
 from kdbench.data.content import Content, Part, digest
 from kdbench.data.pixels import RGB, WHITE
@@ -137,7 +138,7 @@ class Bundle:
     num_rows: int
     augment: Augment = field(default_factory=Identity)  # of what the student trains on
     teacher_augment: Augment = field(default_factory=Identity)  # of the teacher's own training
-    mix: Any = None  # kdbench.data.augment.mix.Mixup, CutMix, or None
+    mix: Mix | None = None  # mixes pairs of inputs as the student trains
     workers: int = 0  # processes that decode streamed images
     vocab_size: int = 0  # of token ids
     resize: int | None = None  # pixels of an image file's shorter side before the middle is cut out

@@ -23,6 +23,7 @@ from kdbench.errors import UserError
 _CHUNK = 128  # images that a worker process hands over at once
 _MANY = 5000  # images that are worth starting processes for: half a second of decoding
 Key = tuple[int, int]  # row, seed
+Change = Callable[[Tensor, int], Tensor]  # of an image [C, H, W], by its seed
 
 
 def decode(path: str, channels: int, background: RGB = WHITE, value_range: tuple[float, float] | None = None) -> Tensor:
@@ -81,11 +82,11 @@ def centred(pixels: Tensor, resize: int, size: int) -> Tensor:
 class FileSet(Dataset[Tensor]):
     """Image files as uint8 [C, size, size] by (row, seed): the middle, or what `crop` cuts out for that seed.
 
-    With files.size 0 images stay as they are, and must all be as large as the first.
+    `rest` changes it afterwards. With files.size 0 images stay as they are, and must all be as large as the first.
     """
 
-    def __init__(self, files: ImageFiles, crop: Callable[[Tensor, int], Tensor] | None = None) -> None:
-        self.files, self.crop = files, crop
+    def __init__(self, files: ImageFiles, crop: Change | None = None, rest: Change | None = None) -> None:
+        self.files, self.crop, self.rest = files, crop, rest
         self.shape = files.shape[1:] if files.size else self.read(0)[0].shape
 
     def read(self, row: int) -> tuple[Tensor, int]:
@@ -97,7 +98,8 @@ class FileSet(Dataset[Tensor]):
     def __getitem__(self, key: Key) -> Tensor:
         row, seed = key
         pixels, _ = self.read(row)
-        return self.crop(pixels, seed) if self.crop is not None else self.fitted(row, pixels)
+        pixels = self.crop(pixels, seed) if self.crop is not None else self.fitted(row, pixels)
+        return pixels if self.rest is None else self.rest(pixels, seed)
 
     def fitted(self, row: int, pixels: Tensor) -> Tensor:
         """The middle of an image. Raises UserError for one of another size than the first if none is asked for."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdbench.arguments import accepted, call, checked, keys, locate
 from kdbench.arguments.ranges import Amount, Seed, Text, above_to, listed, within
 from kdbench.data import bundle as bundles
-from kdbench.data.augment.mix import CutMix, Mixup, make_mix
+from kdbench.data.augment.mix import Mix, make_mix
 from kdbench.data.augment.views import Augment, Identity, is_augment
 from kdbench.data.bundle import Bundle, Inputs, Source, Split, are_images
 from kdbench.data.decode import gray_or_colour
@@ -116,13 +116,13 @@ def _augment(value: Augment | None, key: str, inputs: Inputs) -> Augment:
     return made
 
 
-def _mix(options: Mapping[str, Any], inputs: Inputs) -> Mixup | CutMix | None:
+def _mix(options: Mapping[str, Any], inputs: Inputs) -> Mix | None:
     mix = make_mix(options)
     if mix is not None and isinstance(inputs, Tensor) and not are_images(inputs):
         if not inputs.is_floating_point():
-            raise UserError("dataset.mix.kind", type(mix).__name__.lower(), "none for token ids")
-        if isinstance(mix, CutMix):
-            raise UserError("dataset.mix.kind", "cutmix", "none or mixup for vectors, which have no rectangles")
+            raise UserError("dataset.mix.kind", mix.kind, "none for token ids")
+        if mix.kind != "mixup":
+            raise UserError("dataset.mix.kind", mix.kind, "none or mixup for vectors, which have no rectangles")
     return mix
 
 

@@ -137,9 +137,7 @@ def _tag(image: Image.Image, number: int, default: int = 1) -> int:
 def _refuse_signed_bytes(image: Image.Image) -> None:
     """Raises UserError for a TIFF of signed 8-bit numbers, which Pillow takes for unsigned ones."""
     if _tag(image, _SAMPLE_FORMAT) == 2 and _tag(image, _BITS, 8) == 8:
-        raise UserError(
-            "its pixels are signed 8-bit numbers, without a black and a white: convert it"
-        )
+        raise UserError("its pixels are signed 8-bit numbers, without a black and a white: convert it")
 
 
 def _range_of(image: Image.Image, values: np.ndarray) -> tuple[float, float]:

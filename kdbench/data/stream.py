@@ -6,13 +6,13 @@ there are changes nothing, and a resumed run replays them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize_image
 
+from kdbench.data.augment.library import PerImage
 from kdbench.data.augment.strong import ResizedCrop
 from kdbench.data.augment.views import Augment, Compose
 from kdbench.data.bundle import ImageFiles
@@ -51,9 +51,9 @@ class Keys:
 class Decoder:
     """Decoded batches on the device, in the order of their keys."""
 
-    def __init__(self, files: ImageFiles, crop: ResizedCrop | None, device: torch.device, workers: int) -> None:
+    def __init__(self, files: ImageFiles, decoding: AtDecoding, device: torch.device, workers: int) -> None:
         self.keys, self.device = Keys(), device
-        images = FileSet(files, None if crop is None else partial(random_crop, crop, files.size))
+        images = FileSet(files, decoding.crop if decoding.crops else None, decoding.rest if decoding.count else None)
         self.loader = loader(images, self.keys, workers, pinned=device.type == "cuda")
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -64,17 +64,43 @@ class Decoder:
             yield images.to(self.device, non_blocking=True)
 
 
-def split_augment(augment: Augment) -> tuple[ResizedCrop | None, Augment | None]:
-    """What of an augmentation happens at decoding (a ResizedCrop that comes first), and what is left for the device."""
-    if isinstance(augment, ResizedCrop):
-        return augment, None
-    if isinstance(augment, Compose) and isinstance(augment.parts[0], ResizedCrop):
-        return augment.parts[0], augment
-    return None, augment
+class AtDecoding:
+    """The parts of an augmentation that the processes do that decode: a crop that comes first, which is cut out of the
+    full resolution, and all up to the last that takes an image at a time."""
+
+    def __init__(self, augment: Augment | None, files: ImageFiles) -> None:
+        self.augment, self.size = augment, files.size
+        self.parts: Sequence[Augment] = augment.parts if isinstance(augment, Compose) else [augment] if augment else []
+        singly = [place for place, part in enumerate(self.parts) if isinstance(part, PerImage)]
+        self.crops = bool(self.parts) and isinstance(self.parts[0], ResizedCrop)
+        self.count = max(singly, default=0 if self.crops else -1) + 1
+
+    def shares(self, view: Tensor) -> list[Tensor]:
+        """Each part's own view ids [B]."""
+        return self.augment.split(view) if isinstance(self.augment, Compose) else [view]
+
+    def crop(self, pixels: Tensor, seed: int) -> Tensor:
+        crop, share = self.parts[0], self.shares(torch.tensor([seed]))[0]
+        assert isinstance(crop, ResizedCrop)
+        return random_crop(crop, self.size, pixels, int(share))
+
+    def rest(self, pixels: Tensor, seed: int) -> Tensor:
+        """What follows the crop, or a fitted image, as far as it is done here. pixels uint8 [C, size, size]."""
+        first = int(self.crops)
+        for part, share in list(zip(self.parts, self.shares(torch.tensor([seed]))))[first : self.count]:
+            pixels = part(pixels[None], share)[0]
+        return pixels
+
+    def on_device(self, images: Tensor, view: Tensor) -> Tensor:
+        """What is left: batches [B, C, size, size] with their views [B]."""
+        if self.count < len(self.parts):
+            for part, share in zip(self.parts[self.count :], self.shares(view)[self.count :]):
+                images = part(images, share)
+        return images
 
 
 class FileInputs:
-    """Images that stay files (an InputSource): a crop that comes first is cut at decoding, the rest is the device's.
+    """Images that stay files (an InputSource): what AtDecoding says is done at decoding, the rest is the device's.
 
     Its inputs cannot be listed, so no teacher table.
     """
@@ -82,22 +108,11 @@ class FileInputs:
     enumerable = False
 
     def __init__(self, files: ImageFiles, augment: Augment | None, device: torch.device, workers: int) -> None:
-        self.augment, self.device = augment, device
-        self.crop, self.rest = (None, None) if augment is None else split_augment(augment)
-        self.decoder = Decoder(files, self.crop, device, workers)
+        self.device, self.decoding = device, AtDecoding(augment, files)
+        self.decoder = Decoder(files, self.decoding, device, workers)
 
     def epoch(self, place: Tensor, view: Tensor, bounds: Bounds) -> Iterator[Tensor]:
-        seeds = self.augment.split(view)[0] if isinstance(self.augment, Compose) else view
-        self.decoder.keys.set(place, seeds, bounds)
+        self.decoder.keys.set(place, view, bounds)
         view = view.to(self.device)
         for images, (first, last) in zip(self.decoder, bounds):
-            yield self._augmented(images, view[first:last])
-
-    def _augmented(self, images: Tensor, view: Tensor) -> Tensor:
-        if self.rest is None:
-            return images
-        if self.crop is None or not isinstance(self.rest, Compose):
-            return self.rest(images, view)
-        for part, share in zip(self.rest.parts[1:], self.rest.split(view)[1:]):
-            images = part(images, share)
-        return images
+            yield self.decoding.on_device(images, view[first:last])

@@ -33,7 +33,7 @@ def make_pool(bundle: Bundle, labelled: float | None, seed: int) -> Pool:
     are in the pool too. Raises UserError if there is no image without a label, or if images are mixed.
     """
     if bundle.mix is not None:
-        kind = type(bundle.mix).__name__.lower()
+        kind = bundle.mix.kind
         raise UserError("dataset.mix.kind", kind, "none with pseudo-labels: a label belongs to one image")
     train = bundle.train
     keep = torch.arange(len(train))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from kdbench.data.augment.mix import Mix
 from kdbench.data.augment.views import Augment
 from kdbench.data.batches import TrainingBatches
 from kdbench.data.bundle import Bundle
@@ -73,7 +74,7 @@ def open_table(teacher: TaughtBy, data: Bundle, batches: TrainingBatches, placem
     return TableTeacher(Filler(table, teacher.teacher, batches), store)
 
 
-def refuse_table(loss: DistillationLoss, loss_name: str, mix: object, augment: Augment) -> None:
+def refuse_table(loss: DistillationLoss, loss_name: str, mix: Mix | None, augment: Augment) -> None:
     """Raise the UserError for a teacher.table=on that no table can serve, as far as it is known before any work."""
     reason = _too_much(loss, loss_name) or unservable(mix, augment)
     if reason is not None:
@@ -86,10 +87,10 @@ def _too_much(loss: DistillationLoss, name: str) -> str | None:
     return None
 
 
-def unservable(mix: object, augment: Augment) -> str | None:
+def unservable(mix: Mix | None, augment: Augment) -> str | None:
     """Why no table can list the images that an augmentation makes; None if one can."""
     if mix is not None:
-        return f"dataset.mix={type(mix).__name__.lower()} makes new images in every epoch, which no table can list"
+        return f"dataset.mix={mix.kind} makes new images in every epoch, which no table can list"
     if augment.views is None:
         return f"the views of dataset.augment ({type(augment).__name__}) cannot be listed"
     return None

@@ -7,7 +7,7 @@ import torch
 import torchvision.transforms.v2.functional as tv
 
 from kdbench.data import batches as batching
-from kdbench.data.augment.mix import CutMix, Mixup
+from kdbench.data.augment.mix import CutMix, Mixup, make_mix
 from kdbench.data.augment.strong import Cutout
 from kdbench.data.augment.views import Compose, CropFlip, Identity
 from kdbench.data.batches import EvaluationBatches, Loading, Normalise, ResidentInputs, TrainingBatches
@@ -49,7 +49,7 @@ def same(first, second) -> bool:
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second))
 
 
-@pytest.mark.parametrize("mix", [None, Mixup(), CutMix()])
+@pytest.mark.parametrize("mix", [None, Mixup(), CutMix(), make_mix({"kind": "both"})])
 @pytest.mark.parametrize("augment", [CropFlip(pad=1), Compose([CropFlip(pad=1), Cutout(size=2)])], ids=repr)
 def test_a_seed_and_an_epoch_are_the_same_batches_to_the_last_bit(mix, augment):
     first, second = (batches(augment, mix=mix) for _ in range(2))
@@ -123,7 +123,7 @@ def test_plan_and_inputs_at_are_what_the_epoch_shows():
             made.inputs_at(torch.tensor([row]), torch.tensor([0]))
 
 
-@pytest.mark.parametrize("mix", [None, Mixup(), CutMix()])
+@pytest.mark.parametrize("mix", [None, Mixup(), CutMix(), make_mix({"kind": "both"})])
 def test_a_step_reads_nothing_back_to_the_host(mix):
     # On "meta" there are no values: a step that asks for one raises.
     made = batches(device="meta", mix=mix)

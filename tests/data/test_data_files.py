@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from kdbench.data import cache, decode, survey
+from kdbench.data.augment.library import Timm
 from kdbench.data.augment.mix import Mixup
-from kdbench.data.augment.strong import Cutout, ResizedCrop
+from kdbench.data.augment.strong import Cutout, RandomErasing, ResizedCrop
 from kdbench.data.augment.views import Compose, CropFlip
 from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.bundle import ImageFiles
@@ -166,8 +167,13 @@ def epoch_of(bundle, number: int, **options):
     return [part for batch in made.epoch(number, 2) for part in (batch.input, batch.view, *batch.target)]
 
 
+AT_DECODING = Compose([ResizedCrop(), Timm(), RandomErasing(1.0)])
+
+
 @pytest.mark.parametrize(
-    "augment", [ResizedCrop(), CropFlip(pad=2), Compose([ResizedCrop(), Cutout(size=3)])], ids=["crop", "pad", "both"]
+    "augment",
+    [ResizedCrop(), CropFlip(pad=2), Compose([ResizedCrop(), Cutout(size=3)]), AT_DECODING, Timm()],
+    ids=["crop", "pad", "both", "images", "image"],
 )
 def test_streams_replay(tmp_path, augment):
     root = image_folder(tmp_path, size=(20, 14))
@@ -179,15 +185,16 @@ def test_streams_replay(tmp_path, augment):
 
 def test_workers_change_nothing(tmp_path):
     root = image_folder(tmp_path, size=(20, 14))
-    alone, helped = (epoch_of(streamed(root, augment=ResizedCrop(), workers=n), 0) for n in (0, 2))
+    alone, helped = (epoch_of(streamed(root, augment=AT_DECODING, workers=n), 0) for n in (0, 2))
     assert all(torch.equal(a, b) for a, b in zip(alone, helped)) and len(alone) == len(helped)
 
 
-def test_streams_equal_memory_where_nothing_is_cropped_at_decoding(tmp_path):
-    root = image_folder(tmp_path, size=(20, 14))
-    stream, memory = (load(root, size=8, in_memory_limit=gb, augment=CropFlip(pad=2)) for gb in (0, 1))
+@pytest.mark.parametrize("parts", [[CropFlip(pad=2)], [CropFlip(pad=2), Timm(), Cutout(size=2)]], ids=len)
+def test_streams_equal_memory_where_nothing_is_cropped_at_decoding(tmp_path, parts):
+    root, augment = image_folder(tmp_path, size=(20, 14)), Compose(parts)
+    memory = load(root, size=8, in_memory_limit=1, augment=augment)
     mean_std = {"mean": memory.mean, "std": memory.std}
-    stream = streamed(root, augment=CropFlip(pad=2), **mean_std)
+    stream = streamed(root, augment=augment, **mean_std)
     for bundle_pair in (("train", 0), ("train", 1)):
         epochs = [
             list(TrainingBatches(bundle, bundle.train, Loading(4, seed=1)).epoch(bundle_pair[1], 2))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from kdbench.data.augment.mix import CutMix, Mixup, make_mix, mixed_labels
+from kdbench.data.augment.mix import CutMix, Mixup, Switch, make_mix, mixed_labels
 from kdbench.data.augment.strong import OPERATIONS, Cutout, RandAugment, ResizedCrop
 from kdbench.data.augment.views import SEED
 from kdbench.errors import UserError
@@ -87,7 +88,10 @@ def test_resized_crop():
         assert (got[i].int() - near.int()).abs().float().mean() < 12
 
 
-@pytest.mark.parametrize("mix", [Mixup(0.4), CutMix(1.0)], ids=repr)
+BOTH = Switch((Mixup(0.4), CutMix(1.0)))
+
+
+@pytest.mark.parametrize("mix", [Mixup(0.4), CutMix(1.0), BOTH, replace(BOTH, probability=0.7)], ids=repr)
 def test_labels_follow_the_pixels(mix):
     share, recipe = mix.shares(50, np.random.default_rng(0), (12, 12))
     images, partner = torch.ones(2, 1, 12, 12), torch.zeros(2, 1, 12, 12)
@@ -101,13 +105,38 @@ def test_mixed_labels():
     assert got.tolist() == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0.25]]
 
 
+def test_both_ways_are_mixup_and_cutmix_each_in_its_share_of_the_batches():
+    steps, shape = 4000, (12, 12)
+    mix = make_mix({"kind": "both", "alpha": 0.8, "switch": 0.25, "probability": 0.6})
+    share, recipe = mix.shares(steps, np.random.default_rng(0), shape)
+    cut, mixed = (recipe[:, 1:] != 0).any(1), recipe[:, 0] != 1
+    assert not (cut & mixed).any()
+    assert (share[~cut & ~mixed] == 1).all()
+    # A rectangle may be empty, and a share may be 1 to float32: both are rare.
+    assert abs(cut.float().mean() - 0.6 * 0.25) < 0.03 and abs(mixed.float().mean() - 0.6 * 0.75) < 0.03
+    images, partner = torch.rand(3, 1, *shape), torch.rand(3, 1, *shape)
+    for step in (int(cut.nonzero()[0]), int(mixed.nonzero()[0])):
+        one = CutMix() if cut[step] else Mixup()
+        expected = one(images, partner, recipe[step, 1:] if cut[step] else recipe[step, 0])
+        assert torch.equal(mix(images, partner, recipe[step]), expected)
+
+
+def test_one_way_in_some_batches_leaves_the_others_as_they_are():
+    mix = make_mix({"kind": "cutmix", "probability": 0.5})
+    share, recipe = mix.shares(400, np.random.default_rng(0), (12, 12))
+    assert mix.kind == "cutmix" and (recipe[:, 0] == 1).all() and 0.3 < (share < 1).float().mean() < 0.6
+
+
 def test_mix_options():
     assert make_mix({}) is None
     assert make_mix({"kind": "cutmix", "alpha": 2}) == CutMix(2)
     for options, words in [
-        ({"kind": "mixcut"}, "dataset.mix.kind = mixcut: must be one of none, mixup, cutmix. Did you mean mixup"),
+        ({"kind": "mixcut"}, "dataset.mix.kind = mixcut: must be one of none, mixup, cutmix, both. Did you mean mixup"),
+        ({"kind": "mixup", "switch": 0.1}, "dataset.mix.switch = 0.1: must be 0.5 without kind=both"),
+        ({"probability": 0.5}, "dataset.mix.probability = 0.5: must be 1.0 with kind=none"),
+        ({"kind": "both", "probability": 0.0}, r"dataset.mix.probability = 0.0: must be in \(0, 1\]"),
         ({"kind": "mixup", "alpha": 0.0}, "dataset.mix.alpha = 0.0: must be above 0"),
-        ({"beta": 1}, "dataset.mix.beta: there is no such key. Keys of dataset.mix: alpha, kind"),
+        ({"beta": 1}, "dataset.mix.beta: there is no such key. Keys of dataset.mix: alpha, cutmix_alpha, kind, prob"),
     ]:
         with pytest.raises(UserError, match=words):
             make_mix(options)

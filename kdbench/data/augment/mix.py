@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdbench.arguments import call
-from kdbench.arguments.ranges import Positive
+from kdbench.arguments.ranges import Positive, Share, above_to
 from kdbench.data.order import Order
 from kdbench.data.seeds import numpy_generator, torch_generator
+from kdbench.errors import require
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Mixup:
     """
 
     alpha: float = 1.0
+
+    kind: ClassVar[str] = "mixup"
 
     def shares(self, steps: int, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """For each step the share of the first image [steps], and what the mixing needs: the share again [steps]."""
@@ -45,6 +48,8 @@ class CutMix:
 
     alpha: float = 1.0
 
+    kind: ClassVar[str] = "cutmix"
+
     def shares(self, steps: int, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """For each step the share of the first image [steps]; the rectangle: top, bottom, left, right [steps, 4]."""
         side = np.sqrt(1 - rng.beta(self.alpha, self.alpha, steps))[:, None]
@@ -64,13 +69,73 @@ class CutMix:
         return torch.where(inside, partner, images)
 
 
-def make_mix(options: Mapping[str, Any]) -> Mixup | CutMix | None:
-    """What `dataset.mix` names: {kind: none | mixup | cutmix, alpha}. Raises UserError."""
+@dataclass(frozen=True)
+class Switch:
+    """Mixup in some batches, CutMix in others, and some left as they are.
+
+    Touvron et al. 2021 (DeiT) mix every batch, with CutMix half of the time (`switch` 0.5), Mixup alpha 0.8 and CutMix
+    alpha 1. `probability` is the share of the batches that are mixed, `switch` that of CutMix among them: timm's
+    mixup_prob and mixup_switch_prob.
+    """
+
+    parts: tuple[Mixup | None, CutMix | None]
+    switch: float = 0.5
+    probability: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        return "both" if None not in self.parts else next(part.kind for part in self.parts if part)
+
+    def shares(self, steps: int, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """For each step the share of the first image [steps]; Mixup's share of it and CutMix's rectangle [steps, 5]."""
+        share, recipe = torch.ones(steps), torch.zeros(steps, 5)
+        recipe[:, 0] = 1
+        drawn = torch.from_numpy(rng.random((steps, 2)))
+        cut = drawn[:, 1] < self.switch if self.parts[0] is not None else torch.ones(steps, dtype=torch.bool)
+        for part, mine in zip(self.parts, (~cut, cut)):
+            if part is None:
+                continue
+            mine = mine & (drawn[:, 0] < self.probability)
+            own, how = part.shares(steps, rng, shape)
+            columns = slice(1, 5) if isinstance(part, CutMix) else slice(0, 1)
+            share = torch.where(mine, own, share)
+            recipe[:, columns] = torch.where(mine[:, None], how.view(steps, -1).float(), recipe[:, columns])
+        return share, recipe
+
+    def __call__(self, images: Tensor, partner: Tensor, recipe: Tensor) -> Tensor:
+        """images, partner float [B, C, H, W]; recipe [5]. Both ways, one of which changes nothing: no host sync."""
+        mixed = Mixup()(images, partner, recipe[0])
+        return CutMix()(mixed, partner, recipe[1:])
+
+
+Mix = Mixup | CutMix | Switch
+
+
+def make_mix(options: Mapping[str, Any]) -> Mix | None:
+    """What `dataset.mix` names: {kind, alpha, ...}. Raises UserError."""
     return call(mixing, options, "dataset.mix")
 
 
-def mixing(kind: Literal["none", "mixup", "cutmix"] = "none", alpha: Positive = 1.0) -> Mixup | CutMix | None:
-    return {"none": None, "mixup": Mixup(alpha), "cutmix": CutMix(alpha)}[kind]
+def mixing(
+    kind: Literal["none", "mixup", "cutmix", "both"] = "none",
+    alpha: Positive = 1.0,
+    cutmix_alpha: Positive = 1.0,
+    switch: Share = 0.5,
+    probability: Annotated[float, above_to(0, 1)] = 1.0,
+) -> Mix | None:
+    """`alpha` is that of the kind; with kind both it is Mixup's, and CutMix has `cutmix_alpha`.
+
+    Raises UserError for a value that the kind does not use.
+    """
+    require(kind != "none" or probability == 1.0, "probability", probability, "1.0 with kind=none")
+    for key, value, usual in (("cutmix_alpha", cutmix_alpha, 1.0), ("switch", switch, 0.5)):
+        require(kind == "both" or value == usual, key, value, f"{usual} without kind=both")
+    if kind == "both":
+        return Switch((Mixup(alpha), CutMix(cutmix_alpha)), switch, probability)
+    chosen = {"none": None, "mixup": Mixup(alpha), "cutmix": CutMix(alpha)}[kind]
+    if chosen is None or probability == 1.0:
+        return chosen
+    return Switch((chosen, None) if isinstance(chosen, Mixup) else (None, chosen), float(kind == "cutmix"), probability)
 
 
 def mixed_labels(label: Tensor, partner: Tensor, share: Tensor, num_classes: int) -> Tensor:
@@ -85,7 +150,7 @@ def _one_hot(label: Tensor, num_classes: int) -> Tensor:
 class Mixer:
     """Mixes the batches of one epoch: who is mixed with whom, and how much, is a function of (seed, epoch)."""
 
-    def __init__(self, mix: Mixup | CutMix, num_classes: int, order: Order, size: tuple[int, ...]) -> None:
+    def __init__(self, mix: Mix, num_classes: int, order: Order, size: tuple[int, ...]) -> None:
         self.mix, self.num_classes, self.order, self.size = mix, num_classes, order, size
 
     def start(self, epoch: int, device: torch.device) -> None:
