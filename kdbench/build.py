@@ -33,7 +33,7 @@ from kdbench.losses.base import DistillationLoss
 from kdbench.losses.features import student_maps, teacher_maps
 from kdbench.models.base import refuse_kind
 from kdbench.paths import CONFIG_DIR
-from kdbench.results.metrics import METRICS
+from kdbench.results.metrics import METRICS, TASKS
 from kdbench.results.report import show
 from kdbench.results.result import RunResult, is_finished, read_result
 from kdbench.runs import fill
@@ -351,6 +351,10 @@ def check_monitor(name: str) -> None:
 
 
 def refuse_unmeasured(monitor: str, data: Bundle) -> None:
-    """Raise a UserError for a figure of a validation set where there is none; the best epoch is one by validation."""
+    """Raise a UserError for a figure of a validation set where there is none, or of another task; the best epoch is one
+    by validation."""
+    leaf, own = monitor.rsplit("/", 1)[-1], [metric.name for metric in data.task.metrics]
+    others = {metric.name for task in TASKS.values() for metric in task.metrics} - set(own)
+    require(leaf not in others, "monitor", monitor, f"a figure of {data.task.name}: {', '.join(own)}")
     missing = data.val is None and re.match("best/|val/", monitor)
     require(not missing, "monitor", monitor, "a figure of train or test: dataset.validation = 0 leaves no other")

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from kdbench.errors import UserError, nearest, printable, require
 from kdbench.results.checklist import checklist
-from kdbench.results.metrics import metric_of
 from kdbench.results.read import Found, Run, read_runs
 from kdbench.results.render import (
     WORDS,
@@ -26,10 +25,12 @@ from kdbench.results.render import (
     verdict_cells,
     write_parquet,
 )
-from kdbench.results.rows import Comparison, Row, compare, metric_names
+from kdbench.results.rows import Comparison, Row, by_task, compare, metric_names
 from kdbench.results.selection import baseline, by, conditions, known_key, pivot, where
 from kdbench.results.statistics import FEWEST
 from kdbench.results.verdicts import Verdicts, against, best_against_others, every_pair
+
+_FILES = ("report", "svg", "png", "parquet")
 
 
 def main() -> int:
@@ -39,12 +40,11 @@ def main() -> int:
     metrics = [name for given in arguments.metric or [] for name in given.split(",")]
     _refuse_unknown(metrics, runs)
     metrics = metrics or ["last", *(["best"] if any(run.result.best for run in runs) else [])]
-    parts = by(runs, arguments.by) if arguments.by else {"": runs}
-    for name, members in parts.items():
+    for named, members in _tables(runs, arguments):
         comparison = compare(members, metrics)
         comparison.rows.sort(key=_order(comparison, arguments.sort, metrics), reverse=arguments.reverse)
-        if name and arguments.format in (None, "markdown"):
-            print(f"{arguments.by}={name}")
+        if named and arguments.format in (None, "markdown"):
+            print(named)
         _print(comparison, arguments, metrics, found)
         _write(comparison, arguments, metrics, found)
         for warning in comparison.warnings if arguments.format != "json" else ():
@@ -59,13 +59,36 @@ def print_runs(folders: Sequence[Path]) -> None:
     runs = read_runs(folders).runs
     if len(runs) < 2:
         return
-    comparison = compare(runs)
-    comparison.rows.sort(key=_order(comparison, None, ["last"]))
-    print()
-    _print_table(comparison)
-    _print_verdicts(best_against_others(comparison.rows, "last"), comparison)
-    for warning in comparison.warnings:
-        print(printable(f"warning: {warning}"), file=sys.stderr)
+    for members in by_task(runs).values():
+        comparison = compare(members)
+        comparison.rows.sort(key=_order(comparison, None, ["last"]))
+        print()
+        _print_table(comparison)
+        _print_verdicts(best_against_others(comparison.rows, "last"), comparison)
+        for warning in comparison.warnings:
+            print(printable(f"warning: {warning}"), file=sys.stderr)
+
+
+def _tables(runs: list[Run], arguments: argparse.Namespace) -> list[tuple[str, list[Run]]]:
+    """The runs of each table under its heading: one for each value of --by, and for each task.
+
+    Raises UserError for runs of several tasks where one table is asked for.
+    """
+    tasks = by_task(runs)
+    asked = [arguments.format] if arguments.format in ("json", "csv") else []
+    asked += [name for name in _FILES if getattr(arguments, name)]
+    if len(tasks) > 1 and asked:
+        one = " or ".join(f"--where task='{task}'" for task in tasks)
+        raise UserError(f"--{asked[0]}: is one table, and these runs are of several tasks; add {one}")
+    parts = by(runs, arguments.by) if arguments.by else {}
+    named = {f"{arguments.by}={value}": members for value, members in parts.items()} or {"": runs}
+    if len(tasks) < 2:
+        return list(named.items())
+    return [
+        (", ".join(filter(None, (heading, f"task={task}"))), same)
+        for heading, members in named.items()
+        for task, same in by_task(members).items()
+    ]
 
 
 def _print(comparison: Comparison, arguments: argparse.Namespace, metrics: list[str], found: Found) -> None:
@@ -98,7 +121,7 @@ def _print(comparison: Comparison, arguments: argparse.Namespace, metrics: list[
 
 def _verdicts(comparison: Comparison, arguments: argparse.Namespace, metric: str) -> Verdicts:
     named, margin = arguments.against, arguments.margin
-    margin = None if margin is None else margin / metric_of(metric).scale
+    margin = None if margin is None else margin / comparison.metric(metric).scale
     if named is None:
         return best_against_others(comparison.rows, metric, margin)
     if named == "all":
@@ -126,7 +149,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metric",
         action="append",
-        help="last and best (default: test accuracy after the last epoch, and at the best one by validation), or any "
+        help="last and best (default: test accuracy or perplexity after the last epoch, and at the best one by "
+        "validation), or any "
         "figure of result.json, e.g. test/nll; several with commas; the first one orders rows and gets verdicts",
     )
     parser.add_argument(
@@ -179,7 +203,7 @@ def _refuse_impossible(arguments: argparse.Namespace) -> None:
         raise UserError(f"--{arguments.format}: a table for machines has all runs; leave out --rows and --checklist")
     margin = arguments.margin
     require(margin is None or 0 <= margin < math.inf, "--margin", margin, "a number of 0 or more")
-    files = [name for name in ("report", "svg", "png", "parquet") if getattr(arguments, name)]
+    files = [name for name in _FILES if getattr(arguments, name)]
     if files and arguments.by:
         raise UserError(f"--by {arguments.by}: makes several tables, --{files[0]} is of one; use --where")
 
@@ -220,7 +244,7 @@ def _order(comparison: Comparison, key: str | None, metrics: list[str]) -> Calla
     if key is not None and key not in known:
         raise UserError(f"--sort {key}: there is no such column. {nearest(key, known)} Columns: {', '.join(known)}")
     name = key or metrics[0]
-    sign = 1 if name in comparison.columns else -metric_of(name).better
+    sign = 1 if name in comparison.columns else -comparison.metric(name).better
 
     def order(row: Row) -> tuple[int, float, str]:
         fixed = {"teacher": row.teacher.mean, "agreement": row.agreement.mean, "seconds": row.seconds.mean}

@@ -18,6 +18,7 @@ from kdbench.data.content import Content, Part, digest
 from kdbench.data.pixels import RGB, WHITE
 from kdbench.data.stamp import Stamp
 from kdbench.errors import UserError
+from kdbench.results.metrics import CLASSIFICATION, Task
 from kdbench.types import ImageInfo, Info, TokenInfo, VectorInfo
 
 _DECODING = "decode 2"  # raised when other pixels come out of the same files
@@ -115,6 +116,7 @@ class Source(NamedTuple):
     vocabulary: str = ""  # what token ids mean: the tokeniser's name
     published: tuple[int, int] | None = None  # training and test images that the set is known to have
     posterior: nn.Module | None = None  # inputs [N, ...] -> logits [N, C] of the true p*(class | input), where known
+    task: Task = CLASSIFICATION  # what networks are asked to do with it
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class Bundle:
     vocab_size: int = 0  # of token ids
     resize: int | None = None  # pixels of an image file's shorter side before the middle is cut out
     posterior: nn.Module | None = None  # as in Source
+    task: Task = CLASSIFICATION  # as in Source
     stamp: Stamp | None = None  # of the files that were read
     vocabulary: str = ""  # what token ids mean: the tokeniser's name
 

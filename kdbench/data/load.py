@@ -74,7 +74,7 @@ def load_bundle(
         _augment(augment if teacher_augment is None else teacher_augment, "teacher_augment", source.inputs),
         _mix(mix or {}, source.inputs), _workers(workers), source.vocab_size,
         (source.files.resize or None) if source.files is not None else None,
-        source.posterior, vocabulary=source.vocabulary,
+        source.posterior, source.task, vocabulary=source.vocabulary,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from kdbench.engine.log import RunLog
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.writer import Writer
 from kdbench.errors import UserError
-from kdbench.results.metrics import CLASSIFICATION
+from kdbench.results.metrics import CLASSIFICATION, Task
 from kdbench.types import Epochs, Teacher
 
 
@@ -33,6 +33,7 @@ class Member:
     checkpoints: Checkpoints
     log: RunLog
     epochs: int  # of the whole schedule
+    task: Task = CLASSIFICATION  # whose primary metric chooses the best epoch
     teacher: Teacher | None = None  # what it has become is kept with the student, for it may learn too
     epochs_done: int = 0
     seconds: float = 0.0
@@ -60,9 +61,9 @@ class Member:
 
     def _is_best(self) -> bool:
         """By the primary metric on the validation set; the test set is never looked at to choose."""
-        key = CLASSIFICATION.on("val")
+        key = self.task.on("val")
         score = self.last.get(key)
-        return score is not None and (self.best is None or CLASSIFICATION.is_better(score, self.best[key]))
+        return score is not None and (self.best is None or self.task.is_better(score, self.best[key]))
 
     def state(self) -> dict[str, Any]:
         kept = {"epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best}

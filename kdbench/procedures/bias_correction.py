@@ -35,6 +35,7 @@ def bias_correction(recipe: Recipe, out: Path, by: By = "prior") -> RunResult:
     Raises UserError if the transfer set has all classes.
     """
     recipe.refuse_untaught()
+    recipe.need_classes("bias_correction")
     with opened(recipe, out) as series:
         data = series.data
         missing = missing_classes(data)

@@ -60,11 +60,12 @@ def born_again(
 def ensemble_figures(members: Sequence[TaughtBy], data: Bundle, prefix: str) -> dict[str, float]:
     """Accuracy, likelihood and calibration of the members' mean prediction on the validation and test sets."""
     figures: dict[str, float] = {}
+    keys = (data.task.primary.name, "nll", "ece")
     for name, split in (("val", data.val), ("test", data.test)):
         if split is not None:
             logits = ensemble_logits([member.reference[name] for member in members])
             found = measure_logits(logits, split.labels.to(logits.device))
-            figures |= {f"{prefix}/{name}/{key}": found[key] for key in ("top1", "nll", "ece")}
+            figures |= {f"{prefix}/{name}/{key}": found[key] for key in keys}
     return figures
 
 

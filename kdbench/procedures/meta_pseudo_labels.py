@@ -19,7 +19,7 @@ from kdbench.engine.options import MOST_EPOCHS, OptimizerOptions
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import measured, obtain
 from kdbench.runs.recipe import Recipe
-from kdbench.runs.series import Series, opened, top1
+from kdbench.runs.series import Series, opened
 from kdbench.runs.taught import TaughtBy
 from kdbench.teachers.meta import MetaTeacher
 
@@ -40,6 +40,7 @@ def meta_pseudo_labels(
     """
     spec = recipe.need_teacher("a network: it labels the images")
     recipe.need_taught_loss("a loss that learns from a teacher: loss=ban is cross-entropy with its labels")
+    recipe.need_classes("meta_pseudo_labels")
     with opened(recipe, out) as opening:
         pool = make_pool(opening.data, labelled, recipe.seeds.data)
         series = replace(opening, data=pool.data(opening.data))
@@ -48,7 +49,8 @@ def meta_pseudo_labels(
         meta = _meta(series, given.layers(), optimizer, pseudo == "sample", supervised)
         stage = replace(series.stage("taught", given), split=pool.unlabelled)
         series.run(stage, replace(given, teacher=meta, tables=None))
-        figures = top1(given.metrics, "teacher_before") | _teacher_after(series, stage.folder, given)
+        figures = series.data.task.primaries(given.metrics, "teacher_before")
+        figures |= _teacher_after(series, stage.folder, given)
         last = stage.folder
         if finetune_epochs:
             last = _finetune(series, pool, stage.folder, finetune_epochs, finetune_lr)
@@ -76,7 +78,7 @@ def _teacher_after(series: Series, folder: Path, given: TaughtBy) -> dict[str, f
     network = copy.deepcopy(given.layers())
     network.load_state_dict(state["teacher"]["network"])
     after = measured(given.name, network, folder, series.recipe, series.data)
-    return top1(after.metrics, "teacher_after")
+    return series.data.task.primaries(after.metrics, "teacher_after")
 
 
 def _finetune(series: Series, pool: Pool, start: Path, epochs: int, lr: float | None) -> Path:

@@ -19,7 +19,7 @@ from kdbench.procedures.born_again import ensemble_figures
 from kdbench.results.result import RunResult
 from kdbench.runs.folder import network_of_run
 from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe
-from kdbench.runs.series import opened, specs_named, top1
+from kdbench.runs.series import opened, specs_named
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -50,7 +50,7 @@ def mutual(
         apart = [series.finished(folder) for folder in folders]
         figures: dict[str, float | None] = {}
         for number, peer in enumerate(apart, start=1):
-            figures |= top1(peer.metrics, f"peer{number}")
+            figures |= series.data.task.primaries(peer.metrics, f"peer{number}")
         figures |= ensemble_figures(apart, series.data, "ensemble")
         return series.conclude(folders[0], figures)
 

@@ -60,6 +60,7 @@ def noisy_student(
     if labels == "soft":
         recipe.need_taught_loss("a loss that learns from a teacher, or procedure.labels=hard")
     specs = specs_named(recipe, students or [recipe.student.name] * iterations, "procedure.students")
+    recipe.need_classes("noisy_student")
     with opened(recipe, out) as opening:
         pool = make_pool(opening.data, labelled, recipe.seeds.data)
         series = replace(opening, data=pool.data(opening.data))

@@ -13,7 +13,7 @@ from kdbench.results.result import RunResult
 from kdbench.runs.obtain import obtain
 from kdbench.runs.origin import origin_of
 from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Recipe, TeacherSpec
-from kdbench.runs.series import Series, opened, seeds_apart, specs_named, top1
+from kdbench.runs.series import Series, opened, seeds_apart, specs_named
 from kdbench.runs.taught import TaughtBy
 
 CHAIN = "a list of at least two networks: the teacher, ..., the student"
@@ -46,12 +46,14 @@ def sequential(
     with opened(recipe, out) as series:
         first = obtain(spec, recipe, series.data)
         last, final = _along(series, first, specs[1:], hops)
-        figures = top1(final.last, "chain")
+        task = series.data.task
+        figures = task.primaries(final.last, "chain")
         if direct:
             stage = series.stage(f"direct-{specs[-1].name}", first, replace(series.recipe, student=specs[-1]))
             alone = series.run(stage, first).last
-            figures |= top1(alone, "direct")
-            figures["gain/test/top1"] = final.last["test/top1"] - alone["test/top1"]
+            figures |= task.primaries(alone, "direct")
+            key = task.on("test")
+            figures[f"gain/{key}"] = final.last[key] - alone[key]
         return series.conclude(last, figures)
 
 

@@ -16,7 +16,7 @@ from kdbench.runs.ensemble import ensemble_of
 from kdbench.runs.obtain import introduced
 from kdbench.runs.origin import Published, Trained, label_loss
 from kdbench.runs.recipe import LossSpec, NetworkSpec, Recipe, Seeds, TeacherSpec
-from kdbench.runs.series import Series, opened, top1
+from kdbench.runs.series import Series, opened
 from kdbench.runs.stage import Stage
 
 
@@ -44,7 +44,7 @@ def snapshot(
         members = [series.finished(stage.folder) for stage in stages]
         figures: dict[str, float | None] = {}
         for number, member in enumerate(members, start=1):
-            figures |= top1(member.metrics, f"snapshot{number}")
+            figures |= series.data.task.primaries(member.metrics, f"snapshot{number}")
         join = partial(Ensemble, mean=mean, tau=tau)
         teacher = ensemble_of(members[-(keep or cycles) :], join, recipe, series.data)
         introduced(teacher, series.data, spec.allow_chance)

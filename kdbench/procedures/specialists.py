@@ -47,6 +47,7 @@ def specialists(
     network = spec.origin.describe(recipe.catalogue)
     allowed = "one network, whose weights a specialist starts from; a student of several may be one: teacher.run"
     require(network.single, "teacher", network.name, allowed)
+    recipe.need_classes("specialists")
     with opened(recipe, out) as series:
         _check(len(series.data.classes), specialists, size, top)
         generalist = obtain(spec, recipe, series.data)

@@ -55,7 +55,7 @@ def plots_of(comparison: Comparison, verdicts: Verdicts) -> list[Plot]:
         *reliability(shown, columns),
         *classes(verdicts.versus, columns),
         *confusion(shown, columns),
-        *costs(rows, shown, columns, metric),
+        *costs(comparison, shown, metric),
         *candidates(rows, columns),
     ]
 

@@ -14,13 +14,19 @@ from rich.table import Table
 
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.results.metrics import CLASSIFICATION, METRICS, Metric, metric_of
+from kdbench.results.metrics import METRICS, Metric
 from kdbench.results.rows import Comparison, Figure, Row
 from kdbench.results.statistics import FEWEST, LEVEL, Judged
 from kdbench.results.verdicts import Verdicts, Versus
 
 WORDS = ("setting", "against", "verdict", "on this test set", "on such images")  # columns of words, to the left
-TITLES = {"last": "test top-1 (last)", "best": "test top-1 (best by val)"}
+
+
+def metric_title(name: str, comparison: Comparison) -> str:
+    """What a column or an axis of a metric is called: "test top-1 (last)"."""
+    when = {"last": "last", "best": "best by val"}.get(name)
+    primary = comparison.task.primary
+    return name if when is None else f"test {primary.words or primary.name} ({when})"
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -65,7 +71,7 @@ def _tex(text: str) -> str:
 
 def verdict_cells(verdicts: Verdicts, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the comparisons; differences and intervals as people read them."""
-    metric = metric_of(verdicts.metric)
+    metric = verdicts.kind
     several = len({id(one.baseline) for one in verdicts.versus}) > 1
     kept = any(one.images for one in verdicts.versus)
     rows = []
@@ -216,10 +222,11 @@ def figure(value: Figure, metric: Metric) -> str:
 def _columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
     names = list(comparison.rows[0].metrics) if comparison.rows else []
     columns: list[tuple[str, Callable[[Row], str]]] = [(key, partial(_differing, key)) for key in comparison.columns]
-    columns.append(("teacher %", lambda row: figure(_one(row.teacher), CLASSIFICATION.primary)))
+    primary = comparison.task.primary
+    columns.append((f"teacher{_percent(primary)}", lambda row: figure(_one(row.teacher), primary)))
     for name in names:
-        unit = " %" if metric_of(name).unit == "%" else ""
-        columns.append((TITLES.get(name, name) + unit, partial(_metric, name)))
+        kind = comparison.metric(name)
+        columns.append((metric_title(name, comparison) + _percent(kind), partial(_metric, name, kind)))
     columns.append(("n", lambda row: str(len(row.runs))))
     columns.append(("agreement %", lambda row: figure(row.agreement, METRICS["agreement"])))
     columns.append(("seconds", lambda row: METRICS["seconds"].number(row.seconds.mean)))
@@ -231,8 +238,12 @@ def _one(value: Figure) -> Figure:
     return value._replace(std=None) if not value.std else value
 
 
-def _metric(name: str, row: Row) -> str:
-    return figure(row.metrics[name], metric_of(name))
+def _percent(metric: Metric) -> str:
+    return " %" if metric.unit == "%" else ""
+
+
+def _metric(name: str, metric: Metric, row: Row) -> str:
+    return figure(row.metrics[name], metric)
 
 
 def _differing(key: str, row: Row) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdbench.counted import as_before, counted, is_seed
+from kdbench.results.metrics import CLASSIFICATION, TASKS, Metric, Task, metric_of
 from kdbench.results.read import Run
 from kdbench.results.result import NetworkResult
 
@@ -35,11 +36,16 @@ class Row(NamedTuple):
     """One setting."""
 
     differs: dict[str, Any]  # by column; a key that this setting lacks is absent
-    teacher: Figure  # its test accuracy
+    teacher: Figure  # its primary metric on the test set
     metrics: dict[str, Figure]  # the student's, by the names asked for
     agreement: Figure  # of student and teacher on the test set
     seconds: Figure
     runs: list[Run]
+
+    @property
+    def task(self) -> Task:
+        """What its runs are of."""
+        return task_of(self.runs)
 
 
 class Comparison(NamedTuple):
@@ -48,12 +54,34 @@ class Comparison(NamedTuple):
     rows: list[Row]
     warnings: list[str]
 
+    @property
+    def task(self) -> Task:
+        """What its runs are of: one task, for figures of several are not to be put in order."""
+        return task_of([run for row in self.rows for run in row.runs])
+
+    def metric(self, name: str) -> Metric:
+        """What a figure of these runs measures."""
+        return metric_of(name, self.task)
+
+
+def task_of(runs: Sequence[Run]) -> Task:
+    """The task of runs that share one; of no runs, classification."""
+    return TASKS[runs[0].result.task] if runs else CLASSIFICATION
+
+
+def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs parted by their task."""
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(run.result.task, []).append(run)
+    return dict(sorted(parts.items()))
+
 
 def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last", "best")) -> Comparison:
     """Put runs that differ in nothing but seeds into one row each; the same run under two folders counts once.
 
-    `metrics`: names of `RunResult.figure`; "last" or "best" for the test accuracy after the last epoch, or at the best
-    epoch by validation.
+    `metrics`: names of `RunResult.figure`; "last" or "best" for the primary metric of the runs' task on the test set
+    after the last epoch, or at the best epoch by validation. The runs are of one task.
     """
     runs, twice = _once(runs)
     configs = [settings(run) for run in runs]
@@ -181,7 +209,7 @@ def _row(runs: list[Run], columns: Sequence[str], metrics: Sequence[str]) -> Row
     values = {**settings(runs[0]), **named_choices(runs[0])}
     return Row(
         differs={column: values[column] for column in columns if column in values},
-        teacher=Figure.of(_teacher(run).metrics.get("test/top1") for run in runs),
+        teacher=Figure.of(_teacher(run).metrics.get(task_of(runs).on("test")) for run in runs),
         metrics={name: Figure.of(run.result.figure(name) for run in runs) for name in metrics},
         agreement=Figure.of(run.result.last.get("test/agreement") for run in runs),
         seconds=Figure.of(run.result.seconds for run in runs),

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from kdbench.errors import UserError, nearest
-from kdbench.results.metrics import metric_of
 from kdbench.results.read import Run
 from kdbench.results.render import figure, setting
 from kdbench.results.rows import Comparison, Row
@@ -27,7 +26,9 @@ def conditions(text: str, option: str) -> dict[str, str]:
 
 
 def value_of(run: Run, key: str) -> Any:
-    """What a run chose or was set to; None for a key that it lacks."""
+    """What a run chose or was set to, or its `task`; None for a key that it lacks."""
+    if key == "task":
+        return run.result.task
     return run.result.choices.get(key, run.result.config.get(key))
 
 
@@ -59,7 +60,7 @@ def by(runs: Sequence[Run], key: str) -> dict[str, list[Run]]:
 
 def known_key(runs: Sequence[Run], key: str, option: str) -> str:
     """The key, if some run has it. Raises UserError naming near ones."""
-    if any(key in run.result.choices or key in run.result.config for run in runs):
+    if key == "task" or any(key in run.result.choices or key in run.result.config for run in runs):
         return key
     known = sorted({name for run in runs for name in [*run.result.choices, *run.result.config]})
     raise UserError(f"{option} {key}: no run has this key. {nearest(key, known)}".rstrip())
@@ -89,7 +90,7 @@ def pivot(comparison: Comparison, rows: str, columns: str, metric: str) -> tuple
             )
         placed[place] = row
     across, down = _ordered({place[1] for place in placed}), _ordered({place[0] for place in placed})
-    kind = metric_of(metric)
+    kind = comparison.metric(metric)
     body = [
         [name, *(figure(placed[name, one].metrics[metric], kind) if (name, one) in placed else "-" for one in across)]
         for name in down

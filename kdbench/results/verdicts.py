@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdbench.errors import UserError
-from kdbench.results.metrics import CLASSIFICATION, metric_of
+from kdbench.results.metrics import CLASSIFICATION, Metric, metric_of
 from kdbench.results.predictions import Array, Right, right
 from kdbench.results.read import Run
 from kdbench.results.rows import Row
@@ -36,6 +36,11 @@ class Verdicts(NamedTuple):
     correlation: float | None = None  # of two settings' runs with the same seed; None where the seeds differ
     problems: list[str] = []  # predictions that cannot be read
 
+    @property
+    def kind(self) -> Metric:
+        """What the metric measures in these runs."""
+        return metric_of(self.metric, self.versus[0].row.task) if self.versus else metric_of(self.metric)
+
 
 def against(rows: Sequence[Row], baseline: Row, metric: str, margin: float | None = None) -> Verdicts:
     """Every other setting against one that was named beforehand. `margin`: a difference below it matters to nobody, in
@@ -52,20 +57,24 @@ def best_against_others(rows: Sequence[Row], metric: str, margin: float | None =
     known = [row for row in rows if _mean(row, metric) is not None]
     if len(known) < 2:
         return Verdicts(metric, [], 0)
-    best = max(known, key=lambda row: metric_of(metric).better * (_mean(row, metric) or 0.0))
+    better = metric_of(metric, known[0].task).better
+    best = max(known, key=lambda row: better * (_mean(row, metric) or 0.0))
     pairs = every_pair([best, *(row for row in known if row is not best)], metric, margin)
     return pairs._replace(versus=[one for one in pairs.versus if one.baseline is best])
 
 
 def _verdicts(pairs: Sequence[tuple[Row, Row]], metric: str, margin: float | None) -> Verdicts:
-    kind = metric_of(metric)
+    task = pairs[0][0].task if pairs else CLASSIFICATION
+    kind = metric_of(metric, task)
     rows = {id(row): row for pair in pairs for row in pair}
     figures = {key: by_seed(row, metric) for key, row in rows.items()}
     found = [difference(figures[id(a)], figures[id(b)], _step(a, metric)) for a, b in pairs]
     if margin is None:
         margin = MARGIN if kind.unit == "%" else 0.0  # what matters of other metrics is not known here
     judged = judge(found, kind.better, margin)
-    kept, problems = _kept(rows) if metric in ("last", CLASSIFICATION.on("test")) else ({}, [])
+    # Predictions say which images are right: of other figures they know nothing.
+    rated = task is CLASSIFICATION and metric in ("last", task.on("test"))
+    kept, problems = _kept(rows) if rated else ({}, [])
     gaps = [_gaps(kept.get(id(a)), kept.get(id(b))) for a, b in pairs]
     wider = judge([one if gap is None else on_images(one, gap) for one, gap in zip(found, gaps)], kind.better, margin)
     told = []
@@ -113,7 +122,7 @@ def _step(row: Row, metric: str) -> float:
     """How finely a share can be told: one image of its set; 0 where that is not known."""
     split = "val" if "val/" in metric else "train" if "train/" in metric else "test"
     images = row.runs[0].result.images.get(split, 0)
-    return 1 / images if images and metric_of(metric).unit == "%" else 0.0
+    return 1 / images if images and metric_of(metric, row.task).unit == "%" else 0.0
 
 
 def by_seed(row: Row, metric: str) -> dict[tuple[Seed, int], float]:

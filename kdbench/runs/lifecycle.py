@@ -119,7 +119,7 @@ def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exce
     done = min(m.epochs_done for m in members)
     title = stages[0].recipe.student.name if len(stages) == 1 else f"{len(stages)} students"
     steps = until * batches.steps, done * batches.steps
-    view = ProgressView(title, *steps, recipe.schedule.batch_size, recipe.trainer.progress)
+    view = ProgressView(title, *steps, recipe.schedule.batch_size, recipe.trainer.progress, first.data.task)
     try:
         students = [(s.recipe.loss.name, m.learner.distiller) for s, m in zip(stages, members, strict=True)]
         served = serve(teacher, students, first.data, batches, placement, until - done)
@@ -175,7 +175,7 @@ def _member(
     about = {**about_weights(recipe.student, stage.data, average), "hash": record.hash}
     checkpoints = Checkpoints(stage.folder, recipe.trainer.checkpoint_every, about)
     attached = teacher.teacher if teacher else None
-    member = Member(learner, evaluator, checkpoints, run_log, recipe.schedule.epochs, attached)
+    member = Member(learner, evaluator, checkpoints, run_log, recipe.schedule.epochs, stage.data.task, attached)
     save_network(stage.folder, recipe.student, stage.data, average)
     if state is not None:
         member.restore(state)
@@ -239,12 +239,13 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
         identity=identity_of(stage, teacher).as_json(),
         choices=dict(record.choices), config=record.config, overrides=record.overrides,
         tags=record.tags, formula=learner.distiller.loss.formula, seed=recipe.seeds.init,
+        task=data.task.name,
         teacher=teacher.record() if teacher else None,
         student=NetworkResult(
             recipe.student.name, parameters=count_parameters(learner.network),
             weights=weight_hash(learner.network.state_dict()),
         ),
-        last=last, best=member.best, figures=teacher.recovered(last) if teacher else {}, images=images,
+        last=last, best=member.best, figures=teacher.recovered(last, data.task) if teacher else {}, images=images,
         device=str(learner.distiller.placement.device), precision=learner.distiller.placement.precision,
         versions=versions, seconds=round(member.seconds, 3),
         images_per_second=round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),

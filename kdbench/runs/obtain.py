@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdbench.data.bundle import Bundle
+from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import all_logits
 from kdbench.engine.graph import MOST, wants_graph
@@ -19,7 +19,7 @@ from kdbench.models.base import count_parameters, example_input
 from kdbench.models.fold import align_rows, fold_batchnorm
 from kdbench.models.interface import plain
 from kdbench.models.weights import weight_hash
-from kdbench.results.metrics import CLASSIFICATION, metric_of
+from kdbench.results.metrics import Task, metric_of
 from kdbench.runs.recipe import Recipe, TeacherSpec
 from kdbench.runs.stage import eval_sets
 from kdbench.runs.taught import TaughtBy
@@ -48,7 +48,7 @@ def measured(name: str, network: nn.Module, folder: Path | None, recipe: Recipe,
 def introduced(given: TaughtBy, data: Bundle, allow_chance: bool, longer: str = "teacher.schedule.epochs") -> TaughtBy:
     """Print how good it is. Raises UserError if it is no better than chance, naming the key that trains it `longer`."""
     where = f", from {_shown(given.folder)}" if given.folder else ""
-    log.info("teacher %s: %s%s", given.name, _accuracies(given.metrics), where)
+    log.info("teacher %s: %s%s", given.name, _primaries(given.metrics, data.task), where)
     if not allow_chance:
         _refuse_chance(given, data, longer)
     return given
@@ -83,9 +83,15 @@ def measure(
     return reference, metrics
 
 
-def _accuracies(metrics: Mapping[str, float]) -> str:
-    names = {CLASSIFICATION.on(split): split for split in ("val", "test")}
+def _primaries(metrics: Mapping[str, float], task: Task) -> str:
+    names = {task.on(split): split for split in ("val", "test")}
     return ", ".join(f"{metric_of(key).text(metrics[key])} on {names[key]}" for key in names if key in metrics)
+
+
+def _counts(split: Split, data: Bundle) -> list[int]:
+    """How many labels of each class a split has."""
+    labels = split.labels.flatten()
+    return torch.bincount(labels[labels >= 0], minlength=len(data.classes)).tolist()
 
 
 def _shown(folder: Path) -> Path:
@@ -95,17 +101,17 @@ def _shown(folder: Path) -> Path:
 
 def _refuse_chance(given: TaughtBy, data: Bundle, longer: str) -> None:
     """A teacher that is no better than guessing teaches nothing; with few test images it may only look so."""
-    value, show = given.metrics[CLASSIFICATION.on("test")], CLASSIFICATION.primary.text
-    labels = data.test.labels
-    images = torch.bincount(labels[labels >= 0], minlength=len(data.classes)).tolist()
-    judged, level = CLASSIFICATION.judge(value, images), show(CLASSIFICATION.chance(images))
+    task = data.task
+    value, show = given.metrics[task.on("test")], task.primary.text
+    images, training = (_counts(split, data) for split in (data.test, data.train))
+    judged, level = task.judge(value, images, training), show(task.chance(images, training))
     if judged == "unclear":
         log.warning(
-            "teacher %s: %s on %d test images may be a guess (%s would be one); about %d images could tell",
-            given.name, show(value), sum(images), level, CLASSIFICATION.images_to_tell(value, images),
+            "teacher %s: %s on %d test %s may be a guess (%s would be one); about %d %s could tell",
+            given.name, show(value), sum(images), task.samples, level, task.images_to_tell(value, images), task.samples,
         )  # fmt: skip
     if judged == "chance":
-        largest = "" if min(images) == max(images) else ", the share of the largest class"
+        largest = "" if min(images) == max(images) else f", {task.guess}"
         raise UserError(
             f"teacher {given.name}: {show(value)} on test is no better than guessing ({level}{largest}). "
             f"Check its weights and that its classes are this dataset's, or train it longer ({longer}). "

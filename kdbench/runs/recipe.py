@@ -18,6 +18,7 @@ from kdbench.data.bundle import Bundle
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.errors import UserError, require
 from kdbench.losses.base import DistillationLoss
+from kdbench.results.metrics import CLASSIFICATION
 from kdbench.runs.identity import Identity, settings_of
 from kdbench.runs.taught import TaughtBy
 from kdbench.types import Info
@@ -170,6 +171,12 @@ class Recipe:
     def need_taught_loss(self, allowed: str) -> None:
         """Raises UserError for a loss that no teacher can change."""
         require(self.loss.make().uses_teacher, "loss", self.loss.name, allowed)
+
+    def need_classes(self, procedure: str) -> None:
+        """Raises UserError for data of another task than classification. Reads the data."""
+        data = self.data()
+        allowed = f"another with dataset={data.name}: it is for classes, and that is for {data.task.name}"
+        require(data.task is CLASSIFICATION, "procedure", procedure, allowed)
 
     def refuse_features(self, teacher: str) -> None:
         """Raises UserError for a loss that reads features, of a teacher that has none."""

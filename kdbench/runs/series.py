@@ -58,7 +58,6 @@ class Series:
     def note(self, stage: Stage, result: RunResult) -> None:
         """Keep a finished stage's figures."""
         folder, given = stage.folder, result.teacher
-        tops = {key: value for key, value in result.last.items() if key.endswith("/top1")}
         self.entries.append(
             StageResult(
                 folder.name,
@@ -68,7 +67,7 @@ class Series:
                 formula=result.formula,
                 seed=result.seed,
                 seconds=result.seconds,
-                metrics=tops,
+                metrics=self.data.task.primaries(result.last),
             )
         )
 
@@ -213,11 +212,6 @@ def specs_named(recipe: Recipe, names: Sequence[str], key: str) -> list[NetworkS
     mine, own = recipe.student.name, recipe.student
     network = recipe.catalogue.network
     return [own if name == mine else network(name, key=f"{key}[{i}]") for i, name in enumerate(names)]
-
-
-def top1(values: Mapping[str, float], prefix: str) -> dict[str, float | None]:
-    """The accuracies among figures, under names of their own: "<prefix>/test/top1"."""
-    return {f"{prefix}/{key}": value for key, value in values.items() if key.endswith("/top1")}
 
 
 def _record(stage: Stage, teacher: TaughtBy | None) -> Record:

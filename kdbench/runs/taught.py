@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdbench.errors import UserError
 from kdbench.models.ensemble import mean_metrics, share_recovered
 from kdbench.models.interface import plain
+from kdbench.results.metrics import Task
 from kdbench.results.result import NetworkResult
 from kdbench.tables.store import Tables
 from kdbench.types import Teacher
@@ -62,11 +63,15 @@ class TaughtBy:
         more = {"entry": self.entry} if self.entry else {}
         return NetworkResult(self.name, folder, self.parameters, self.weights, metrics, self.members, more)
 
-    def recovered(self, student: Mapping[str, float]) -> dict[str, float | None]:
+    def recovered(self, student: Mapping[str, float], task: Task) -> dict[str, float | None]:
         """What share of an ensemble's gain over its members' mean a student has kept, by set; {} for other teachers."""
         means = self._means()
-        tops = [key for key in self.metrics if key.endswith("/top1") and key in means and key in student]
-        return {f"recovered/{key}": share_recovered(student[key], means[key], self.metrics[key]) for key in tops}
+        known = [key for key in task.primaries(self.metrics) if key in means and key in student]
+        sign = task.primary.better
+        return {
+            f"recovered/{key}": share_recovered(sign * student[key], sign * means[key], sign * self.metrics[key])
+            for key in known
+        }
 
     def _means(self) -> dict[str, float]:
         return mean_metrics([member.metrics for member in self.members]) if self.members else {}

@@ -16,7 +16,7 @@ import pytest
 
 from kdbench.results.read import read_runs
 from kdbench.results.rows import compare
-from tests.support.results import result, write
+from tests.support.results import language_result, result, write
 
 
 @pytest.fixture
@@ -233,6 +233,41 @@ def test_a_metric_of_which_less_is_better(run_compare, tmp_path):
             write(tmp_path / f"{tau}-{seed}", made)
     _, out, _ = run_compare(tmp_path, "--metric", "test/nll", "--against", "loss.tau=1")
     assert out.rstrip().endswith(" BETTER") and "-0.19" in out.splitlines()[-1]
+
+
+@pytest.fixture
+def language_sweep(tmp_path: Path) -> Path:
+    for tau, base in ((1, 70.0), (2, 75.0), (4, 80.0)):
+        for seed in range(4):
+            made = language_result(base + seed / 10 * tau, loss__tau=tau, seed=seed)
+            write(tmp_path / "language" / f"{tau}-{seed}", made)
+    return tmp_path / "language"
+
+
+def test_language_models_are_put_in_order_by_perplexity_the_lowest_first(run_compare, language_sweep, tmp_path):
+    report = tmp_path / "report.html"
+    code, out, _ = run_compare(language_sweep, "--report", report)
+    lines = out.splitlines()
+    assert (
+        code == 0 and "test perplexity (last)  test perplexity (best by val)" in lines[1] and "%" not in lines[1][:60]
+    )
+    assert lines[2].split()[:6] == ["1", "60.00", "70.15", "±", "0.13", "71.15"]
+    assert [line.split()[2] for line in lines[3:5]] == ["75.30", "80.60"]
+    assert lines[-1].rstrip().endswith("WORSE") and "+10.45" in lines[-1]
+    page = report.read_text()
+    assert "test perplexity (last) against loss.tau" in page and "top-1" not in page
+
+
+def test_runs_of_several_tasks_have_tables_of_their_own(run_compare, language_sweep, sweep):
+    code, out, _ = run_compare(sweep, language_sweep)
+    assert code == 0 and out.count("the same in all") == 2
+    assert [line for line in out.splitlines() if line.startswith("task=")] == [
+        "task=classification", "task=language modelling"
+    ]  # fmt: skip
+    code, _, err = run_compare(sweep, language_sweep, "--csv")
+    assert code == 1 and "--csv: is one table" in err and "--where task='language modelling'" in err
+    code, out, _ = run_compare(sweep, language_sweep, "--csv", "--where", "task=language modelling")
+    assert code == 0 and len(out.splitlines()) == 4
 
 
 def test_by_makes_a_table_for_each_value(run_compare, clear_sweep):

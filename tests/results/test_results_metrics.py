@@ -35,7 +35,7 @@ def test_numbers_as_people_read_them():
 
 def test_chance_is_three_deviations_of_a_guess():
     images = [40] * 10
-    assert CLASSIFICATION.chance(images) == 0.1
+    assert CLASSIFICATION.chance(images, ()) == 0.1
     limit = 0.1 + 3 * (0.1 * 0.9 / 400) ** 0.5
     assert CLASSIFICATION.judge(limit - 1e-6, images) == "chance"
     assert CLASSIFICATION.judge(limit + 1e-6, images) == "better"
@@ -69,7 +69,7 @@ def test_how_many_images_could_tell():
 
 
 def test_better_follows_the_metric():
-    worse_is_more = CLASSIFICATION._replace(primary=METRICS["nll"], chance=lambda images: 2.0)
+    worse_is_more = CLASSIFICATION._replace(primary=METRICS["nll"], chance=lambda images, training: 2.0)
     assert CLASSIFICATION.is_better(0.9, 0.8) and not CLASSIFICATION.is_better(0.8, 0.8)
     assert worse_is_more.is_better(0.5, 0.6) and not worse_is_more.is_better(0.6, 0.5)
     assert worse_is_more.judge(2.1, [40] * 10) == "chance" and worse_is_more.judge(1.9, [40] * 10) == "better"

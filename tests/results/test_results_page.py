@@ -77,7 +77,7 @@ def test_the_page_has_table_verdicts_and_plots_and_needs_no_network(run_compare,
 
 def test_text_of_runs_is_escaped_and_every_plot_is_wellformed(run_compare, sweep, tmp_path):
     for seed in range(3):
-        finished(sweep / f"evil-{seed}", f'{EVIL}"\'&', 1, seed)
+        finished(sweep / f"evil-{seed}", f"{EVIL}\"'&", 1, seed)
     report = tmp_path / "report.html"
     assert run_compare(sweep, "--report", report, "--svg", tmp_path / "svg")[0] == 0
     text = report.read_text(encoding="utf-8")

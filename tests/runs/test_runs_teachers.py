@@ -16,6 +16,7 @@ from filelock import FileLock
 from kdbench.errors import UserError
 from kdbench.files import read_json
 from kdbench.models.resnet import ResNet
+from kdbench.results.metrics import CLASSIFICATION, LANGUAGE_MODELLING, Task
 from kdbench.runs.folder import read_info
 from kdbench.runs.obtain import introduced
 from kdbench.runs.taught import TaughtBy
@@ -133,6 +134,11 @@ def test_a_finished_teacher_in_a_store_that_may_not_be_written_is_used(monkeypat
     assert result(other)["teacher"]["weights"] == result(folder)["teacher"]["weights"]
 
 
+def _labelled(task: Task, classes: list[str], test: torch.Tensor, training: torch.Tensor) -> Any:
+    test_set, training_set = SimpleNamespace(labels=test), SimpleNamespace(labels=training)
+    return SimpleNamespace(classes=classes, test=test_set, train=training_set, task=task)
+
+
 @pytest.mark.parametrize(
     ("right", "counts", "said"),
     [
@@ -145,7 +151,7 @@ def test_a_finished_teacher_in_a_store_that_may_not_be_written_is_used(monkeypat
 )
 def test_a_teacher_is_refused_as_a_guess_and_with_few_images_warned_about(right, counts, said, caplog):
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    data: Any = SimpleNamespace(classes=["a", "b", "c", "d"][: len(counts)], test=SimpleNamespace(labels=labels))
+    data = _labelled(CLASSIFICATION, ["a", "b", "c", "d"][: len(counts)], labels, labels)
     given = TaughtBy("net", NoTeacher(), metrics={"test/top1": right / sum(counts)})
     if said is not None and "no better" in said:
         with pytest.raises(UserError, match=said):
@@ -155,6 +161,17 @@ def test_a_teacher_is_refused_as_a_guess_and_with_few_images_warned_about(right,
         assert introduced(given, data, allow_chance=False) is given
         warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
         assert len(warned) == (said is not None) and all(re.search(str(said), text) for text in warned)
+
+
+def test_a_language_model_is_refused_where_the_frequencies_of_the_tokens_say_as_much():
+    """Of 3, 1, 0 training tokens, counted once more: 4/7, 2/7, 1/7."""
+    test = torch.tensor([[0, 0, 1], [2, -1, -1]])
+    data = _labelled(LANGUAGE_MODELLING, ["a", "b", "c"], test, torch.tensor([[0, 0], [0, 1]]))
+    unigram = ((7 / 4) ** 2 * (7 / 2) * 7) ** (1 / 4)
+    good, bad = (TaughtBy("net", NoTeacher(), metrics={"test/ppl": unigram + step}) for step in (-1e-3, 1e-3))
+    assert introduced(good, data, allow_chance=False) is good
+    with pytest.raises(UserError, match=r"net: 2.94 on test is no better than guessing .2.94, what the frequencies"):
+        introduced(bad, data, allow_chance=False)
 
 
 def test_what_a_teachers_own_training_shares_with_the_students_is_said(capfd):

@@ -30,6 +30,13 @@ def result(top1: float, **changes: Any) -> dict[str, Any]:
     return whole
 
 
+def language_result(ppl: float, **changes: Any) -> dict[str, Any]:
+    """The same of a language model: its primary metric is perplexity, of which less is better."""
+    last, teacher = {"test/ppl": ppl, "test/top1": ppl / 1000}, {"test/ppl": 60.0}
+    made = result(0.3, last=last, teacher=teacher, best={"val/ppl": ppl - 1, "test/ppl": ppl + 1}, **changes)
+    return {**made, "task": "language modelling"}
+
+
 def write(folder: Path, content: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("seed: 0\n")

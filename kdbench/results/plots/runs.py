@@ -11,10 +11,10 @@ from typing import Any
 
 from kdbench.errors import UserError, printable
 from kdbench.files import read_object
-from kdbench.results.metrics import TASKS, Metric, metric_of
+from kdbench.results.metrics import Metric, metric_of
 from kdbench.results.plots.plot import MOST_SERIES, Plot, Series, decades, linear, logarithmic
 from kdbench.results.read import Run
-from kdbench.results.render import TITLES, setting
+from kdbench.results.render import metric_title, setting
 from kdbench.results.rows import Comparison, Row
 from kdbench.results.statistics import interval
 
@@ -27,9 +27,9 @@ def curves(rows: Sequence[Row], columns: Sequence[str], metric: str) -> Iterator
     if not rows:
         return
     logs = [[_log(run.folder) for run in row.runs] for row in rows]
-    named = TASKS[rows[0].runs[0].result.task].on("test") if metric in ("last", "best") else metric
+    named = rows[0].task.on("test") if metric in ("last", "best") else metric
     for name in dict.fromkeys((named.removeprefix("best/"), "train/loss")):
-        kind = metric_of(name)
+        kind = metric_of(name, rows[0].task)
         series = [
             one._replace(colour=i)
             for i, (row, log) in enumerate(zip(rows, logs, strict=True))
@@ -74,7 +74,7 @@ def _log(folder: Path) -> dict[int, dict[str, Any]]:
 
 def sweeps(comparison: Comparison, metric: str) -> Iterator[Plot]:
     """The metric against every key with three numbers or more, a line for each combination of the other keys."""
-    kind = metric_of(metric)
+    kind, named = comparison.metric(metric), metric_title(metric, comparison)
     for key in comparison.columns:
         lines: dict[str, list[tuple[float, Row]]] = {}
         for row in comparison.rows:
@@ -92,11 +92,11 @@ def sweeps(comparison: Comparison, metric: str) -> Iterator[Plot]:
         inside = [value for value in values if 0 < value < math.inf]
         logs = min(values) >= 0 and bool(inside) and (math.inf in values or max(inside) >= 8 * min(inside))
         drawn = [value for one in series for value in (*one.y, *(one.low or ()), *(one.high or ()))]
-        y = linear(_unit(TITLES.get(metric, metric), kind), drawn)
+        y = linear(_unit(named, kind), drawn)
         note = "Means; the bars are 95 % intervals over seeds."
         note += f" {len(chosen)} of {len(lines)} combinations of the other keys." if len(lines) > len(chosen) else ""
         x = logarithmic(key, values) if logs else linear(key, values)
-        yield Plot(f"sweep-{_file(key)}", f"{TITLES.get(metric, metric)} against {key}", note, x, y, series)
+        yield Plot(f"sweep-{_file(key)}", f"{named} against {key}", note, x, y, series)
 
 
 def _swept(name: str, line: Sequence[tuple[float, Row]], metric: str, kind: Metric) -> Series:
@@ -111,10 +111,11 @@ def _swept(name: str, line: Sequence[tuple[float, Row]], metric: str, kind: Metr
     return Series(name, [value for value, _ in points], y, low, high, "marked")
 
 
-def costs(rows: Sequence[Row], chosen: Sequence[Row], columns: Sequence[str], metric: str) -> Iterator[Plot]:
+def costs(comparison: Comparison, chosen: Sequence[Row], metric: str) -> Iterator[Plot]:
     """The metric against parameters, multiply-adds where the results know them, and seconds of training."""
-    kind = metric_of(metric)
-    known = [row for row in rows if row.metrics[metric].mean is not None]
+    kind, named = comparison.metric(metric), metric_title(metric, comparison)
+    columns = comparison.columns
+    known = [row for row in comparison.rows if row.metrics[metric].mean is not None]
     for name, title, of in (
         ("parameters", "parameters of the student", lambda run: run.result.student.parameters),
         ("flops", "FLOPs of the student", lambda run: run.result.student.more.get("flops")),
@@ -131,9 +132,9 @@ def costs(rows: Sequence[Row], chosen: Sequence[Row], columns: Sequence[str], me
             if one:
                 series.append(Series(setting(row, columns), [one[0][0]], [one[0][1]], kind="points", colour=i))
         note = "A point for each setting, means over seeds" + ("; those without a name are gray." if rest else ".")
-        y = linear(_unit(TITLES.get(metric, metric), kind), [y for _, y, _ in points])
+        y = linear(_unit(named, kind), [y for _, y, _ in points])
         x = decades(title, [x for x, _, _ in points])
-        yield Plot(f"cost-{name}", f"{TITLES.get(metric, metric)} against {title}", note, x, y, series)
+        yield Plot(f"cost-{name}", f"{named} against {title}", note, x, y, series)
 
 
 def candidates(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[Plot]:
