@@ -40,7 +40,7 @@ from kdbench.runs import fill
 from kdbench.runs.ensemble import Ensemble
 from kdbench.runs.fill import Filled, Watch
 from kdbench.runs.identity import refuse_other, restamp
-from kdbench.runs.origin import SINGLE, origin_of
+from kdbench.runs.origin import SINGLE, Trained, origin_of
 from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec, flatten
 from kdbench.runs.serving import refuse_table
 from kdbench.types import Info, Outputs
@@ -209,11 +209,21 @@ def try_networks(recipe: Recipe) -> None:
     student = _sketch(recipe.student, "student", data.info)
     taught = named.get("teacher", recipe.student)
     teacher = _sketch(taught, "teacher", data.info) if taught is not recipe.student else student
+    _try_optimizer(recipe.optimizer, student, "optimizer")
+    if recipe.teacher is not None and isinstance(recipe.teacher.origin, Trained):
+        _try_optimizer(recipe.teacher.optimizer, teacher, "teacher.optimizer")
     loss, classes = recipe.loss.make(), data.info.num_classes
     allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
     require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
     with under(recipe.loss.key):
         _try_loss(loss, student, teacher if taught.single else student, data)
+
+
+def _try_optimizer(options: OptimizerOptions, network: torch.nn.Module, key: str) -> None:
+    """Refuse an optimizer that names parameters or layers which this network does not have."""
+    if options.layer_decay is not None or options.no_decay:
+        with under(key):
+            make_optimizer(options, [network])
 
 
 def _try_loss(loss: DistillationLoss, student: torch.nn.Module, teacher: torch.nn.Module, data: Bundle) -> None:
@@ -281,7 +291,7 @@ def make_optimizer_options(node: Mapping[str, Any], prefix: str) -> OptimizerOpt
     """An optimizer's options, tried on one parameter: an unknown name or argument shows before any work."""
     options = check_node(node, OptimizerOptions, prefix)
     with under(prefix):
-        make_optimizer(options, [torch.nn.Linear(1, 1)])
+        make_optimizer(replace(options, layer_decay=None, no_decay=[]), [torch.nn.Linear(1, 1)])
     return options
 
 

@@ -36,6 +36,11 @@ ADDED: Mapping[str, object] = {
     "dataset.mix.cutmix_alpha": 1.0,
     "dataset.mix.switch": 0.5,
     "dataset.mix.probability": 1.0,
+    "optimizer.layer_decay": None,
+    "optimizer.no_decay": [],
+    "schedule.warmup_from": 0.0,
+    "schedule.warmup_overlaps": False,
+    "schedule.per": "step",
 }
 
 # Keys by which the repetitions of one setting differ:

@@ -248,7 +248,7 @@ class CohortGraph:
         for learner, stream in zip(group, streams, strict=True):
             _after(stream, self._device)
             with torch.cuda.stream(stream):  # type: ignore[arg-type]
-                learner.optimizer.param_groups[0]["lr"].copy_(rates[self._learners.index(learner)])
+                learner.set_lr(rates[self._learners.index(learner)])
                 learner.update(batch, answer)
         for stream in filter(None, streams):
             torch.cuda.current_stream(self._device).wait_stream(stream)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.engine.options import OptimizerOptions
 from kdbench.errors import UserError
 
+OWN = "own"  # in no_decay: what the network itself names
 _TORCH = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
@@ -20,13 +22,15 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer over all trainable parameters of `modules`.
 
-    With `decay_1d` false, parameters of fewer than two dimensions (batch-norm, biases) get no weight decay.
+    With `decay_1d` false, parameters of fewer than two dimensions (batch-norm, biases) get no weight decay; nor do
+    those that `no_decay` names. `layer_decay` scales the learning rate down towards the input (`lr_scale` of a group).
     `on_device`: the learning rate is a float32 tensor on the device, which a CUDA graph can read anew in every step;
     on a GPU also where nothing is recorded, so that both ways compute with the same number.
     Raises UserError for an unknown name or arguments that the optimizer does not take.
     """
+    modules = list(modules)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = _groups(parameters, options)
+    groups = _groups(modules, options)
     extra: dict[str, Any] = {k: v for k, v in _given(options).items() if v is not None} | dict(options.options)
     try:
         if options.name in _TORCH:
@@ -58,22 +62,30 @@ def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> No
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 
-def lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float], object]:
+def lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float | Tensor], object]:
     """What sets the learning rate of all groups: in place where it is a tensor, which a graph reads anew each time.
 
-    To be made again after `load_state`, which replaces the groups' values.
+    A group's `lr_scale` multiplies it. A tensor may be given where the rates are tensors. To be made again after
+    `load_state`, which replaces the groups' values.
     """
     groups = optimizer.param_groups
+    scales = [group.get("lr_scale", 1.0) for group in groups]
     lr = groups[0]["lr"]
     if isinstance(lr, torch.Tensor):
-        shared = lr.to(groups[0]["params"][0].device)
-        for group in groups:
-            group["lr"] = shared
-        return shared.fill_
+        shared = {scale: lr.to(groups[0]["params"][0].device, copy=True) for scale in scales}
+        for group, scale in zip(groups, scales):
+            group["lr"] = shared[scale]
 
-    def assign(value: float) -> None:
-        for group in groups:
-            group["lr"] = value
+        def fill(value: float | Tensor) -> None:
+            for scale, held in shared.items():
+                own = value if scale == 1.0 else value * scale
+                held.copy_(own) if isinstance(own, Tensor) else held.fill_(own)
+
+        return fill
+
+    def assign(value: float | Tensor) -> None:
+        for group, scale in zip(groups, scales):
+            group["lr"] = value * scale
 
     return assign
 
@@ -83,13 +95,48 @@ def _given(options: OptimizerOptions) -> dict[str, Any]:
     return {"momentum": options.momentum, "nesterov": options.nesterov, "betas": betas, "eps": options.eps}
 
 
-def _groups(parameters: list[nn.Parameter], options: OptimizerOptions) -> list[dict[str, Any]]:
-    if options.decay_1d:
-        return [{"params": parameters, "weight_decay": options.weight_decay}]
-    decayed = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
-    groups = [(decayed, options.weight_decay), (plain, 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+def _groups(modules: Sequence[nn.Module], options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Parameters by (share of the learning rate, whether weight decay spares them), those that decay first."""
+    scales = _layer_scales(modules, options.layer_decay)
+    own = {name for module in modules for name in _spared_by_network(module)} if OWN in options.no_decay else set()
+    patterns = [name for name in options.no_decay if name != OWN]
+    grouped: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    met: set[str] = set()
+    for name, parameter in (named for module in modules for named in module.named_parameters()):
+        if not parameter.requires_grad:
+            continue
+        matched = {pattern for pattern in patterns if fnmatch(name, f"*{pattern}*")}
+        met |= matched
+        spared = bool(matched) or name in own or (not options.decay_1d and parameter.ndim <= 1)
+        grouped.setdefault((scales.get(parameter, 1.0), spared), []).append(parameter)
+    for pattern in (pattern for pattern in patterns if pattern not in met):
+        raise UserError("no_decay", options.no_decay, f"names of parameters: no name holds {pattern!r}")
+    keys = sorted(grouped, key=lambda key: key[1])
+    groups = [{"params": grouped[key], "weight_decay": 0.0 if key[1] else options.weight_decay} for key in keys]
+    return [{**group, "lr_scale": key[0]} if scales else group for group, key in zip(groups, keys)]
+
+
+def _spared_by_network(module: nn.Module) -> Iterator[str]:
+    """Names of what a network itself says should not decay (timm: position embeddings, class tokens)."""
+    for place, part in module.named_modules():
+        if callable(getattr(part, "no_weight_decay", None)):
+            yield from (f"{place}.{name}".lstrip(".") for name in part.no_weight_decay())
+
+
+def _layer_scales(modules: Sequence[nn.Module], layer_decay: float | None) -> dict[nn.Parameter, float]:
+    """What multiplies the learning rate of each parameter: layer_decay ** (layers above it), by timm's grouping.
+
+    Bao et al. 2022 (BEiT). Raises UserError for a network without such a grouping.
+    """
+    if layer_decay is None:
+        return {}
+    found = [part for module in modules for part in module.modules() if hasattr(part, "group_matcher")]
+    if not found:
+        raise UserError("layer_decay", layer_decay, "null, or a number for a network of timm, which knows its layers")
+    from timm.optim import param_groups_layer_decay  # imported when asked for: timm takes a second
+
+    groups = param_groups_layer_decay(found[0], layer_decay=layer_decay)
+    return {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
 def _from_timm(options: OptimizerOptions, groups: list[dict[str, Any]], extra: dict[str, Any]) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from kdbench.arguments.ranges import (
     Positive,
     Range,
     Share,
+    Text,
     above_to,
     at_least,
     listed,
@@ -66,6 +67,8 @@ class OptimizerOptions:
     eps: Positive | None = None
     decay_1d: bool = True  # whether batch-norm and bias parameters decay too
     options: dict[str, Any] = field(default_factory=dict)
+    layer_decay: Annotated[float, above_to(0, 1)] | None = None  # of the learning rate, from a layer to the one below
+    no_decay: list[Text] = field(default_factory=list)  # parts of names of parameters that never decay
 
 
 @checked
@@ -83,6 +86,9 @@ class ScheduleOptions:
     floor: Share = 0.0  # a fraction of the peak
     milestones: list[Duration] = field(default_factory=list)
     gamma: Annotated[float, above_to(0, 1)] = 0.1
+    warmup_from: Share = 0.0  # what the warm-up starts from, a fraction of the peak
+    warmup_overlaps: bool = False  # the shape starts with the training, and the warm-up hides its beginning
+    per: Literal["step", "epoch"] = "step"  # how long a learning rate stays
     cycles: Count = 1  # restarts of the shape after the warm-up (SGDR, snapshot ensembles)
 
 

@@ -29,14 +29,24 @@ def lr_factors(options: ScheduleOptions, steps_per_epoch: int) -> list[float]:
     """The factor on the peak learning rate at every step of the training, `epochs * steps_per_epoch` of them.
 
     A linear rise over the warm-up reaches the peak at its last step; the shape runs over what follows, `cycles` times.
-    Milestones count from the start of the training and act from the first step after them.
+    Milestones count from the start of the training and act from the first step after them. With `per` epoch a step
+    has the factor of its epoch's first step, and the rise starts at `warmup_from` and reaches the peak with the first
+    epoch after it; with `warmup_overlaps` the shape runs over the whole training: timm's schedulers.
     """
     total = options.epochs * steps_per_epoch
     check_durations(options, steps_per_epoch)
     warmup = to_steps(options.warmup, steps_per_epoch, total)
     marks = [to_steps(m, steps_per_epoch, total) for m in options.milestones]
-    rise = [(step + 1) / warmup for step in range(warmup)]
-    return rise + [_shape(options, step, warmup, total, marks) for step in range(warmup, total)]
+    hidden = 0 if options.warmup_overlaps else warmup
+    late = 1 if options.per == "step" else 0
+    base = options.warmup_from
+    factors = [base + (1 - base) * (step + late) / warmup for step in range(warmup)]
+    factors += [_shape(options, step, hidden, total, marks) for step in range(warmup, total)]
+    return factors if options.per == "step" else _by_epoch(factors, steps_per_epoch)
+
+
+def _by_epoch(factors: list[float], steps: int) -> list[float]:
+    return [factors[place - place % steps] for place in range(len(factors))]
 
 
 def _shape(options: ScheduleOptions, step: int, warmup: int, total: int, marks: list[int]) -> float:

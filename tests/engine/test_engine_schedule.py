@@ -1,6 +1,9 @@
 import math
+from dataclasses import replace
 
 import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
 
 from kdbench.engine.options import ScheduleOptions
 from kdbench.engine.schedule import lr_factors, to_steps
@@ -64,3 +67,19 @@ def test_linear_and_constant():
 def test_a_warmup_longer_than_the_training_is_refused():
     with pytest.raises(UserError, match="no longer than the training"):
         lr_factors(ScheduleOptions(epochs=2, batch_size=8, warmup=3), 5)
+
+
+def test_by_epoch_with_the_warmup_laid_over_it_is_timms_cosine():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.5)
+    theirs = CosineLRScheduler(optimizer, t_initial=20, lr_min=0.05, warmup_t=5, warmup_lr_init=0.01)
+    options = ScheduleOptions(20, 2, shape="cosine", warmup=5, warmup_from=0.02, floor=0.1, per="epoch")
+    factors = lr_factors(replace(options, warmup_overlaps=True), 3)
+    for epoch in range(20):
+        theirs.step(epoch)
+        expected = optimizer.param_groups[0]["lr"] / 0.5
+        assert factors[3 * epoch : 3 * epoch + 3] == [pytest.approx(expected)] * 3
+
+
+def test_a_rise_starts_where_it_is_told_to():
+    factors = lr_factors(ScheduleOptions(4, 2, warmup=2, warmup_from=0.5), 2)
+    assert factors == [0.625, 0.75, 0.875, 1.0, 1.0, 1.0, 1.0, 1.0]

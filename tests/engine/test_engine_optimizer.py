@@ -1,0 +1,74 @@
+"""Parameter groups: who decays, and how much of the learning rate a layer gets."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
+from kdbench.engine.options import OptimizerOptions
+from kdbench.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def vit() -> torch.nn.Module:
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2)
+
+
+def made(network, **options):
+    return make_optimizer(OptimizerOptions("adamw", 0.1, weight_decay=0.05, decay_1d=False, **options), [network])
+
+
+def by_parameter(groups, key):
+    return {parameter: group[key] for group in groups for parameter in group["params"]}
+
+
+def test_without_either_the_groups_are_as_they_were(vit):
+    groups = made(vit).param_groups
+    plain = [p for p in vit.parameters() if p.ndim <= 1]
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0] and "lr_scale" not in groups[0]
+    assert all(a is b for a, b in zip(groups[1]["params"], plain, strict=True))
+
+
+def test_what_a_network_names_itself_does_not_decay_as_in_timm(vit):
+    expected = by_parameter(
+        param_groups_weight_decay(vit, 0.05, no_weight_decay_list=vit.no_weight_decay()), "weight_decay"
+    )
+    holder = torch.nn.Sequential(vit)  # its names have a place in front
+    assert by_parameter(made(holder, no_decay=["own"]).param_groups, "weight_decay") == expected
+    assert by_parameter(made(vit).param_groups, "weight_decay") != expected
+
+
+def test_parameters_by_parts_of_their_names(vit):
+    decays = by_parameter(made(vit, no_decay=["pos_embed", "blocks.0"]).param_groups, "weight_decay")
+    named = dict(vit.named_parameters())
+    assert decays[named["pos_embed"]] == decays[named["blocks.0.mlp.fc1.weight"]] == 0.0
+    assert decays[named["blocks.1.mlp.fc1.weight"]] == 0.05
+    with pytest.raises(UserError, match=r"no_decay = .*no name holds 'pos_embedding'"):
+        made(vit, no_decay=["pos_embedding"])
+
+
+def test_layer_decay_is_timms(vit):
+    holder = torch.nn.Sequential(vit, torch.nn.Linear(2, 2))
+    optimizer = made(holder, layer_decay=0.5)
+    scales = by_parameter(param_groups_layer_decay(vit, layer_decay=0.5), "lr_scale")
+    scales |= dict.fromkeys(holder[1].parameters(), 1.0)
+    assert by_parameter(optimizer.param_groups, "lr_scale") == scales
+    lr_setter(optimizer)(0.2)
+    assert by_parameter(optimizer.param_groups, "lr") == {p: pytest.approx(0.2 * s) for p, s in scales.items()}
+    assert len(set(scales.values())) == 5  # patches, three blocks, the head
+    with pytest.raises(UserError, match=r"layer_decay = 0.5: must be null, or a number for a network of timm"):
+        made(torch.nn.Linear(2, 2), layer_decay=0.5)
+
+
+def test_learning_rates_on_the_device_are_scaled_too_and_survive_a_checkpoint(vit):
+    options = OptimizerOptions("sgd", 0.1, momentum=0.9, layer_decay=0.5)
+    first, second = (make_optimizer(options, [vit], on_device=True) for _ in range(2))
+    assert isinstance(first.param_groups[0]["lr"], torch.Tensor)
+    load_state(second, first.state_dict())
+    for optimizer, value in ((first, 0.2), (second, torch.tensor(0.2))):
+        lr_setter(optimizer)(value)
+        rates = [(float(group["lr"]), 0.2 * group["lr_scale"]) for group in optimizer.param_groups]
+        assert all(got == pytest.approx(expected) for got, expected in rates) and len({got for got, _ in rates}) == 5
