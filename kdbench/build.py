@@ -34,8 +34,7 @@ from kdbench.losses.features import student_maps, teacher_maps
 from kdbench.models.base import refuse_kind
 from kdbench.paths import CONFIG_DIR
 from kdbench.results.metrics import METRICS, TASKS
-from kdbench.results.report import show
-from kdbench.results.result import RunResult, is_finished, read_result
+from kdbench.results.result import RunResult, is_finished
 from kdbench.runs import fill
 from kdbench.runs.ensemble import Ensemble
 from kdbench.runs.fill import Filled, Watch
@@ -48,23 +47,6 @@ from kdbench.types import Info, Outputs
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-def run(cfg: DictConfig, out: Path, overrides: list[str], choices: dict[str, str]) -> float | None:
-    """One `kdbench train`: the composed experiment in folder `out`, or, if it is finished, just its result.
-
-    Returns the value that a Hydra sweeper reads (`monitor`). Raises UserError before any work for what cannot run.
-    """
-    recipe = make_recipe(cfg, overrides, choices)
-    procedure = make_procedure(cfg.procedure)
-    refuse_others_folder(recipe, out)
-    done = is_finished(out) and not recipe.force
-    if not done:
-        refuse_unmeasured(cfg.monitor, recipe.data())
-        try_networks(recipe)
-    result = read_result(out) if done else procedure(recipe, out)
-    show(result, out, already=done)
-    return result.monitored(cfg.monitor)
 
 
 def refuse_others_folder(recipe: Recipe, out: Path) -> None:

@@ -23,11 +23,24 @@ def main() -> int:
 
 
 def train(cfg: DictConfig) -> float | None:
-    """One run. Returns what a Hydra sweeper optimises."""
+    """One run: the composed experiment in its folder or, if it is finished, just its result.
+
+    Returns the value that a Hydra sweeper reads (`monitor`). Raises UserError before any work for what cannot run.
+    """
     from kdbench import build  # torch is loaded when a run starts, not for --help or --cfg
 
     job = HydraConfig.get()
-    return build.run(cfg, Path(job.runtime.output_dir), list(job.overrides.task), chosen())
+    out = Path(job.runtime.output_dir)
+    recipe = build.make_recipe(cfg, list(job.overrides.task), chosen())
+    procedure = build.make_procedure(cfg.procedure)
+    build.refuse_others_folder(recipe, out)
+    done = is_finished(out) and not recipe.force
+    if not done:
+        build.refuse_unmeasured(cfg.monitor, recipe.data())
+        build.try_networks(recipe)
+    result = read_result(out) if done else procedure(recipe, out)
+    show(result, out, already=done)
+    return result.monitored(cfg.monitor)
 
 
 def refuse(cfg: DictConfig) -> None:

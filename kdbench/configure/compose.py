@@ -19,6 +19,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -56,6 +57,7 @@ class Loader(ConfigLoaderImpl):
         self.left_out: dict[tuple[str, ...], list[str]] = {}  # by what was typed
         self._choices: dict[str, tuple[str, str]] = {}  # of the composition at work: option and package of each group
         self._dropped: list[str] = []
+        self._asked: tuple[str | None, list[str], DictConfig] | None = None  # what the mode was read from
 
     def load_configuration(
         self,
@@ -65,10 +67,27 @@ class Loader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        rest = (run_mode, from_shell, validate_sweep_overrides)
-        cfg = super().load_configuration(config_name, overrides, *rest)
+        """A command line is composed once: Hydra asks without validation first, to find `hydra.mode`, and adds that."""
+        asked, self._asked = self._asked, None
         if not self.ours:
+            return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        if not validate_sweep_overrides:
+            cfg = self._composed(config_name, overrides, RunMode.RUN, from_shell, False)  # raises for a missing option
+            self._asked = config_name, list(overrides), cfg
             return cfg
+        if asked is None or config_name != asked[0] or overrides != [*asked[1], f"hydra.mode={run_mode.name}"]:
+            return self._composed(config_name, overrides, run_mode, from_shell, True)
+        parsed = OverridesParser.create(config_loader=self).parse_overrides(overrides)
+        self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
+        asked[2].hydra.mode = run_mode
+        asked[2].hydra.overrides.hydra.append(overrides[-1])
+        return asked[2]
+
+    def _composed(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool, validate: bool
+    ) -> DictConfig:
+        rest = (run_mode, from_shell, validate)
+        cfg = super().load_configuration(config_name, overrides, *rest)
         as_typed = [in_quotes(word, cfg) for word in overrides]
         if as_typed != overrides:
             cfg = super().load_configuration(config_name, as_typed, *rest)

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.arguments.source import Code, sources
-from kdbench.configure.reference import NAMED, config_folders, group_choices, reference
+from kdbench.configure.reference import NAMED, config_folders, group_choices, reference, without_hydra
 from kdbench.counted import as_before, counted
 
 _FIRST = ("loss", "student", "schedule", "optimizer", "procedure", "seed", "seeds", "teacher", "dataset")
@@ -108,14 +108,6 @@ def _rank(key: str) -> tuple[int, str]:
     """What sweeps are usually over comes first."""
     group = key.split(".")[0]
     return (_FIRST.index(group) if group in _FIRST else len(_FIRST), key)
-
-
-def without_hydra(cfg: DictConfig) -> DictConfig:
-    """A copy without Hydra's own node, free to change."""
-    task = copy.deepcopy(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
-    OmegaConf.set_struct(task, False)
-    OmegaConf.set_readonly(task, False)
-    return task
 
 
 def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, Any]:

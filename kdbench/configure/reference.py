@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,17 @@ def _reference(
     usual = group_choices(plain.hydra)
     overrides = [f"{'' if group in usual else '+'}{group}={option}" for group, option in chosen if option is not None]
     roots = frozenset(str(key) for key in plain) - {"hydra"}
+    if usual == dict(chosen):
+        return Reference(without_hydra(plain), usual, roots)
     return Reference(compose(name, overrides=[*sources, *overrides]), usual, roots)
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A copy without Hydra's own node, free to change."""
+    task = copy.deepcopy(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    OmegaConf.set_struct(task, False)
+    OmegaConf.set_readonly(task, False)
+    return task
 
 
 def _counts(group: str) -> bool:

@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdbench.configure.check import check
 from kdbench.configure.compose import left_out
-from kdbench.configure.naming import config_hash, without_hydra
+from kdbench.configure.naming import config_hash
+from kdbench.configure.reference import without_hydra
 from kdbench.errors import Busy, UserError, require
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from kdbench import cli, configure
+from kdbench.commands import train as command
 from kdbench.configure.naming import run_name
 from kdbench.configure.options import options
 from kdbench.paths import CONFIG_DIR
@@ -89,11 +90,9 @@ def test_a_failed_run_does_not_lose_the_others(train):
 
 
 def test_a_sweepers_figure_is_returned(train, monkeypatch):
-    from kdbench import build
-
     values = []
-    real = build.run
-    monkeypatch.setattr(build, "run", lambda *a: values.append(real(*a)) or values[-1])
+    real = command.train
+    monkeypatch.setattr(command, "train", lambda cfg: values.append(real(cfg)) or values[-1])
     assert train(*SMOKE, "teacher=none", "loss=ce")[0] == 0
     assert len(values) == 1 and 0 <= values[0] <= 1
 

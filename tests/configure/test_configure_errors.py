@@ -125,7 +125,7 @@ def raising(error: BaseException):
 
 
 def test_a_bug_is_one_line_and_its_traceback_is_in_the_log(monkeypatch, capsys):
-    monkeypatch.setattr("kdbench.build.run", raising(RuntimeError("cannot be\nmore lines")))
+    monkeypatch.setattr("kdbench.build.make_procedure", raising(RuntimeError("cannot be\nmore lines")))
     monkeypatch.setattr(sys, "argv", ["kdbench", "train", *SMOKE])
     assert cli.main() == 1
     captured = capsys.readouterr()
@@ -136,7 +136,7 @@ def test_a_bug_is_one_line_and_its_traceback_is_in_the_log(monkeypatch, capsys):
 
 
 def test_control_c_says_how_to_go_on(monkeypatch, capsys):
-    monkeypatch.setattr("kdbench.build.run", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("kdbench.build.make_procedure", raising(KeyboardInterrupt()))
     monkeypatch.setattr(sys, "argv", ["kdbench", "train", *SMOKE])
     assert cli.main() == 130
     err = capsys.readouterr().err

@@ -13,13 +13,12 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from kdbench import build
+from kdbench.commands import train
 from kdbench.configure.check import check
-from kdbench.configure.naming import without_hydra
-from kdbench.configure.reference import group_choices
+from kdbench.configure.reference import without_hydra
 from kdbench.errors import UserError
 from kdbench.runs import lifecycle
-from tests.support.procedures import MLPS, TINY, composed, in_hydra, put
+from tests.support.procedures import MLPS, TINY, as_job, composed, in_hydra, put
 
 # Groups, and words beside them, each of which makes a wrong line.
 LINES: dict[str, list[str]] = {
@@ -164,10 +163,10 @@ def said(root: DictConfig, line: str, out: Path) -> str:
     """What is said of a line; "" where it was accepted."""
     cfg = copy.deepcopy(without_hydra(root))
     put(cfg, line)
-    choices = {name: option for name, option in group_choices(root.hydra).items() if option is not None}
     try:
         check(cfg, root)
-        build.run(cfg, out, [], choices)
+        with as_job(root, out):
+            train.train(cfg)
     except UserError as error:
         return str(error)
     except Begun:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from kdbench import build
-from kdbench.configure.naming import without_hydra
-from kdbench.configure.reference import group_choices
+import kdbench.commands.train as commands_train
+from kdbench.configure.reference import without_hydra
 from kdbench.configure.register import register
 from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR
@@ -41,9 +41,8 @@ def train(*words: str, out: str = "run", without: Sequence[str] = (), plain: boo
     tiny = [] if plain else [word for word in TINY if word.split(".")[0] not in without]
     typed = [*tiny, *words]
     root = composed(*typed)
-    choices = {group: option for group, option in group_choices(root.hydra).items() if option is not None}
-    with in_hydra():
-        build.run(without_hydra(root), Path(out), typed, choices)
+    with in_hydra(), as_job(root, Path(out), typed):
+        commands_train.train(without_hydra(root))
     return Path(out)
 
 
@@ -65,6 +64,19 @@ def put(cfg: DictConfig, *words: str) -> None:
 def _composed(groups: tuple[str, ...]) -> DictConfig:
     with in_hydra():
         return compose("train", overrides=list(groups), return_hydra_config=True)
+
+
+@contextmanager
+def as_job(root: DictConfig, out: Path, typed: Sequence[str] = ()) -> Iterator[None]:
+    """Let Hydra say of its running job what it is and where its folder lies."""
+    before = HydraConfig.instance().cfg
+    with read_write(root.hydra), open_dict(root.hydra.runtime):
+        root.hydra.runtime.output_dir, root.hydra.overrides.task = str(out), list(typed)
+    HydraConfig.instance().set_config(root)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def in_hydra() -> AbstractContextManager[object]:
