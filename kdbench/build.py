@@ -261,11 +261,14 @@ def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
 def make_origin(choice: str, node: Mapping[str, Any]) -> Origin:
     """Where the teacher of a node comes from: what its `_target_` says if that is an origin, or else its network."""
     own = {key: value for key, value in node.items() if key not in {*TEACHER_KEYS, *SINGLE}}
-    checkpoint, key, run = (None if node.get(name) is None else str(node[name]) for name in SINGLE)
+    checkpoint, key, run = (None if node.get(name) is None else str(node[name]) for name in SINGLE[:3])
+    finetune = bool(node.get("finetune"))
+    if finetune and own.get("pretrained"):
+        own["new_head"] = True  # where the published one does not fit
     if not hasattr(locate(node["_target_"], "teacher._target_"), "obtain"):
-        return origin_of(make_network(choice, own, "teacher"), checkpoint, run, key)
+        return origin_of(make_network(choice, own, "teacher"), checkpoint, run, key, finetune)
     for name in SINGLE:
-        require(node.get(name) is None, f"teacher.{name}", node.get(name), f"null with teacher={choice}")
+        require(node.get(name) in (None, False), f"teacher.{name}", node.get(name), f"null with teacher={choice}")
     return construct(own, "teacher")
 
 

@@ -41,6 +41,9 @@ ADDED: Mapping[str, object] = {
     "schedule.warmup_from": 0.0,
     "schedule.warmup_overlaps": False,
     "schedule.per": "step",
+    "student.upscale": None,
+    "teacher.upscale": None,
+    "teacher.finetune": False,
 }
 
 # Keys by which the repetitions of one setting differ:
@@ -58,7 +61,7 @@ def as_before(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
 
 
 def _changes_nothing(key: str, value: object) -> bool:
-    usual = ADDED.get(key.removeprefix("teacher."), ...)
+    usual = ADDED.get(key, ADDED.get(key.removeprefix("teacher."), ...))
     return usual is not ... and value in (usual, str(usual))  # flattened, a list is text
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.arguments.ranges import within
 from kdbench.errors import UserError
 from kdbench.types import Outputs
+
+Pixels = Annotated[int, within(1, 4096)]
 
 
 class Adopted(nn.Module):
@@ -26,6 +30,7 @@ class Adopted(nn.Module):
         observe: Callable[[Any, Tensor], Outputs],
         last_layer_name: str,  # "": there is no single linear classifier
         image_size: int,
+        upscale: int | None = None,  # pixels a side that inputs are scaled to before the network sees them
     ) -> None:
         super().__init__()
         for part in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
@@ -33,7 +38,7 @@ class Adopted(nn.Module):
         self._net = (net,)  # in a tuple: not registered a second time
         self.observe = observe
         self.last_layer_name = last_layer_name
-        self.image_size = image_size
+        self.image_size, self.upscale = image_size, upscale
         self.training = net.training
         self._version = getattr(net, "_version", 1)  # goes into state_dict's metadata; MNASNet reads it
 
@@ -43,7 +48,13 @@ class Adopted(nn.Module):
         return self._net[0]
 
     def forward(self, image: Tensor) -> Outputs:
-        return self.observe(self._net[0], image)
+        return self.observe(self._net[0], self.scaled(image))
+
+    def scaled(self, image: Tensor) -> Tensor:
+        """What the other library's network gets for images [B, C, H, W]."""
+        if self.upscale is None:
+            return image
+        return F.interpolate(image, (self.upscale, self.upscale), mode="bicubic", align_corners=False)
 
     def train(self, mode: bool = True) -> Adopted:
         self._net[0].train(mode)  # some networks ask their own flag; their children are ours

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.models.adopt import Adopted, first_line, nearest, refuse_head, refuse_size
+from kdbench.models.adopt import Adopted, Pixels, first_line, nearest, refuse_head, refuse_size
 from kdbench.models.base import evaluating
 from kdbench.models.interface import Interface, channels_of
 from kdbench.models.stages import choose_stages
@@ -23,6 +23,7 @@ def timm_model(
     pretrained: bool = False,
     new_head: bool = False,
     options: Mapping[str, Any] | None = None,
+    upscale: Pixels | None = None,
     *,
     num_classes: int,
     in_channels: int = 3,
@@ -33,18 +34,20 @@ def timm_model(
     pretrained: load the published weights; if their head has another number of classes, this is an error unless
     `new_head` asks for a freshly initialised head, which must then be trained. options: further arguments of
     `timm.create_model` (drop_rate, drop_path_rate, pretrained_cfg_overlay={file: ...} for a local file, ...). With
-    other than three input channels timm sums or repeats the weights of the first convolution. Networks that are
-    made for one image size are given `image_size`. Features: "stem" where the network has five map sizes or more,
-    the last four (or fewer) sizes as "stage1".."stage4", each [B, D, H, W]; four evenly spaced blocks where all
-    maps are equally large (ViT); "pooled" [B, D]. Raises UserError for an unknown name, a head that does not fit,
-    weights that do not exist or cannot be fetched, and options that the network refuses.
+    other than three input channels timm sums or repeats the weights of the first convolution. Networks that are made
+    for one image size are given `image_size`, or `upscale`: pixels a side that inputs are scaled to first (small
+    images for networks of large ones, on the device, so that the data stays small). Features: "stem" where the
+    network has five map sizes or more, the last four (or fewer) sizes as "stage1".."stage4", each [B, D, H, W]; four
+    evenly spaced blocks where all maps are equally large (ViT); "pooled" [B, D]. Raises UserError for an unknown
+    name, a head that does not fit, weights that do not exist or cannot be fetched, and options that the network
+    refuses.
     """
     _check_name(name)
     if pretrained:
         _check_head(name, num_classes, new_head, options or {})
     arguments = {"num_classes": num_classes, "in_chans": in_channels, **(options or {})}
-    net = _create(name, pretrained, image_size, arguments)
-    network = Adopted(net, _observer(net), _classifier_name(net), image_size)
+    net = _create(name, pretrained, upscale or image_size, arguments)
+    network = Adopted(net, _observer(net), _classifier_name(net), image_size, upscale)
     network.published = _published(net, in_channels)  # type: ignore[assignment]
     _check_forward(network, name, in_channels)
     return network
@@ -154,7 +157,7 @@ def _check_forward(network: Adopted, name: str, in_channels: int) -> None:
     image = image.to(next(network.parameters()))
     try:
         with evaluating(network), torch.no_grad():
-            logits, expected = network(image).logits, network.net(image)
+            logits, expected = network(image).logits, network.net(network.scaled(image))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise refuse_size(name, size, error) from error
     if not logits.is_meta and not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):

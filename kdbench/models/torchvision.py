@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from kdbench.errors import UserError
-from kdbench.models.adopt import Adopted, first_line, nearest, refuse_head, refuse_size
+from kdbench.models.adopt import Adopted, Pixels, first_line, nearest, refuse_head, refuse_size
 from kdbench.models.base import first_layer_name, forward_on_meta
 from kdbench.models.interface import Interface, channels_of
 from kdbench.models.stages import choose_stages
@@ -24,6 +24,7 @@ def torchvision_model(
     pretrained: bool = False,
     new_head: bool = False,
     options: Mapping[str, Any] | None = None,
+    upscale: Pixels | None = None,
     *,
     num_classes: int,
     in_channels: int = 3,
@@ -33,7 +34,8 @@ def torchvision_model(
 
     pretrained: load the default published weights; if they are for another number of classes, this is an error
     unless `new_head` asks for a freshly initialised classifier, which must then be trained. options: further
-    arguments of torchvision's constructor (dropout, stochastic_depth_prob, ...). With one input channel the
+    arguments of torchvision's constructor (dropout, stochastic_depth_prob, ...). upscale: pixels a side that inputs are
+    scaled to first. With one input channel the
     pretrained first convolution gets the sum of its weights over the colours: the same as feeding the image three
     times. Auxiliary heads (GoogLeNet, Inception) are left off. Features: the last four map sizes are
     "stage1".."stage4", the one before is "stem"; four evenly spaced blocks where all maps are equally large (ViT);
@@ -42,17 +44,18 @@ def torchvision_model(
     network refuses.
     """
     _check_name(name)
-    arguments = {**_size_arguments(name, image_size), **(options or {})}
+    seen = upscale or image_size
+    arguments = {**_size_arguments(name, seen), **(options or {})}
     if pretrained:
-        net = _load(name, num_classes, new_head, image_size, arguments)
+        net = _load(name, num_classes, new_head, seen, arguments)
     else:
-        net = _build(name, image_size, {**arguments, "num_classes": num_classes})
+        net = _build(name, seen, {**arguments, "num_classes": num_classes})
     if in_channels != 3:
         _replace_first(net, name, in_channels, pretrained)
     classifier = _classifier_name(net)
     # 224 pixels: large enough that each map size differs from the next, whatever the images are.
-    taps = _tap(net, in_channels, image_size if name.startswith("maxvit_") else 224, classifier)
-    network = Adopted(net, taps, classifier, image_size)
+    taps = _tap(net, in_channels, seen if name.startswith("maxvit_") else 224, classifier)
+    network = Adopted(net, taps, classifier, image_size, upscale)
     network.published = _published(name, in_channels)  # type: ignore[assignment]
     _check_forward(network, name, in_channels)
     return network

@@ -81,7 +81,7 @@ class Ensemble:
             if seed is None:
                 seed = first_seed + used.get(network.name, 0)
                 used[network.name] = used.get(network.name, 0) + 1
-            origin = origin_of(network, member.checkpoint, member.run, member.checkpoint_key, key)
+            origin = origin_of(network, member.checkpoint, member.run, member.checkpoint_key, key=key)
             found.append((origin, seed))
         return found
 

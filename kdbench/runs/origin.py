@@ -20,8 +20,10 @@ from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
 from kdbench.errors import require
 from kdbench.losses.ce import CE
+from kdbench.models.base import last_layer_name
 from kdbench.models.interface import Interface
-from kdbench.models.weights import WeightsFile, load_into, read_file
+from kdbench.models.names import published_names
+from kdbench.models.weights import WeightsFile, load_into, read_file, weight_hash
 from kdbench.results.result import is_finished
 from kdbench.runs.adapt import fitted, interface_of_run
 from kdbench.runs.folder import NETWORK, network_of_run, spec_of_run
@@ -29,12 +31,17 @@ from kdbench.runs.identity import refuse_other
 from kdbench.runs.lifecycle import run_stage
 from kdbench.runs.obtain import measured
 from kdbench.runs.recipe import Catalogue, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec
-from kdbench.runs.stage import Stage, identity_of
+from kdbench.runs.stage import Stage, Start, identity_of
 from kdbench.runs.taught import TaughtBy
 
 log = logging.getLogger(__name__)
 
-SINGLE = ("checkpoint", "checkpoint_key", "run")  # keys of teacher that say where a single network comes from
+SINGLE = (
+    "checkpoint",
+    "checkpoint_key",
+    "run",
+    "finetune",
+)  # keys of teacher that say where a single network comes from
 
 # Choices that are the teacher's too, as long as it has none of its own under the second name (configs/train.yaml).
 _SHARED = {
@@ -114,7 +121,7 @@ class Trained:
 
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
         """A lock makes parallel runs wait for one training; an interrupted one continues."""
-        stage = teacher_stage(self.network, spec, recipe, data)
+        stage = self.stage(spec, recipe, data)
         refuse_other(stage.folder, identity_of(stage))
         _say_shared(self.network.name, recipe.record.overrides)
         if not is_finished(stage.folder):  # looked at before any lock: a store may be read-only
@@ -128,12 +135,46 @@ class Trained:
         had = measured(self.network.name, network, stage.folder, recipe, data)
         return replace(had, key=stage.recipe.record.hash)
 
+    def stage(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:
+        """Its own training."""
+        return teacher_stage(self.network, spec, recipe, data)
+
     def _tell_of_older(self, stage: Stage, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> None:
         """Why a teacher that the first edition kept is not taken: it did not keep what code it was trained with."""
         if stage.recipe.record.code:
             older = store_folder(self.network, store_key(self.network, spec, recipe, data, False), recipe, data)
             if is_finished(older):
                 log.info("the one in %s does not say which code of yours it is of, so it is not used", older)
+
+
+@dataclass(frozen=True)
+class FineTuned(Trained):
+    """teacher.finetune with a checkpoint: a network that is trained on from a file's weights, once, and kept.
+
+    Its last layer starts anew where the file's has another shape (other classes).
+    """
+
+    path: Path = Path()
+    key: str | None = None  # teacher.checkpoint_key
+
+    def stage(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:
+        """Raises UserError if the file is none, or of another network."""
+        file = read_file(self.path, self.key)
+        start = self._start(file, data)
+        made = teacher_stage(self.network, spec, recipe, data, weight_hash(file.state))
+        return replace(made, start=start)
+
+    def _start(self, file: WeightsFile, data: Bundle) -> Start:
+        network = self.network.make(data.info)
+        fresh, last = network.state_dict(), last_layer_name(network)
+        given = published_names(file.state, fresh)
+        head = {name for name in fresh if last and name.startswith(f"{last}.") and name in given}
+        head = {name for name in head if given[name].shape != fresh[name].shape}
+        if head:
+            log.info("teacher %s: its last layer, %s, starts anew: that of %s has other classes",
+                     self.network.name, last, self.path)  # fmt: skip
+        load_into(network, {**given, **{name: fresh[name] for name in head}}, str(self.path))
+        return Start({name: value for name, value in network.state_dict().items() if name not in head})
 
 
 def _interface_of_file(path: Path, file: WeightsFile) -> Interface:
@@ -155,12 +196,18 @@ def _published_too(known: Interface, network: nn.Module, classes: int) -> Interf
 
 def origin_of(
     network: NetworkSpec, checkpoint: Text | None = None, run: Text | None = None, checkpoint_key: Text | None = None,
-    key: str = "teacher",
+    finetune: bool = False, key: str = "teacher",
 ) -> Origin:  # fmt: skip
-    """The origin of a single network. Raises UserError for a run and a checkpoint at once, and for a key alone."""
+    """The origin of a single network. Raises UserError for a run and a checkpoint at once, for a key alone, and for
+    nothing to fine-tune."""
     alone = bool(checkpoint_key) and not checkpoint
     require(not alone, f"{key}.checkpoint_key", checkpoint_key, f"null without {key}.checkpoint")
     require(not (run and checkpoint), f"{key}.checkpoint", checkpoint, f"null when {key}.run is given")
+    published = bool(network.config.get("pretrained"))
+    require(not finetune or ((bool(checkpoint) or published) and not run), f"{key}.finetune", True,
+            f"false without {key}.checkpoint or {key}.pretrained=true")  # fmt: skip
+    if finetune:
+        return FineTuned(network, Path(checkpoint), checkpoint_key) if checkpoint else Trained(network)
     if run:
         return FromRun(Path(run))
     if checkpoint:
@@ -177,9 +224,11 @@ def _say_shared(teacher: str, overrides: Sequence[str]) -> None:
         log.info("teacher %s: trained with %s too; %s would choose its own", teacher, words, own)
 
 
-def teacher_stage(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:
-    """A teacher's own training: an ordinary run in the store, under cross-entropy."""
+def teacher_stage(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bundle, start: str = "") -> Stage:
+    """A teacher's own training: an ordinary run in the store, under cross-entropy. start: hash of the weights that it
+    starts from."""
     key = store_key(network, spec, recipe, data)
+    key = hashlib.sha256(f"{key} {start}".encode()).hexdigest() if start else key
     own = replace(
         recipe,
         student=network,
@@ -217,7 +266,7 @@ def store_key(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bun
         "labels": _digest(data.train.labels),
         "augment": repr(data.teacher_augment),
         "normalise": [list(data.mean), list(data.std)],
-        "network": dict(network.config),
+        "network": as_before(network.config, "student."),
         "optimizer": as_before(asdict(spec.optimizer), "optimizer."),
         "schedule": as_before(asdict(spec.schedule), "schedule."),
         "label_smoothing": spec.label_smoothing,

@@ -273,3 +273,20 @@ def test_torchvision_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch)
 )
 def test_stages_are_the_last_maps_of_each_size(sizes: list[int], names: list[str], indices: list[int]) -> None:
     assert choose_stages(sizes) == (names, indices)
+
+
+@pytest.mark.parametrize("make, name", [(timm_model, "resnet18"), (torchvision_model, "resnet18")])
+def test_small_images_are_scaled_up_on_the_way_in(make, name):
+    torch.manual_seed(0)
+    network = make(name, num_classes=3, image_size=8, upscale=64).eval()
+    images = torch.randn(2, 3, 8, 8)
+    large = torch.nn.functional.interpolate(images, (64, 64), mode="bicubic", align_corners=False)
+    assert torch.equal(network(images).logits, network.net(large)) and network.image_size == 8
+    plain = make(name, num_classes=3, image_size=64)
+    plain.load_state_dict(network.state_dict())
+    assert torch.allclose(plain.eval()(large).logits, network(images).logits, atol=1e-6)
+
+
+def test_a_network_for_one_size_is_built_for_the_upscaled_one():
+    network = timm_model("vit_tiny_patch16_224", num_classes=3, image_size=8, upscale=48, options={"depth": 1})
+    assert network(torch.randn(1, 3, 8, 8)).features["stage1"].shape[-2:] == (3, 3)

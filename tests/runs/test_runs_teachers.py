@@ -16,6 +16,7 @@ from filelock import FileLock
 from kdbench.errors import UserError
 from kdbench.files import read_json
 from kdbench.models.resnet import ResNet
+from kdbench.models.weights import read_weights
 from kdbench.results.metrics import CLASSIFICATION, LANGUAGE_MODELLING, Task
 from kdbench.runs.folder import read_info
 from kdbench.runs.obtain import introduced
@@ -66,6 +67,23 @@ def test_a_checkpoint_of_another_tool_becomes_a_teacher():
     assert got["folder"] == "teacher.pth"
 
 
+def test_a_checkpoint_of_other_classes_is_trained_on_first_and_once(caplog):
+    network = ResNet(depth=8, widths=[16, 16, 32, 64], num_classes=7, in_channels=3, image_size=8)
+    torch.save(network.state_dict(), "other.pth")
+    words = ("teacher.checkpoint=other.pth", "teacher.finetune=true", "teacher.allow_chance=true")
+    first = result(train("hydra.run.dir=a", *words, "teacher.optimizer.lr=0"))["teacher"]
+    kept = read_weights(Path(first["folder"]) / "student.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in network.state_dict().items() if "conv" in name)
+    assert kept["fc.weight"].shape == (4, 64)
+    second = result(train("hydra.run.dir=b", *words, "loss.tau=2", "teacher.optimizer.lr=0"))["teacher"]
+    assert second == first
+    torch.save(
+        ResNet(depth=8, widths=[16, 16, 32, 64], num_classes=4, in_channels=3, image_size=8).state_dict(), "b.pth"
+    )
+    third = result(train("hydra.run.dir=c", "teacher.checkpoint=b.pth", *words[1:]))["teacher"]
+    assert third["folder"] != first["folder"]
+
+
 def test_no_teacher():
     assert result(train("teacher=none", "loss=ce"))["teacher"] is None
 
@@ -75,6 +93,7 @@ def test_no_teacher():
     [
         (["teacher=none", "loss=kl"], "needs|learns from"),
         (["teacher.checkpoint=missing.pth"], "missing.pth"),
+        (["teacher.finetune=true"], "teacher.finetune = true: must be false without teacher.checkpoint"),
         (["teacher.run=nowhere"], "nowhere"),
         (["teacher.run=empty"], "empty.*not a run folder"),
         (["teacher.checkpoint=text.pth"], "text.pth"),
