@@ -1,6 +1,17 @@
 """Plain values as arguments: importing what a dotted path names, checking values against its signature, calling it."""
 
-from kdbench.arguments.call import accepted, bind, call, checked, fit_arguments, keys, parameters, run, unknown_key
+from kdbench.arguments.call import (
+    accepted,
+    bind,
+    call,
+    checked,
+    fit_arguments,
+    keys,
+    of_keys,
+    parameters,
+    run,
+    unknown_key,
+)
 from kdbench.arguments.fit import fit
 from kdbench.arguments.locate import locate
 from kdbench.arguments.trust import Trust, trusting
@@ -15,6 +26,7 @@ __all__ = [
     "fit_arguments",
     "keys",
     "locate",
+    "of_keys",
     "parameters",
     "run",
     "trusting",

@@ -11,6 +11,7 @@ from kdbench.arguments.fit import fit
 from kdbench.errors import UserError, nearest, under
 
 T = TypeVar("T")
+K = TypeVar("K")
 Values = Mapping[str, Any]
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -67,6 +68,25 @@ def checked(target: T) -> T:
         return target(*bound.args, **bound.kwargs)  # type: ignore[operator]
 
     return fitted  # type: ignore[return-value]
+
+
+def of_keys(kind: type[K]) -> Callable[[Callable[[K, Mapping[str, object]], T]], Callable[..., T]]:
+    """Makes a function of a dataclass, whose fields are its keys, and of a mapping of all other keys one that is called
+    with the keys themselves: a node with many keys is read into one object, and its signature still names them."""
+
+    def decorate(function: Callable[[K, Mapping[str, object]], T]) -> Callable[..., T]:
+        signature, names = inspect.signature(kind), keys(kind)
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> T:
+            own = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+            return function(kind(*args, **own), kwargs)
+
+        others = inspect.Parameter("others", inspect.Parameter.VAR_KEYWORD)
+        called.__signature__ = signature.replace(parameters=[*signature.parameters.values(), others])  # type: ignore[attr-defined]
+        return called
+
+    return decorate
 
 
 def fit_arguments(

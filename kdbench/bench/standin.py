@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from kdbench.arguments import keys
 from kdbench.data.bundle import Source
-from kdbench.data.load import load_bundle
+from kdbench.data.load import Dataset
 
 MOST = 256 << 20  # bytes of stand-in images: fewer than the real set has, where they are large
 
@@ -33,7 +33,7 @@ def stand_in(dataset: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     train, test, classes, channels, side = shape
     scale = min(1.0, MOST / ((train + test) * channels * side**2))
-    known = inspect.signature(load_bundle).parameters
+    known = keys(Dataset)
     kept = {key: value for key, value in dataset.items() if key in known or key == "_target_"}
     kept |= {"reader": f"{__name__}.random_source", "channels": None}
     kept |= {"mean": kept.get("mean") or 0.5, "std": kept.get("std") or 0.25}

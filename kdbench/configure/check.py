@@ -30,11 +30,11 @@ OPTIONS = {
     "teacher.schedule": "kdbench.engine.options.ScheduleOptions",
     "teacher.optimizer": "kdbench.engine.options.OptimizerOptions",
 }
-# Options of a dataset that functions read, and what kdbench gives those functions beside them.
+# Options of a dataset by what reads them, and what kdbench gives that beside them.
 PARTS = {
     "mix": ("kdbench.data.augment.mix.mixing", ()),
     "noise": ("kdbench.data.noise.wrong_labels", ("labels", "names")),
-    "transfer": ("kdbench.data.transfer.transferred", ("split", "names", "rows", "cache", "files")),
+    "transfer": ("kdbench.data.transfer.Transfer", ()),
 }
 COHORT = "hydra_plugins.kdbench_cohort.CohortLauncher"
 TEACHER, ORIGIN = "kdbench.runs.recipe.TeacherSpec", "kdbench.runs.origin.origin_of"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from kdbench.arguments import accepted, call, checked, keys, locate
+from kdbench.arguments import accepted, call, checked, keys, locate, of_keys
 from kdbench.arguments.ranges import Amount, Seed, Text, above_to, listed, within
 from kdbench.data import bundle as bundles
 from kdbench.data.augment.mix import Mix, make_mix
@@ -34,54 +35,66 @@ TWO_CLASSES = "a list of two classes or more"
 
 
 @checked
-def load_bundle(
-    name: Text,
-    reader: Text,
-    root: Text | None,
-    cache: Text,
-    download: bool = True,
-    validation: Amount = 0.0,
-    split_seed: Seed = 0,
-    subset: Amount | None = None,
-    classes: Annotated[list[str | int], listed(2, TWO_CLASSES)] | None = None,
-    channels: Literal[1, 3] | None = None,
-    mean: list[Pixel] | Pixel | None = None,
-    std: list[Spread] | Spread | None = None,
-    augment: Augment | None = None,
-    pad: Annotated[int, within(0, 1024)] = 4,
-    teacher_augment: Augment | None = None,
-    mix: Mapping[str, Any] | None = None,
-    noise: Mapping[str, Any] | None = None,
-    transfer: Mapping[str, Any] | None = None,
-    workers: Annotated[int, within(0, 1024)] | None = None,
-    **options: Any,
-) -> Bundle:
-    """Read a dataset and cut it as its YAML says; configs/dataset/shared/base.yaml explains each key.
+@dataclass(frozen=True)
+class Dataset:
+    """The keys of a dataset that are kdbench's own; configs/dataset/shared/base.yaml explains each.
 
     reader: dotted path of a function that returns a Source. It gets those of root, cache, download and channels that it
-    has parameters for, and `options`: all keys that are not kdbench's own. pad is there for the YAML of augmentations
-    to refer to. Raises UserError naming the key, or saying which file to put where.
+    has parameters for, and all keys that are not listed here. pad is there for augmentations to refer to.
     """
-    source = _read(reader, options, channels, root=root, cache=cache, download=download)
-    source = survey(name, source, cache)
-    train, val = _split(source, validation, split_seed, subset, classes)
-    teacher, student = _labelled(train, source, noise or {})
-    student, added = make_transfer(student, source, cache, transfer or {})
+
+    name: Text
+    reader: Text
+    root: Text | None
+    cache: Text
+    download: bool = True
+    validation: Amount = 0.0
+    split_seed: Seed = 0
+    subset: Amount | None = None
+    classes: Annotated[list[str | int], listed(2, TWO_CLASSES)] | None = None
+    channels: Literal[1, 3] | None = None
+    mean: list[Pixel] | Pixel | None = None
+    std: list[Spread] | Spread | None = None
+    augment: Augment | None = None
+    pad: Annotated[int, within(0, 1024)] = 4
+    teacher_augment: Augment | None = None
+    mix: Mapping[str, object] | None = None
+    noise: Mapping[str, object] | None = None
+    transfer: Mapping[str, object] | None = None
+    workers: Annotated[int, within(0, 1024)] | None = None
+
+
+@of_keys(Dataset)
+def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
+    """Read a dataset and cut it as its YAML says; `options` are the reader's own.
+
+    Raises UserError naming the key, or saying which file to put where.
+    """
+    source = survey(dataset.name, _read(dataset, options), dataset.cache)
+    train, val = _split(source, dataset)
+    teacher, student = _labelled(train, source, dataset.noise or {})
+    student, added = make_transfer(student, source, dataset.cache, dataset.transfer or {})
+    mean, std = _normalisation(source, dataset)
+    fingerprint, rows = _identity(source, added)
+    own = dataset.augment if dataset.teacher_augment is None else dataset.teacher_augment
     return Bundle(
-        name, source.classes, *_normalisation(source, mean, std), teacher, student, val,
-        _outside(source.test_inputs, source.test_labels), *_identity(source, added),
-        _augment(augment, "augment", source.inputs),
-        _augment(augment if teacher_augment is None else teacher_augment, "teacher_augment", source.inputs),
-        _mix(mix or {}, source.inputs), _workers(workers), source.vocab_size,
-        (source.files.resize or None) if source.files is not None else None,
-        source.posterior, source.task, vocabulary=source.vocabulary,
+        name=dataset.name, classes=source.classes, mean=mean, std=std,
+        train=teacher, transfer=student, val=val, test=_outside(source.test_inputs, source.test_labels),
+        fingerprint=fingerprint, num_rows=rows,
+        augment=_augment(dataset.augment, "augment", source.inputs),
+        teacher_augment=_augment(own, "teacher_augment", source.inputs),
+        mix=_mix(dataset.mix or {}, source.inputs),
+        workers=min(os.cpu_count() or 1, 16) if dataset.workers is None else dataset.workers,
+        resize=(source.files.resize or None) if source.files is not None else None,
+        posterior=source.posterior, task=source.task, vocab_size=source.vocab_size, vocabulary=source.vocabulary,
     )  # fmt: skip
 
 
-def _read(reader: str, options: Mapping[str, Any], channels: int | None, **given: Any) -> Source:
+def _read(dataset: Dataset, options: Mapping[str, object]) -> Source:
+    reader, channels = dataset.reader, dataset.channels
     function = locate(reader, "dataset.reader")
-    given = accepted(function, {"channels": channels, **given})
-    source = call(function, options, "dataset", given, beside=keys(load_bundle))
+    given = {"channels": channels, "root": dataset.root, "cache": dataset.cache, "download": dataset.download}
+    source = call(function, options, "dataset", accepted(function, given), beside=keys(Dataset))
     if not isinstance(source, Source):
         raise UserError("dataset.reader", reader, "a function that returns a kdbench.data.bundle.Source")
     for inputs in (source.inputs, source.test_inputs, *([source.val[0]] if source.val else [])):
@@ -94,7 +107,7 @@ def _read(reader: str, options: Mapping[str, Any], channels: int | None, **given
     return _with_channels(source, channels)
 
 
-def _labelled(train: Split, source: Source, noise: Mapping[str, Any]) -> tuple[Split, Split]:
+def _labelled(train: Split, source: Source, noise: Mapping[str, object]) -> tuple[Split, Split]:
     """What the teacher and what the student trains on: right or wrong labels, of the same images."""
     labels, whom = make_noise(source.labels, source.classes, noise)
     wrong = noisy(train, labels)
@@ -116,7 +129,7 @@ def _augment(value: Augment | None, key: str, inputs: Inputs) -> Augment:
     return made
 
 
-def _mix(options: Mapping[str, Any], inputs: Inputs) -> Mix | None:
+def _mix(options: Mapping[str, object], inputs: Inputs) -> Mix | None:
     mix = make_mix(options)
     if mix is not None and isinstance(inputs, Tensor) and not are_images(inputs):
         if not inputs.is_floating_point():
@@ -139,12 +152,11 @@ def _with_channels(source: Source, channels: int | None) -> Source:
     return source._replace(inputs=changed(source.inputs), test_inputs=test, val=val, fingerprint=None, stats=None)
 
 
-def _split(
-    source: Source, validation: float, seed: int, subset: float | None, classes: list[str | int] | None
-) -> tuple[Split, Split | None]:
+def _split(source: Source, dataset: Dataset) -> tuple[Split, Split | None]:
     """Validation takes the rows with the largest keys of a class, a subset those with the smallest: they never meet."""
+    validation, subset, classes = dataset.validation, dataset.subset, dataset.classes
     whole = Split(source.inputs, source.labels, torch.arange(len(source.labels)))
-    keys = order_keys(len(whole), seed, "split")
+    keys = order_keys(len(whole), dataset.split_seed, "split")
     val = None if source.val is None else _outside(*source.val)
     count = count_of(validation, len(whole), "dataset.validation", whole=False)
     rest = torch.arange(len(whole))
@@ -175,8 +187,9 @@ def _outside(inputs: Inputs, labels: Tensor) -> Split:
     return Split(inputs, labels, torch.full_like(labels, -1))
 
 
-def _normalisation(source: Source, mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalisation(source: Source, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std, one a channel or dimension; what is null is measured on the whole original training set."""
+    mean, std = dataset.mean, dataset.std
     if isinstance(source.inputs, Tensor) and source.inputs.dtype == torch.int64:
         for key, value in (("mean", mean), ("std", std)):
             require(value is None, f"dataset.{key}", value, "null for token ids")
@@ -187,8 +200,8 @@ def _normalisation(source: Source, mean: Any, std: Any) -> tuple[tuple[float, ..
         measured = source.stats or bundles.statistics(source.inputs)  # type: ignore[arg-type]
     channels, pixels, result = source.inputs.shape[1], are_images(source.inputs), []
     for key, value, own in (("mean", mean, measured[0]), ("std", std, measured[1])):
-        listed = value if isinstance(value, (list, tuple)) else [value]
-        numbers = own if value is None else tuple(float(number) for number in listed)
+        given = value if isinstance(value, (list, tuple)) else own if value is None else [value]
+        numbers = tuple(float(number) for number in given)
         numbers = numbers * channels if len(numbers) == 1 else numbers
         if len(numbers) != channels or not all(_possible(key, number, pixels) for number in numbers):
             of_pixels = ", above 0 and at most 1" if key == "std" else " in [0, 1]"
@@ -207,9 +220,3 @@ def _identity(source: Source, added: Inputs | None) -> tuple[str, int]:
     """The training images' fingerprint and number; a table has rows for unlabelled extras too, so both include them."""
     own, rows = source.fingerprint or bundles.fingerprint(source.inputs), len(source.labels)
     return (own, rows) if added is None else (f"{own[:32]}{bundles.fingerprint(added)[:32]}", rows + added.shape[0])
-
-
-def _workers(workers: int | None) -> int:
-    if workers is None:
-        return min(os.cpu_count() or 1, 16)
-    return workers

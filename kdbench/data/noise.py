@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from kdbench.errors import UserError, require
 CIFAR10_MISTAKES = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}
 
 
-def make_noise(labels: Tensor, classes: Sequence[str], options: Mapping[str, Any]) -> tuple[Tensor, str]:
+def make_noise(labels: Tensor, classes: Sequence[str], options: Mapping[str, object]) -> tuple[Tensor, str]:
     """The noisy labels of the whole original training set, and whom they are for: both | teacher | student.
 
     `options` is what `dataset.noise` holds: kind, rate, seed, any_class, for. Raises UserError.
@@ -28,6 +28,7 @@ def make_noise(labels: Tensor, classes: Sequence[str], options: Mapping[str, Any
     options = dict(options)
     whom = options.pop("for", "both")  # a word of Python's own, so no parameter can be called so
     require(whom in ("both", "teacher", "student"), "dataset.noise.for", whom, "one of both, teacher, student")
+    assert isinstance(whom, str)
     given = {"labels": labels, "names": classes}
     return call(wrong_labels, options, "dataset.noise", given, beside=["for"]), whom
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.arguments import call
+from kdbench.arguments import call, checked
 from kdbench.arguments.ranges import Amount, Seed, Text, above, above_to, within
 from kdbench.data.augment.strong import ResizedCrop
 from kdbench.data.augment.views import SEED
@@ -22,48 +22,42 @@ from kdbench.data.seeds import mixed, torch_generator
 from kdbench.errors import UserError
 
 
-def make_transfer(split: Split, source: Source, cache: str, options: Mapping[str, Any]) -> tuple[Split, Inputs | None]:
+@checked
+@dataclass(frozen=True)
+class Transfer:
+    """What `dataset.transfer` holds; configs/dataset/shared/base.yaml explains each key."""
+
+    fraction: Annotated[float, above_to(0, 1)] | None = None
+    per_class: Annotated[Amount, above(0)] | None = None
+    classes: Annotated[float, above_to(0, 1)] | list[str | int] | None = None
+    omit: list[str | int] | None = None
+    only: list[str | int] | None = None
+    extra: Text | None = None
+    crops: Annotated[int, within(0, 10**9)] = 0
+    noise_images: Annotated[int, within(0, 10**9)] = 0
+    seed: Seed = 0
+
+
+def make_transfer(
+    split: Split, source: Source, cache: str, options: Mapping[str, object]
+) -> tuple[Split, Inputs | None]:
     """What the student trains on, from what the teacher trains on, and the unlabelled images that were added.
 
     `options` is what `dataset.transfer` holds. Extra images are read as those of the source are. Raises UserError.
     """
-    rows, files = len(source.labels), source.files  # the first row of an extra image
-    given = {"split": split, "names": source.classes, "rows": rows, "cache": cache, "files": files}
-    return call(transferred, options, "dataset.transfer", given)
-
-
-def transferred(
-    split: Split,
-    names: tuple[str, ...],
-    rows: int,
-    cache: str,
-    files: ImageFiles | None,
-    fraction: Annotated[float, above_to(0, 1)] | None = None,
-    per_class: Annotated[Amount, above(0)] | None = None,
-    classes: Annotated[float, above_to(0, 1)] | list[str | int] | None = None,
-    omit: list[str | int] | None = None,
-    only: list[str | int] | None = None,
-    extra: Text | None = None,
-    crops: Annotated[int, within(0, 10**9)] = 0,
-    noise_images: Annotated[int, within(0, 10**9)] = 0,
-    seed: Seed = 0,
-) -> tuple[Split, Inputs | None]:
-    kept = _classes(names, classes, omit, only, seed)
-    part = split if len(kept) == len(names) else split.select(rows_of(_true(split), kept))
-    part = _share(part, fraction, per_class, seed)
+    wanted = call(Transfer, options, "dataset.transfer")
+    kept = _classes(source.classes, wanted)
+    part = split if len(kept) == len(source.classes) else split.select(rows_of(_true(split), kept))
+    part = _share(part, wanted)
     if len(part) < 2:
         raise UserError("dataset.transfer", said=f"it leaves {len(part)} images to train on, and 2 are the least")
-    tokens = isinstance(part.inputs, Tensor) and part.inputs.dtype == torch.int64
-    for key, value, none in (("extra", extra, "null"), ("crops", crops, "0"), ("noise_images", noise_images, "0")):
-        if value and not are_images(part.inputs) and (key != "noise_images" or tokens):
-            raise UserError(f"dataset.transfer.{key}", value, f"{none} for data without images")
-    unread = None if extra is None else _extra_files(part.inputs, files, extra)
-    added = _extras(part.inputs, unread, extra, cache, crops, noise_images, seed)
+    added = _extras(part.inputs, source.files, cache, wanted)
     if added is None:
         return part, None
-    unlabelled = torch.full((added.shape[0],), -1)
+    count, rows = added.shape[0], len(source.labels)  # the first row of an extra image
+    unlabelled = torch.full((count,), -1)
     clean = None if part.clean is None else torch.cat([part.clean, unlabelled])
-    all_rows = torch.cat([part.rows, torch.arange(rows, rows + added.shape[0])])
+    all_rows = torch.cat([part.rows, torch.arange(rows, rows + count)])
     return Split(_joined([part.inputs, added]), torch.cat([part.labels, unlabelled]), all_rows, clean), added
 
 
@@ -71,18 +65,13 @@ def _true(split: Split) -> Tensor:
     return split.labels if split.clean is None else split.clean
 
 
-def _classes(
-    names: tuple[str, ...],
-    classes: float | list[str | int] | None,
-    omit: list[str | int] | None,
-    only: list[str | int] | None,
-    seed: int,
-) -> list[int]:
+def _classes(names: tuple[str, ...], wanted: Transfer) -> list[int]:
     """The classes that the student sees."""
+    classes, omit, only = wanted.classes, wanted.omit, wanted.only
     kept = set(range(len(names)))
     if isinstance(classes, (int, float)):
         number = max(1, int(classes * len(names) + 0.5))
-        kept = set(torch.argsort(order_keys(len(names), seed, "transfer classes"))[:number].tolist())
+        kept = set(torch.argsort(order_keys(len(names), wanted.seed, "transfer classes"))[:number].tolist())
     elif classes is not None:
         kept &= set(class_numbers(classes, names, "dataset.transfer.classes"))
     if only is not None:
@@ -96,9 +85,10 @@ def _classes(
     return sorted(kept)
 
 
-def _share(split: Split, fraction: float | None, per_class: float | None, seed: int) -> Split:
+def _share(split: Split, wanted: Transfer) -> Split:
     """`fraction` of all images, whatever their class; then `per_class`, a share or a number of each class's images."""
-    keys = order_keys(int(split.rows.max()) + 1, seed, "transfer")[split.rows]  # of the original row: nested subsets
+    fraction, per_class, most = wanted.fraction, wanted.per_class, int(split.rows.max()) + 1
+    keys = order_keys(most, wanted.seed, "transfer")[split.rows]  # of the original row: nested subsets
     if fraction is not None:
         rows = torch.argsort(keys)[: int(fraction * len(split) + 0.5)].sort().values
         split, keys = split.select(rows), keys[rows]
@@ -107,11 +97,11 @@ def _share(split: Split, fraction: float | None, per_class: float | None, seed: 
     if per_class > 1 and per_class != int(per_class):
         raise UserError("dataset.transfer.per_class", per_class, "a share in (0, 1] or a whole number of images")
     labels, sizes = torch.unique(_true(split), return_counts=True)
-    wanted = [max(1, int(per_class if per_class > 1 else per_class * n + 0.5)) for n in sizes.tolist()]
-    if any(number > size for number, size in zip(wanted, sizes.tolist())):
+    take = [max(1, int(per_class if per_class > 1 else per_class * n + 0.5)) for n in sizes.tolist()]
+    if any(number > size for number, size in zip(take, sizes.tolist())):
         smallest_class = int(sizes.min())
         raise UserError("dataset.transfer.per_class", per_class, f"at most {smallest_class}, the smallest class")
-    return split.select(smallest(_true(split), labels.tolist(), wanted, keys))
+    return split.select(smallest(_true(split), labels.tolist(), take, keys))
 
 
 def _extra_files(images: Inputs, files: ImageFiles | None, folder: str) -> ImageFiles:
@@ -123,10 +113,14 @@ def _extra_files(images: Inputs, files: ImageFiles | None, folder: str) -> Image
     return replace(own, paths=paths, size=images.shape[-1], resize=images.shape[-1], channels=images.shape[1])
 
 
-def _extras(
-    images: Inputs, unread: ImageFiles | None, folder: str | None, cache: str, crops: int, noise_images: int, seed: int
-) -> Inputs | None:
+def _extras(images: Inputs, files: ImageFiles | None, cache: str, wanted: Transfer) -> Inputs | None:
     """Unlabelled images: those of a folder, crops of the split's own images, and random noise."""
+    folder, crops, noise_images = wanted.extra, wanted.crops, wanted.noise_images
+    tokens = isinstance(images, Tensor) and images.dtype == torch.int64
+    for key, value, none in (("extra", folder, "null"), ("crops", crops, "0"), ("noise_images", noise_images, "0")):
+        if value and not are_images(images) and (key != "noise_images" or tokens):
+            raise UserError(f"dataset.transfer.{key}", value, f"{none} for data without images")
+    unread = None if folder is None else _extra_files(images, files, folder)
     for name, count in (("crops", crops), ("noise_images", noise_images)):
         if count and isinstance(images, ImageFiles):
             raise UserError(f"dataset.transfer.{name}", count, "0 for a dataset that is streamed from files")
@@ -137,8 +131,8 @@ def _extras(
         read = cached_images(unread, folder, cache)
         read.marked.tell(folder, f"{len(read.images):,} images", unread.background)
         added.append(read.images)
-    added += [_random_crops(images, crops, seed)] if crops else []
-    added += [_noise_images(images, noise_images, seed)] if noise_images else []
+    added += [_random_crops(images, crops, wanted.seed)] if crops else []
+    added += [_noise_images(images, noise_images, wanted.seed)] if noise_images else []
     return _joined(added) if added else None
 
 

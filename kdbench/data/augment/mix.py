@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Switch:
 Mix = Mixup | CutMix | Switch
 
 
-def make_mix(options: Mapping[str, Any]) -> Mix | None:
+def make_mix(options: Mapping[str, object]) -> Mix | None:
     """What `dataset.mix` names: {kind, alpha, ...}. Raises UserError."""
     return call(mixing, options, "dataset.mix")
 
