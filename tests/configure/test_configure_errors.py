@@ -43,7 +43,7 @@ MISTAKES = [
     ("train dataset.augment=none", ["Did you mean dataset/augment=none?"]),
     # options
     ("train loss=dkdd", ["loss=dkdd", "Did you mean loss=dkd", "kdbench list loss"]),
-    ("train dataset/augment=flp", ["Did you mean dataset/augment=flip?", "crop_flip"]),
+    ("train dataset/augment=flp", ["Did you mean dataset/augment=flip?", "kdbench list dataset/augment"]),
     ("train loss=", ["loss=: loss needs one of its options", "dkd"]),
     ("train student=null", ["student=null", "resnet8"]),
     ("train loss=kl,dkd", ["add -m", "loss=[kl,dkd]"]),
