@@ -19,8 +19,18 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-from kdbench.arguments import Trust, fit_arguments, keys, locate, trusting
-from kdbench.configure import Node, check_node, config_folders, construct, contents, counted_in, options, register
+from kdbench.arguments import Trust, accepted, fit_arguments, is_own, keys, locate, trusting
+from kdbench.configure import (
+    Node,
+    check_node,
+    config_folders,
+    construct,
+    contents,
+    counted_in,
+    options,
+    own_options,
+    register,
+)
 from kdbench.data.augment.mix import make_mix
 from kdbench.data.augment.views import Augment, Identity, is_augment
 from kdbench.data.bundle import Bundle
@@ -32,6 +42,7 @@ from kdbench.errors import UserError, nearest, require, under
 from kdbench.losses.base import DistillationLoss
 from kdbench.losses.features import student_maps, teacher_maps
 from kdbench.models.base import refuse_kind
+from kdbench.models.own import adopted
 from kdbench.paths import CONFIG_DIR
 from kdbench.results.metrics import METRICS, TASKS
 from kdbench.results.result import RunResult, is_finished
@@ -171,9 +182,36 @@ def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSp
     def make(info: Info) -> Any:
         network = locate(config.get("_target_"), f"{prefix}._target_")
         refuse_kind(network, prefix, name, info)
-        return _made(config, prefix, torch.nn.Module, **info._asdict())
+        if not is_own(network):
+            return _made(config, prefix, torch.nn.Module, **info._asdict())
+        options, layers = own_options(config, network)
+        try:
+            return adopted(_built(network, options, prefix, info), layers, info, prefix)
+        except (UserError, NotImplementedError):
+            if torch.get_default_device().type != "meta":
+                raise
+        with torch.device("cpu"):  # somebody's own code may do what has no form on the meta device
+            return adopted(_built(network, options, prefix, info), layers, info, prefix)
 
     return NetworkSpec(name, config, make)
+
+
+def _built(network: Callable[..., Any], options: Node, prefix: str, info: Info) -> torch.nn.Module:
+    """A network of the user's own. One that takes any keyword (**kwargs) may pass them on to what knows the classes
+    alone. Raises UserError for whatever its constructor raises."""
+    fields = accepted(network, info._asdict())
+    least = {name: value for name, value in fields.items() if name in keys(network) or name == "num_classes"}
+    for given in (fields, least):
+        try:
+            return _made(options, prefix, torch.nn.Module, **given)
+        except (UserError, NotImplementedError):
+            raise
+        except Exception as error:
+            if given is fields and fields != least and isinstance(error, TypeError):
+                continue
+            said = f"It raises {type(error).__name__}: {error}"
+            raise UserError(f"{prefix}._target_", options["_target_"], "a network that can be built", said) from error
+    raise AssertionError("the last attempt returns or raises")
 
 
 def try_networks(recipe: Recipe) -> None:
@@ -297,6 +335,15 @@ def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], RunResult]:
     fits = keys(function).issuperset(given)
     require(fits, "procedure._target_", target, "a procedure: a function of a recipe, a folder `out`, and options")
     return functools.partial(function, **fit_arguments(function, options, "procedure", given))
+
+
+def ran(procedure: Callable[[Recipe, Path], RunResult], recipe: Recipe, out: Path) -> RunResult:
+    """What a procedure found. Raises UserError for one of the user's own that ends without a result."""
+    result = procedure(recipe, out)
+    allowed = "a function that returns what run_stage or Series.conclude returned for its folder `out` (docs/own.md)"
+    found = f"it returned a {type(result).__name__}, and {'a' if is_finished(out) else 'no'} result lies in {out}"
+    require(isinstance(result, RunResult) and is_finished(out), "procedure._target_", found, allowed)
+    return result
 
 
 class ConfigCatalogue:

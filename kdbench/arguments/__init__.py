@@ -13,7 +13,7 @@ from kdbench.arguments.call import (
     unknown_key,
 )
 from kdbench.arguments.fit import fit
-from kdbench.arguments.locate import locate
+from kdbench.arguments.locate import is_own, locate
 from kdbench.arguments.trust import Trust, trusting
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "checked",
     "fit",
     "fit_arguments",
+    "is_own",
     "keys",
     "locate",
     "of_keys",

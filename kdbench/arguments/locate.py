@@ -37,6 +37,11 @@ def locate(path: object, key: str = "_target_") -> Any:
     raise UserError(key, path, "the dotted path of a class or function, e.g. package.module.name")
 
 
+def is_own(target: object) -> bool:
+    """Whether a class or function is none of kdbench's."""
+    return str(getattr(target, "__module__", "")).partition(".")[0] != "kdbench"
+
+
 def _can_be_called(found: object) -> bool:
     """Whether values can be passed by name: some of what is written in C has no signature, or none with names."""
     if not callable(found):

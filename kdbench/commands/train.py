@@ -38,7 +38,7 @@ def train(cfg: DictConfig) -> float | None:
     if not done:
         build.refuse_unmeasured(cfg.monitor, recipe.data())
         build.try_networks(recipe)
-    result = read_result(out) if done else procedure(recipe, out)
+    result = read_result(out) if done else build.ran(procedure, recipe, out)
     show(result, out, already=done)
     return result.monitored(cfg.monitor)
 

@@ -4,7 +4,7 @@ from kdbench.configure.check import check
 from kdbench.configure.compose import compose
 from kdbench.configure.launch import key_of, launch
 from kdbench.configure.naming import Counted, config_hash, counted_in, flat
-from kdbench.configure.nodes import Node, check_node, construct, contents
+from kdbench.configure.nodes import Node, check_node, construct, contents, own_options
 from kdbench.configure.options import options
 from kdbench.configure.reference import NAMED, config_folders, group_choices
 from kdbench.configure.register import register
@@ -27,6 +27,7 @@ __all__ = [
     "key_of",
     "launch",
     "options",
+    "own_options",
     "point_folder",
     "register",
 ]

@@ -14,7 +14,7 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 from kdbench.arguments import fit, fit_arguments, keys, locate, parameters, unknown_key
 from kdbench.arguments.ranges import Seed, Text
 from kdbench.configure.naming import flat
-from kdbench.configure.nodes import fit_node
+from kdbench.configure.nodes import fit_node, own_options
 from kdbench.configure.options import options
 from kdbench.configure.reference import reference, without_hydra
 from kdbench.errors import UserError, require, show
@@ -81,7 +81,8 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
         if key == "teacher":
             _check_teacher(node)
         else:
-            fit_node(node, locate(node["_target_"], _join(key, "_target_")), key)
+            target = locate(node["_target_"], _join(key, "_target_"))
+            fit_node(own_options(node, target)[0] if key == "student" else node, target, key)
         if key == "dataset":
             _check_dataset(node)
 
@@ -159,7 +160,8 @@ def _check_teacher(node: Mapping[str, Any]) -> None:
         if key in node and not (key in ("optimizer", "schedule") and isinstance(node[key], dict)):
             fit(node[key], annotation, f"teacher.{key}")
     network = {key: value for key, value in node.items() if key not in own}
-    fit_node(network, locate(node["_target_"], "teacher._target_"), "teacher")
+    target = locate(node["_target_"], "teacher._target_")
+    fit_node(own_options(network, target)[0], target, "teacher")
 
 
 def _check_dataset(node: Mapping[str, Any]) -> None:

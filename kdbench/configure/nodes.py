@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from kdbench.arguments import bind, call, fit_arguments, locate, run
+from kdbench.arguments import bind, call, fit, fit_arguments, is_own, keys, locate, run
 
 T = TypeVar("T")
 Node = Mapping[str, Any]
+FEATURES = "features"  # of a network of the user's own: layers by the name of the feature that they give
 
 
 def check_node(node: Node, target: Callable[..., T], prefix: str) -> T:
@@ -42,6 +43,15 @@ def contents(node: Node) -> dict[str, Any]:
     """A node as plain containers, whether it comes as such or as OmegaConf's."""
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     return {str(key): value for key, value in plain.items()}  # type: ignore[union-attr]
+
+
+def own_options(node: Node, network: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The keys of a network's node that its constructor reads, `_target_` with them, and the layers that it names as
+    features: only of a network of the user's own, whose constructor has no `features` itself."""
+    if not is_own(network) or FEATURES in keys(network):
+        return dict(node), {}
+    layers = fit(node.get(FEATURES) or {}, dict[str, str], FEATURES)
+    return {key: value for key, value in node.items() if key != FEATURES}, layers
 
 
 def _options(node: Node) -> dict[str, Any]:

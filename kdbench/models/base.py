@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdbench.arguments import accepted
+from kdbench.arguments import accepted, is_own
 from kdbench.errors import UserError
 from kdbench.types import Info
 
@@ -88,10 +88,23 @@ def kind_words(kind: type[Info]) -> str:
     return f"{word} data ({', '.join(name for name in kind._fields if name != 'num_classes')})"
 
 
+def _fits(network: Callable[..., Any], info: Info) -> bool:
+    """Whether a constructor takes data of this kind; one of the user's own may leave out what it does not need, but
+    not ask for what other kinds have."""
+    if not is_own(network):
+        return type(info) in taken_kinds(network)
+    asked = {kind: accepted(network, dict.fromkeys(_apart(kind))) for kind in get_args(Info)}
+    return bool(asked[type(info)]) or not any(asked.values())
+
+
+def _apart(kind: type[Info]) -> set[str]:
+    return {name for name in kind._fields if name != "num_classes"}
+
+
 def refuse_kind(network: Callable[..., Any], key: str, name: str, info: Info, dataset: str = "the dataset") -> None:
     """Raise the UserError for a network (`key` = `name`) that does not take data of this kind."""
-    taken = taken_kinds(network)
-    if type(info) not in taken:
+    if not _fits(network, info):
+        taken = taken_kinds(network)
         takes = " or ".join(map(kind_words, taken)) or "no data (its constructor has not the keywords of any kind)"
         allowed = f"a network for {kind_words(type(info))}, which {dataset} holds"
         raise UserError(key, name, allowed, hint=f"It takes {takes}")
