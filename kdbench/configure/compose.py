@@ -19,6 +19,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -58,6 +59,7 @@ class Loader(ConfigLoaderImpl):
         self._choices: dict[str, tuple[str, str]] = {}  # of the composition at work: option and package of each group
         self._dropped: list[str] = []
         self._asked: tuple[str | None, list[str], DictConfig] | None = None  # what the mode was read from
+        self._repositories: dict[tuple[str | None, ...], Any] = {}  # by what their search path follows from
 
     def load_configuration(
         self,
@@ -94,6 +96,20 @@ class Loader(ConfigLoaderImpl):
         self.left_out[tuple(_lines(cfg.hydra.overrides.task))] = self._dropped
         _find_home(cfg)
         return cfg
+
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        """As Hydra's, which copies the whole repository for each of the 120 groups that --help asks for: a second."""
+        key = (config_name, *(overrides or ()))
+        if key not in self._repositories:
+            self._repositories[key] = self._parse_overrides_and_create_caching_repo(config_name, list(overrides or ()))[1]
+        options: list[str] = self._repositories[key].get_group_options(group_name, results_filter)
+        return options
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         self._choices = {}

@@ -53,17 +53,26 @@ def predictions(label: Array, answer: Array, probability: Array, teacher: Array 
 
 def read_predictions(folder: Path) -> Predictions | None:
     """What a run folder keeps; None if it keeps none. Raises UserError naming a file that is damaged or foreign."""
-    path = folder / PREDICTIONS
+    found = _arrays(folder / PREDICTIONS, Predictions._fields)
+    return None if found is None else Predictions(**found)
+
+
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, Array] | None:
+    """Those of the arrays that the file has: only they are unpacked."""
     if not path.exists():
         return None
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.file_size > 8 * MOST for entry in archive.infolist()):
                 raise ValueError(f"it unpacks to more than {MOST:,} images")
-        with np.load(path, allow_pickle=False) as kept:
-            found = Predictions(**{name: kept[name] for name in Predictions._fields if name in kept.files})
-        arrays = [values for values in found if values is not None]
-        if any(values.shape != (len(found.label),) or values.dtype.kind not in "iu" for values in arrays):
+            there = set(archive.namelist())
+            lacking = [name for name in names if name != "teacher" and f"{name}.npy" not in there]
+            if lacking:
+                raise ValueError(f"it lacks {', '.join(lacking)}")
+            packed = {name: archive.read(f"{name}.npy") for name in names if f"{name}.npy" in there}
+        found = {name: np.lib.format.read_array(io.BytesIO(data), allow_pickle=False) for name, data in packed.items()}
+        length = len(found["label"])
+        if any(values.shape != (length,) or values.dtype.kind not in "iu" for values in found.values()):
             raise ValueError("no whole numbers, one an image")
     except _UNREADABLE as error:
         raise UserError(f"{path}: no predictions of kdbench ({error})") from error
@@ -86,10 +95,11 @@ def right(runs: Sequence[Run]) -> Right | None:
     another test set, or not the ones that its result is of (more than two answers differ)."""
     found: list[Right] = []
     for run in runs:
-        kept = read_predictions(run.folder)
-        if kept is None or (found and not np.array_equal(kept.label, found[0].label)):
+        kept = _arrays(run.folder / PREDICTIONS, ("label", "answer"))
+        if kept is None or (found and not np.array_equal(kept["label"], found[0].label)):
             return None
-        figure, one = run.result.figure("test/top1"), Right(kept.label, (kept.answer == kept.label).astype(float))
+        hits = (kept["answer"] == kept["label"]).astype(float)
+        figure, one = run.result.figure("test/top1"), Right(kept["label"], hits)
         if figure is None or abs(one.share.sum() - figure * len(one.share)) > 2.5:
             return None
         found.append(one)

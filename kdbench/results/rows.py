@@ -170,7 +170,8 @@ def settings(run: Run) -> dict[str, Any]:
     config = run.result.config
     places = [(v, k) for k, v in config.items() if k.startswith("paths.") and isinstance(v, str) and v]
     places.sort(key=lambda item: -len(item[0]))
-    return {key: _neutral(value, places) for key, value in as_before(config).items() if _counted(key)}
+    counted = ((key, value) for key, value in as_before(config).items() if _counted(key))
+    return {key: _neutral(value, places) if isinstance(value, (str, float)) else value for key, value in counted}
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:

@@ -14,7 +14,18 @@ from kdbench.results.metrics import CLASSIFICATION, Metric, metric_of
 from kdbench.results.predictions import Array, Right, right
 from kdbench.results.read import Run
 from kdbench.results.rows import Row
-from kdbench.results.statistics import FEWEST, MARGIN, Judged, correlation, difference, judge, mcnemar, on_images
+from kdbench.results.statistics import (
+    FEWEST,
+    MARGIN,
+    Judged,
+    all_pairs,
+    correlation,
+    difference,
+    image_variance,
+    judge,
+    mcnemar,
+    on_images,
+)
 
 Seed = tuple[object, object]  # of the initial weights, and of the order of the images
 
@@ -45,11 +56,12 @@ class Verdicts(NamedTuple):
 def against(rows: Sequence[Row], baseline: Row, metric: str, margin: float | None = None) -> Verdicts:
     """Every other setting against one that was named beforehand. `margin`: a difference below it matters to nobody, in
     the figures' own numbers; None: the default."""
-    return _verdicts([(row, baseline) for row in rows if row is not baseline], metric, margin)
+    others = [row for row in rows if row is not baseline]
+    return _verdicts([*others, baseline], [(i, len(others)) for i in range(len(others))], metric, margin)
 
 
 def every_pair(rows: Sequence[Row], metric: str, margin: float | None = None) -> Verdicts:
-    return _verdicts([(row, baseline) for baseline, row in combinations(rows, 2)], metric, margin)
+    return _verdicts(rows, [(b, a) for a, b in combinations(range(len(rows)), 2)], metric, margin)
 
 
 def best_against_others(rows: Sequence[Row], metric: str, margin: float | None = None) -> Verdicts:
@@ -59,42 +71,62 @@ def best_against_others(rows: Sequence[Row], metric: str, margin: float | None =
         return Verdicts(metric, [], 0)
     better = metric_of(metric, known[0].task).better
     best = max(known, key=lambda row: better * (_mean(row, metric) or 0.0))
-    pairs = every_pair([best, *(row for row in known if row is not best)], metric, margin)
-    return pairs._replace(versus=[one for one in pairs.versus if one.baseline is best])
+    others = [row for row in known if row is not best]
+    return _verdicts([best, *others], [(i, 0) for i in range(1, len(known))], metric, margin, looked=True)
 
 
-def _verdicts(pairs: Sequence[tuple[Row, Row]], metric: str, margin: float | None) -> Verdicts:
-    task = pairs[0][0].task if pairs else CLASSIFICATION
+def _verdicts(
+    rows: Sequence[Row], pairs: Sequence[tuple[int, int]], metric: str, margin: float | None, looked: bool = False
+) -> Verdicts:
+    """Of pairs of rows, by their places. `looked`: they were chosen by looking at every pair that there is."""
+    task = rows[0].task if rows else CLASSIFICATION
     kind = metric_of(metric, task)
-    rows = {id(row): row for pair in pairs for row in pair}
-    figures = {key: by_seed(row, metric) for key, row in rows.items()}
-    found = [difference(figures[id(a)], figures[id(b)], _step(a, metric)) for a, b in pairs]
+    figures, steps = [by_seed(row, metric) for row in rows], [_step(row, metric) for row in rows]
+    found = [difference(figures[a], figures[b], steps[a]) for a, b in pairs]
     if margin is None:
         margin = MARGIN if kind.unit == "%" else 0.0  # what matters of other metrics is not known here
-    judged = judge(found, kind.better, margin)
     # Predictions say which images are right: of other figures they know nothing.
     rated = task is CLASSIFICATION and metric in ("last", task.on("test"))
-    kept, problems = _kept(rows) if rated else ({}, [])
-    gaps = [_gaps(kept.get(id(a)), kept.get(id(b))) for a, b in pairs]
-    wider = judge([one if gap is None else on_images(one, gap) for one, gap in zip(found, gaps)], kind.better, margin)
+    kept, problems = _kept(rows) if rated else ([None] * len(rows), [])
+    gaps = [_gaps(kept[a], kept[b]) for a, b in pairs]
+    on_them = [one if gap is None else on_images(one, gap) for one, gap in zip(found, gaps)]
+    untold, untold_images = _untold(figures, steps, kept, pairs) if looked else ((), ())
+    judged = judge(found, kind.better, margin, untold)
+    wider = judge(on_them, kind.better, margin, untold_images)
     told = []
-    for (row, baseline), one, gap, on in zip(pairs, judged, gaps, wider, strict=True):
+    for (a, b), one, gap, on in zip(pairs, judged, gaps, wider, strict=True):
         seen = gap is not None and one.difference.n >= FEWEST
-        told.append(Versus(row, baseline, one, on if seen else None, _networks(row, baseline, gap)))
-    return Verdicts(metric, told, len(pairs), _shared(list(figures.values())), problems)
+        told.append(Versus(rows[a], rows[b], one, on if seen else None, _networks(rows[a], rows[b], gap)))
+    count = len(rows) * (len(rows) - 1) // 2 if looked else len(pairs)
+    return Verdicts(metric, told, count, _shared(figures), problems)
 
 
-def _kept(rows: Mapping[int, Row]) -> tuple[dict[int, Right], list[str]]:
+def _untold(
+    figures: Sequence[Mapping[Any, float]], steps: Sequence[float], kept: Sequence[Right | None],
+    told: Sequence[tuple[int, int]],
+) -> tuple[Array, Array]:  # fmt: skip
+    """Raw p values of all the other pairs of a table: over seeds, and over seeds and images."""
+    pairs = all_pairs(figures, steps)
+    known = np.zeros((len(figures), len(figures)), bool)
+    for a, b in told:
+        known[a, b] = known[b, a] = True
+    rest = ~known[pairs.first, pairs.second]
+    added = np.zeros_like(known, dtype=float)
+    for label in {one.label.tobytes() for one in kept if one is not None}:  # settings on one test set
+        added += image_variance([one.share if one is not None and one.label.tobytes() == label else None for one in kept])
+    return pairs.p()[rest], pairs.p(added)[rest]
+
+
+def _kept(rows: Sequence[Row]) -> tuple[list[Right | None], list[str]]:
     """What each setting has right, image by image, where all of its runs keep that; and what cannot be read."""
-    found, problems = {}, []
-    for key, row in rows.items():
+    found: list[Right | None] = []
+    problems = []
+    for row in rows:
         try:
-            one = right(row.runs)
+            found.append(right(row.runs))
         except UserError as error:
             problems.append(str(error))
-            continue
-        if one is not None:
-            found[key] = one
+            found.append(None)
     return found, problems
 
 

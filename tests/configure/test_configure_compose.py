@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
@@ -17,6 +18,7 @@ import kdbench
 from kdbench.configure.launch import launch
 from kdbench.configure.text import in_quotes, quoted, readable
 from kdbench.errors import UserError
+from tests.support.shell import kdbench as kdbench_command
 
 SMALL = "experiment=kim2021_kl_small"  # chooses loss=kl with values of its own, teacher=resnet20, dataset=digits
 
@@ -144,3 +146,13 @@ def test_a_command_line_is_composed_once_and_so_are_its_choices_alone(monkeypatc
     assert len(composed) == 2 and composed[0] == ["loss=kl", "loss.tau=3", "seed=4"]
     with pytest.raises(UserError, match="several values"):  # which Hydra's first composition lets pass
         launch(lambda cfg: None, words=["seed=4,5"])
+
+
+def test_help_lists_every_group_from_one_copy_of_the_repository(monkeypatch, capsys):
+    """Hydra makes a copy for each of 120 questions, which takes a second."""
+    made = []
+    make = config_loader_impl.CachingConfigRepository
+    monkeypatch.setattr(config_loader_impl, "CachingConfigRepository", lambda of: made.append(make(of)) or made[-1])
+    assert kdbench_command("train", "--help") == 0
+    out = capsys.readouterr().out
+    assert "resnet20" in out and "loss=dkd student=resnet8" in out and len(made) < 5

@@ -337,6 +337,18 @@ def test_a_thousand_runs_in_a_second(tmp_path):
     assert len(rows) == 10 and time.process_time() - start < 1  # 0.35 s of processor time on an idle core
 
 
+def test_the_whole_command_compares_a_thousand_runs_of_many_settings_in_a_second(run_compare, tmp_path):
+    for i in range(1000):
+        made = result(0.9 + i % 7 / 100, loss__tau=i // 3, seed=i % 3)
+        made["config"] |= {f"trainer.{key}": None for key in range(70)}  # as many keys as a run has
+        write(tmp_path / str(i), made)
+    start = time.process_time()
+    code, out, _ = run_compare(tmp_path)
+    taken = time.process_time() - start
+    assert code == 0 and "55611 comparisons" in out
+    assert taken < 1.5, f"{taken:.2f} s"  # 0.8 s of processor time on an idle core
+
+
 def test_hundreds_of_runs_in_a_second_without_torch(tmp_path):
     for seed in range(300):
         write(tmp_path / str(seed), result(0.9, seed=seed, loss__tau=seed % 10))

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdbench.results.statistics import correlation, difference, holm, interval, judge, mcnemar, on_images, runs_needed
+from kdbench.results.statistics import (
+    all_pairs,
+    correlation,
+    difference,
+    holm,
+    image_variance,
+    interval,
+    judge,
+    mcnemar,
+    on_images,
+    runs_needed,
+)
 
 OURS = {0: 0.91, 1: 0.92, 2: 0.935, 3: 0.90}
 THEIRS = {0: 0.90, 1: 0.905, 2: 0.92, 3: 0.89}
@@ -172,3 +183,30 @@ def test_a_method_is_seldom_better_than_itself_on_such_images():
         for name, one in (("set", alone), ("images", both)):
             wrong[name] += judge([one])[0].verdict in ("BETTER", "WORSE")
     assert wrong["images"] / tables <= 0.05 < wrong["set"] / tables
+
+
+def test_all_pairs_at_once_are_the_pairs_one_by_one():
+    random = np.random.default_rng(5)
+    seeds = [range(3), range(3), range(3), range(5), range(10, 14), range(5), [7], [], range(3)]
+    settings = [{seed: float(random.integers(300, 340)) / 360 for seed in some} for some in seeds]
+    settings[8] = dict(settings[0])  # no difference at all
+    steps = [1 / 360 if i % 2 else 0.0 for i in range(len(settings))]
+    shares: list[np.ndarray | None] = [random.random(50) for _ in settings]
+    shares[2] = None
+    found, added = all_pairs(settings, steps), image_variance(shares)
+    told = {(int(a), int(b)): i for i, (a, b) in enumerate(zip(found.first, found.second, strict=True))}
+    for a in range(len(settings)):
+        for b in range(a + 1, len(settings)):
+            alone = difference(settings[b], settings[a], steps[b])
+            if alone.p is None:
+                assert (a, b) not in told
+                continue
+            at, ours, theirs = told[a, b], shares[a], shares[b]
+            wider = alone if ours is None or theirs is None else on_images(alone, theirs - ours)
+            assert found.mean[at] == pytest.approx(alone.mean) and found.freedom[at] == pytest.approx(alone.freedom)
+            assert found.p()[at] == pytest.approx(alone.p) and found.p(added)[at] == pytest.approx(wider.p)
+
+
+def test_comparisons_that_are_not_told_count():
+    pair = difference(dict(enumerate([0.010, 0.013, 0.016])), dict.fromkeys(range(3), 0.0))
+    assert judge([pair], others=[0.5, 0.9, 0.7])[0] == judge([pair, *[pair._replace(p=p) for p in (0.5, 0.9, 0.7)]])[0]
