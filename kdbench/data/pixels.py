@@ -15,7 +15,8 @@ from kdbench.errors import UserError
 log = logging.getLogger("kdbench")
 RGB = tuple[int, int, int]
 WHITE: RGB = (255, 255, 255)
-TRANSPARENT, DIM = 1, 2  # marks of a file: it was laid on a ground; its deep pixels use a sixteenth of their range
+# Marks of a file: it was laid on a ground; its deep pixels use a sixteenth of their range, in gray or in colour.
+TRANSPARENT, DIM, DIM_COLOUR = 1, 2, 4
 # What Pillow raises for damaged files, format by format.
 BROKEN = (
     OSError, EOFError, ValueError, SyntaxError, RuntimeError, LookupError, TypeError, ArithmeticError, struct.error,
@@ -39,11 +40,12 @@ class Marked(NamedTuple):
 
     transparent: int = 0
     dim: int = 0
+    dim_colour: int = 0
 
     @classmethod
     def of(cls, marks: Iterable[int]) -> Marked:
         listed = list(marks)
-        return cls(*(sum(bool(mark & kind) for mark in listed) for kind in (TRANSPARENT, DIM)))
+        return cls(*(sum(bool(mark & kind) for mark in listed) for kind in (TRANSPARENT, DIM, DIM_COLOUR)))
 
     def tell(self, name: str, images: str, background: RGB) -> None:
         """Say once what was done to the images of a set. images: "60 images"."""
@@ -58,6 +60,12 @@ class Marked(NamedTuple):
                 "%s: %s of %s have 16 bits a pixel and use less than a sixteenth of them: they are almost black. "
                 "dataset.value_range=[black,white] says what they use (12 bits: [0,4095])",
                 name, f"{self.dim:,}", images,
+            )  # fmt: skip
+        if self.dim_colour:
+            log.warning(
+                "%s: %s of %s are in colours of 16 bits, of which the upper 8 are read, and use less than a sixteenth "
+                "of their range: they are almost black, and in 16 steps at most. Convert them to 8 bits a colour",
+                name, f"{self.dim_colour:,}", images,
             )  # fmt: skip
 
 
@@ -87,6 +95,9 @@ def as_seen(
     Raises UserError for pixels whose format says no range, and what Pillow raises for broken files.
     """
     _refuse_signed_bytes(opened)
+    deep_colour = _upper_bytes(opened)
+    if deep_colour and value_range is not None:
+        raise UserError("its colours have 16 bits, which dataset.value_range cannot scale: convert it to 8 bits a colour")
     opened.load()  # before the orientation: some formats turn themselves, and PNG may keep its EXIF behind the pixels
     image, marks, mode = opened, 0, "L" if channels == 1 else "RGB"
     if opened.mode.startswith("I") or opened.mode == "F":
@@ -97,9 +108,18 @@ def as_seen(
             image = Image.new("RGBA", rgba.size, (*background, 255))
             image.alpha_composite(rgba)
             marks = TRANSPARENT
+    if deep_colour and max(high for _, high in opened.convert("RGB").getextrema()) < 16:  # type: ignore[misc, operator]
+        marks |= DIM_COLOUR
     turn = _TURNS.get(_orientation(opened))
     image = image if image.mode == mode else image.convert(mode)
     return (image if turn is None else image.transpose(turn)), marks
+
+
+def _upper_bytes(image: Image.Image) -> bool:
+    """Whether Pillow takes the upper 8 of 16 bits a channel, without a word: of colours, and of gray with alpha."""
+    raw = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in image.tile]
+    deep = any(isinstance(word, str) and ";16" in word for words in raw for word in words)
+    return deep and not image.mode.startswith("I")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdbench.engine.writer import Writer, snapshot
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
-from kdbench.models.weights import ABOUT, HASH, damaged_records, weight_hash
+from kdbench.models.weights import ABOUT, HASH, damaged_records, read_safetensors, weight_hash
 
 CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
 
@@ -84,8 +84,17 @@ class Checkpoints:
 
 
 def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:
-    """The number of whole epochs in a run folder's checkpoint, and the checkpoint."""
+    """The number of whole epochs in a run folder's checkpoint, and the checkpoint.
+
+    Raises UserError for one that is damaged, and for damaged weights of the best epoch so far, which the run would keep.
+    """
     if not (folder / CHECKPOINT).exists():
         return 0, None
     state = load_checkpoint(folder / CHECKPOINT)
+    if (folder / BEST).exists():
+        try:
+            read_safetensors(folder / BEST)
+        except UserError as error:
+            ways = "Delete it (the run then goes on without the weights of its best epoch so far), or use force=true"
+            raise UserError(f"{error}. {ways}.") from error
     return state["epochs_done"], state

@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import time
+import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,16 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Metrics of one run folder. `resume_epoch` > 0 continues a log: later lines and points are dropped first."""
+    """Metrics of one run folder. `resume_epoch` > 0 continues a log: later lines and points are dropped first.
 
-    def __init__(self, folder: Path, resume_epoch: int = 0) -> None:
+    sums: checksums of the rows so far, as a checkpoint has them: a row that is another one now is left out.
+    """
+
+    def __init__(self, folder: Path, resume_epoch: int = 0, sums: Sequence[int] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "metrics.jsonl"
-        kept = _lines_up_to(self._file, resume_epoch)
+        kept = _lines_up_to(self._file, resume_epoch, sums)
+        self.sums = [zlib.crc32(line) for line in kept]
         if not resume_epoch:
             for events in folder.glob("events.out.tfevents.*"):
                 events.unlink()
@@ -37,9 +43,11 @@ class RunLog:
 
     def write(self, epoch: int, values: dict[str, float]) -> None:
         """One line and one point a curve; `epoch` counts from 1."""
+        line = json.dumps({"epoch": epoch, **values}) + "\n"
         with naming(self._file):
-            self._lines.write(json.dumps({"epoch": epoch, **values}) + "\n")
+            self._lines.write(line)
             self._lines.flush()
+        self.sums.append(zlib.crc32(line.encode()))
         with naming(self._file.parent):
             for name, value in values.items():
                 if name == "step":  # for reading the file; as a curve it would be a straight line
@@ -101,18 +109,30 @@ def _hparam(value: Any) -> bool | int | float | str:
     return value if shown else str(value)
 
 
-def _lines_up_to(file: Path, epoch: int) -> list[bytes]:
-    """The whole lines of a metrics file up to an epoch. A damaged one is named and left out, those after it stay; a
-    half-written last line is dropped."""
-    if not epoch or not file.exists():
+def _lines_up_to(file: Path, epoch: int, sums: Sequence[int] | None = None) -> list[bytes]:
+    """The whole lines of a metrics file up to an epoch. A damaged or edited one is named and left out, those after it
+    stay; a half-written last line is dropped."""
+    if not epoch:
         return []
-    kept = []
-    lines = file.read_bytes().splitlines(keepends=True)
+    kept, wrong = [], 0
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     for number, line in enumerate(lines, start=1):
-        try:
-            if json.loads(line.decode("utf-8"))["epoch"] <= epoch and line.endswith(b"\n"):
-                kept.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):  # no UTF-8, no JSON, no row
-            if line.endswith(b"\n"):
-                log.warning("%s: line %d is damaged and left out", file, number)
+        known = _epoch(line)
+        if not line.endswith(b"\n") or (known or 0) > epoch:
+            continue
+        if known is None or (sums is not None and zlib.crc32(line) not in sums):
+            wrong += 1
+            log.warning("%s: line %d is damaged or edited, and left out", file, number)
+        else:
+            kept.append(line)
+    if sums is not None and len(kept) + wrong < len(sums):
+        log.warning("%s: %d of its rows are gone", file, len(sums) - len(kept) - wrong)
     return kept
+
+
+def _epoch(line: bytes) -> int | None:
+    """Of a row; None for what is no UTF-8, no JSON, or no row."""
+    try:
+        return int(json.loads(line.decode("utf-8"))["epoch"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return None

@@ -68,7 +68,7 @@ class Member:
     def state(self) -> dict[str, Any]:
         kept = {"epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best}
         teacher = {"teacher": self.teacher.state()} if self.teacher else {}
-        return {**kept, **teacher, "learner": self.learner.state()}
+        return {**kept, **teacher, "rows": list(self.log.sums), "learner": self.learner.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.epochs_done, self.seconds = state["epochs_done"], state["seconds"]

@@ -162,6 +162,16 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, about if isinstance(about, dict) else {}
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """Our own entry of the header of a safetensors file; {} without one, and for what is no such file."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def damaged_records(path: Path) -> tuple[int, int]:
     """How many records of a zip archive (what torch.save writes) differ from their checksums, and how many there are.
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from kdbench.data.bundle import Bundle
-from kdbench.errors import UserError
+from kdbench.engine.checkpoint import STUDENT
+from kdbench.errors import UserError, show
 from kdbench.files import read_object
 from kdbench.models.interface import Interface, adapt, channels_of
+from kdbench.models.weights import read_about
 from kdbench.runs.folder import NETWORK, interface_of, read_info
 from kdbench.types import Info
 
@@ -25,7 +29,18 @@ def interface_of_run(folder: Path) -> Interface:
     own, info = Interface.read(about, str(path)), read_info(about.get("info"))
     if info is None or (own.classes is not None and len(own.classes) != info.num_classes):
         raise UserError(f"{path}: damaged: it does not name the classes that its network has")
+    _refuse_edited(path, about, read_about(folder / STUDENT))
     return own
+
+
+def _refuse_edited(path: Path, about: Mapping[str, Any], written: Mapping[str, Any]) -> None:
+    """Raise a UserError if a network.json says something else than the header of the weights, which has it once more."""
+    for key in ("classes", "mean", "std", "size", "resize"):
+        if key in written and key in about and written[key] != about[key]:
+            raise UserError(
+                f"{path}: its {key} ({show(about[key])}) is not what the network was trained with as {STUDENT} has "
+                f"it ({show(written[key])}): put it back as it was"
+            )
 
 
 def fitted(

@@ -84,7 +84,8 @@ def read_config(folder: Path, *parts: str) -> dict[str, Any]:
 
 
 class _Whole(yaml.SafeLoader):
-    """YAML without aliases, which kdbench does not write: a stranger's 400 bytes of them are a billion values."""
+    """YAML without what kdbench does not write: aliases (400 bytes of a stranger's are a billion values), and keys that
+    are there twice, of which the last one would count."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -92,6 +93,15 @@ class _Whole(yaml.SafeLoader):
                 f"line {self.peek_event().start_mark.line + 1}: an alias, which kdbench does not write"
             )
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value} is there twice")
+            seen.add(str(key.value))
+        return node
 
 
 def _plain(value: Any) -> Any:

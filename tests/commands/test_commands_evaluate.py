@@ -166,6 +166,7 @@ DEEP = '{"a": ' * 890 + "1" + "}" * 890
 @pytest.mark.parametrize(
     ("file", "content"),
     [
+        ("config_yaml", "dataset: {}\ntrainer: {}\ndataset: {}"), ("config_yaml", "dataset: {a: 1, a: 1}\ntrainer: {}"),
         ("config_yaml", BOMB), ("config_yaml", f"trainer: {{}}\ndataset: {DEEP}"),
         ("config_yaml", f"trainer: {{}}\ndataset: {{x: '[{'[' * 9000}'}}"),
         ("network_json", f'{{"name": "x", "config": {DEEP}, "info": [3, 3, 32]}}'),
@@ -183,6 +184,15 @@ def test_a_damaged_file_of_a_run_is_named(run, file, content, tmp_path, capsys):
     assert kdbench("evaluate", str(folder)) == 1
     err = capsys.readouterr().err
     assert str(folder / file.replace("_", ".")) in err and "unexpected" not in err and "\x1b" not in err
+
+
+@pytest.mark.parametrize(("key", "value"), [("mean", [9.0]), ("size", 9), ("classes", [str(9 - i) for i in range(10)])])
+def test_an_edited_network_json_is_no_other_network(run, tmp_path, capsys, key, value):
+    about = json.loads((run / "network.json").read_text())
+    assert about[key] != value
+    folder = copied(run, tmp_path / "edited", network_json=json.dumps(about | {key: value}))
+    assert kdbench("evaluate", str(folder)) == 1
+    assert f"edited/network.json: its {key} (" in (err := capsys.readouterr().err) and "put it back" in err
 
 
 def test_a_flipped_bit_or_another_runs_weights_are_seen(run, tmp_path, capsys):

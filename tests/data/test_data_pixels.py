@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps
 
 from kdbench.data.decode import decode, read_file
 from kdbench.data.load import load_bundle
-from kdbench.data.pixels import DIM, TRANSPARENT, ground
+from kdbench.data.pixels import DIM, DIM_COLOUR, TRANSPARENT, WHITE, Marked, ground
 from kdbench.errors import UserError, under
 
 BLACK = (0, 0, 0)
@@ -170,6 +171,33 @@ def test_dark_deep_images_are_marked_and_a_range_brightens_them(tmp_path):
     assert marks == DIM and pixels.max() <= 16
     pixels, marks = read_file(str(tmp_path / "camera.png"), 1, value_range=(0, 4095))
     assert marks == 0 and torch.equal(pixels.flatten().int(), (torch.arange(64) * 64 / 4095 * 255).round().int())
+
+
+def deep_colours(path: Path, values: np.ndarray) -> str:
+    """A PNG of 16 bits a channel [H, W, 3 or 4], which Pillow does not write."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in parts]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return str(path)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_dark_deep_colours_are_marked_and_take_no_range(channels, tmp_path, caplog):
+    values = np.random.default_rng(0).integers(0, 4096, (6, 8, channels))  # 12 bits in a file of 16
+    values[..., 3:] = 65535
+    path = deep_colours(tmp_path / "camera.png", values)
+    pixels, marks = read_file(path, 3)
+    assert marks == DIM_COLOUR and np.array_equal(pixels.permute(1, 2, 0), values[..., :3] >> 8)
+    with pytest.raises(UserError, match="16 bits, which dataset.value_range cannot scale"):
+        read_file(path, 3, value_range=(0, 4095))
+    Marked.of([marks, marks, 0]).tell("photos", "3 images", WHITE)
+    assert "photos: 2 of 3 images are in colours of 16 bits, of which the upper 8 are read" in caplog.text
+    values[..., :3] <<= 4
+    pixels, marks = read_file(deep_colours(tmp_path / "bright.png", values), 3)
+    assert marks == 0 and np.array_equal(pixels.permute(1, 2, 0), values[..., :3] >> 8)
 
 
 @pytest.mark.parametrize("kind", ["float", "int"])

@@ -111,6 +111,26 @@ def test_one_unreadable_row_is_named_and_the_later_ones_stay(tmp_path, caplog, d
     assert "metrics.jsonl: line 3 is damaged" in caplog.text and caplog.text.count("damaged") == 1
 
 
+def test_rows_are_those_of_the_checkpoint_or_are_left_out(tmp_path, caplog):
+    log = RunLog(tmp_path)
+    for epoch in range(1, 6):
+        log.write(epoch, {"loss": 1.0 / epoch})
+    log.close()
+    sums, lines = log.sums[:4], (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    for changed, left, said in (
+        (lines, [1, 2, 3, 4], ""),
+        ([lines[0], lines[1].replace(b"0.5", b"0.4"), *lines[2:]], [1, 3, 4], "line 2 is damaged or edited"),
+        ([lines[0], *lines[3:]], [1, 4], "2 of its rows are gone"),
+        ([], [], "4 of its rows are gone"),
+    ):
+        caplog.clear()
+        (tmp_path / "metrics.jsonl").write_bytes(b"".join(changed))
+        again = RunLog(tmp_path, 4, sums)
+        again.close()
+        assert rows(tmp_path) == left and len(again.sums) == len(left)
+        assert said in caplog.text if said else not caplog.text
+
+
 def test_numbers_that_json_does_not_have_are_shown_as_text(tmp_path):
     log = RunLog(tmp_path)
     log.hparams_start({"loss.tau": math.inf, "lr": 0.5, "bad": math.nan, "low": -math.inf, "milestones": [1, 2]}, "run")

@@ -59,6 +59,19 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, code):
     assert_same_run(uninterrupted, cut)
 
 
+def test_a_resumed_run_keeps_no_damaged_file(uninterrupted, capsys):
+    assert in_its_own_process(IN_AN_EPOCH.format(folder="cut", words="'hydra.run.dir=cut'")).returncode == KILLED
+    best, rows = Path("cut/best.safetensors"), Path("cut/metrics.jsonl")
+    whole = best.read_bytes()
+    best.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    words = ["train", *tiny(), "hydra.run.dir=cut"]
+    assert kdbench(*words) == 1 and "best.safetensors: damaged" in (err := capsys.readouterr().err) and "Delete it" in err
+    best.write_bytes(whole)
+    rows.write_text(rows.read_text().replace('"epoch": 1, "train/loss": ', '"epoch": 1, "train/loss": 1'))
+    assert kdbench(*words) == 0 and "metrics.jsonl: line 1 is damaged or edited" in capsys.readouterr().out
+    assert result(Path("cut"))["student"]["weights"] == result(uninterrupted)["student"]["weights"]
+
+
 def test_an_interrupted_teacher_continues(uninterrupted):
     teacher = Path(result(uninterrupted)["teacher"]["folder"])
     code = IN_AN_EPOCH.format(folder="other", words="'hydra.run.dir=cut', 'paths.teachers=other'")
