@@ -85,6 +85,19 @@ def tempered_kl_rows(student: Tensor, teacher: Tensor, tau: float | Tensor, high
     return tau**2 * rows
 
 
+def cross_entropy_rows(student: Tensor, teacher: Tensor, tau: float, kept: Tensor | None = None) -> Tensor:
+    """CE(softmax(t/tau), softmax(s/tau)) [B] at a large temperature: the teacher's entropy and a KL whose gradient keeps
+    its digits; among the classes `kept` [B, C] bool (None: all)."""
+    ratio = Ratio.of(student, teacher, tau, kept)
+    rows = [real(logits) / tau for logits in (teacher, student)]
+    if kept is not None:
+        rows = [row.masked_fill(~kept, float("-inf")) for row in rows]
+    log_p, log_q = (row.log_softmax(-1) for row in rows)
+    if kept is not None:
+        log_p, log_q = log_p.masked_fill(~kept, 0.0), log_q.masked_fill(~kept, 0.0)
+    return ratio.kl((ratio.p * (log_p - log_q)).sum(-1)) - (ratio.p * log_p).sum(-1)
+
+
 def one_hot(label: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """[B] int64 -> [B, C]; a label of -1 gives a row of zeros (`F.one_hot` would fail on it, after a host sync)."""
     return (label.unsqueeze(-1) == torch.arange(classes, device=label.device)).to(dtype)

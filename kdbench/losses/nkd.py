@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative, Positive
 from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
-from kdbench.losses.functional import class_index, log_probs, mean_over, real, split_at, without
+from kdbench.losses.functional import (
+    class_index,
+    cross_entropy_rows,
+    large,
+    log_probs,
+    mean_over,
+    real,
+    split_at,
+    without,
+)
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -21,6 +31,9 @@ def normalised_rows(student: Tensor, teacher: Tensor, index: Tensor, tau: float)
     own = index.unsqueeze(-1)
     p_own = log_probs(teacher).gather(-1, own).exp()
     goal = -(p_own * log_probs(student).gather(-1, own)).squeeze(-1)
+    if large(tau):
+        others = torch.ones_like(teacher, dtype=torch.bool).scatter(-1, own, False)
+        return goal, tau**2 * cross_entropy_rows(student, teacher, tau, others)
     within = without(split_at(real(teacher) / tau, index)[2].exp(), index)
     return goal, -(tau**2) * (within * split_at(real(student) / tau, index)[2]).sum(-1)
 

@@ -37,6 +37,16 @@ def context_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return total / norm
 
 
+class Normalise(nn.BatchNorm2d):
+    """Batch normalisation that takes its running statistics where a channel has one value only: an epoch's last batch
+    may be of one image, whose deepest map is of one place."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.numel() > maps.shape[1]:
+            return super().forward(maps)
+        return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class Fusion(nn.Module):
     """Attention-based fusion (Chen et al. 2021): one student level with the fused deeper level, in the teacher's
     shape."""
@@ -44,8 +54,8 @@ class Fusion(nn.Module):
     def __init__(self, student: int, middle: int, teacher: int, deepest: bool) -> None:
         super().__init__()
         narrow, wide = nn.Conv2d(student, middle, 1, bias=False), nn.Conv2d(middle, teacher, 3, padding=1, bias=False)
-        self.reduce = nn.Sequential(narrow, nn.BatchNorm2d(middle))
-        self.expand = nn.Sequential(wide, nn.BatchNorm2d(teacher))
+        self.reduce = nn.Sequential(narrow, Normalise(middle))
+        self.expand = nn.Sequential(wide, Normalise(teacher))
         self.attend = None if deepest else nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid())
         for convolution in (narrow, wide):
             nn.init.kaiming_uniform_(convolution.weight, a=1)

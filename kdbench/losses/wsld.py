@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdbench.arguments.ranges import Positive
 from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
-from kdbench.losses.functional import distribution, log_probs, mean_over
+from kdbench.losses.functional import cross_entropy_rows, distribution, large, log_probs, mean_over
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -41,6 +41,9 @@ class WSLD(DistillationLoss):
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         t = detached(teacher, "wsld")
         label, labelled = distribution(target.label, t)
-        soft = -(log_probs(t, self.tau).exp() * log_probs(student.logits, self.tau)).sum(-1)
+        if large(self.tau):
+            soft = cross_entropy_rows(student.logits, t, self.tau)
+        else:
+            soft = -(log_probs(t, self.tau).exp() * log_probs(student.logits, self.tau)).sum(-1)
         distill = self.tau**2 * mean_over(soft_label_weights(student.logits, t, label) * soft, labelled)
         return self.combine(task=self.task(student.logits, target.label), distill=distill)

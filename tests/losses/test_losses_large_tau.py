@@ -7,20 +7,35 @@ import torch
 
 from kdbench.errors import UserError
 from kdbench.types import Outputs, Target
-from tests.support.losses import batch, build
+from tests.support.losses import NAMES, batch, build, settings
 
-FINITE = ["kl", "kl_reverse", "js", "dkd", "ptloss", "dkpp", "dist", "logit_std", "logit_std_dkd"]
 SETTINGS = {"dkpp": {"permutation": "fixed", "seed": 3}, "ptloss": {"epsilon": None}}
+
+
+def _takes_any_temperature(name: str) -> bool:
+    """Of logits alone; a loss that refuses large ones says so by its own range."""
+    try:
+        return "tau" in settings(name) and not build(name, tau=1e7).needs
+    except UserError:
+        return False
+
+
+FINITE = [name for name in NAMES if _takes_any_temperature(name)]
 
 
 def value_and_gradient(name: str, tau: float, dtype: torch.dtype) -> tuple[float, torch.Tensor]:
     student, teacher, target = batch(3)
     logits = student.logits.to(dtype).requires_grad_()
-    loss = build(name, tau=tau, weights={"task": 0.0, "distill": 1.0}, **SETTINGS.get(name, {}))
+    weights = {term: float(term != "task") for term in settings(name)["weights"]}
+    loss = build(name, tau=tau, weights=weights, **SETTINGS.get(name, {}))
     terms = loss(Outputs(logits, {}), Outputs(teacher.logits.to(dtype), {}), target)
     terms.total.backward()
     assert logits.grad is not None
     return float(terms.total.detach()), logits.grad.double()
+
+
+def test_every_loss_with_a_temperature_is_here():
+    assert {"kl", "kl_reverse", "js", "dkd", "ptloss", "dkpp", "dist", "logit_std", "nkd", "wsld", "swap"} <= {*FINITE}
 
 
 @pytest.mark.parametrize("name", FINITE)
