@@ -107,7 +107,8 @@ class Loader(ConfigLoaderImpl):
         """As Hydra's, which copies the whole repository for each of the 120 groups that --help asks for: a second."""
         key = (config_name, *(overrides or ()))
         if key not in self._repositories:
-            self._repositories[key] = self._parse_overrides_and_create_caching_repo(config_name, list(overrides or ()))[1]
+            made = self._parse_overrides_and_create_caching_repo(config_name, list(overrides or ()))
+            self._repositories[key] = made[1]
         options: list[str] = self._repositories[key].get_group_options(group_name, results_filter)
         return options
 

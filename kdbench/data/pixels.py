@@ -97,7 +97,7 @@ def as_seen(
     _refuse_signed_bytes(opened)
     deep_colour = _upper_bytes(opened)
     if deep_colour and value_range is not None:
-        raise UserError("its colours have 16 bits, which dataset.value_range cannot scale: convert it to 8 bits a colour")
+        raise UserError("its colours have 16 bits, which dataset.value_range cannot scale: convert it to 8 bits")
     opened.load()  # before the orientation: some formats turn themselves, and PNG may keep its EXIF behind the pixels
     image, marks, mode = opened, 0, "L" if channels == 1 else "RGB"
     if opened.mode.startswith("I") or opened.mode == "F":
@@ -117,7 +117,7 @@ def as_seen(
 
 def _upper_bytes(image: Image.Image) -> bool:
     """Whether Pillow takes the upper 8 of 16 bits a channel, without a word: of colours, and of gray with alpha."""
-    raw = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in image.tile]
+    raw = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in getattr(image, "tile", ())]
     deep = any(isinstance(word, str) and ";16" in word for words in raw for word in words)
     return deep and not image.mode.startswith("I")
 

@@ -86,7 +86,7 @@ class Checkpoints:
 def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:
     """The number of whole epochs in a run folder's checkpoint, and the checkpoint.
 
-    Raises UserError for one that is damaged, and for damaged weights of the best epoch so far, which the run would keep.
+    Raises UserError for one that is damaged, and for damaged weights of the best epoch, which the run would keep.
     """
     if not (folder / CHECKPOINT).exists():
         return 0, None

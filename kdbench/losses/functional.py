@@ -86,8 +86,8 @@ def tempered_kl_rows(student: Tensor, teacher: Tensor, tau: float | Tensor, high
 
 
 def cross_entropy_rows(student: Tensor, teacher: Tensor, tau: float, kept: Tensor | None = None) -> Tensor:
-    """CE(softmax(t/tau), softmax(s/tau)) [B] at a large temperature: the teacher's entropy and a KL whose gradient keeps
-    its digits; among the classes `kept` [B, C] bool (None: all)."""
+    """CE(softmax(t/tau), softmax(s/tau)) [B] at a large temperature: the teacher's entropy and a KL, whose gradient
+    keeps its digits; among the classes `kept` [B, C] bool (None: all)."""
     ratio = Ratio.of(student, teacher, tau, kept)
     rows = [real(logits) / tau for logits in (teacher, student)]
     if kept is not None:

@@ -152,7 +152,7 @@ def all_pairs(settings: Sequence[Mapping[Any, float]], steps: Sequence[float]) -
 
 
 def image_variance(shares: Sequence[Floats | None]) -> Floats:
-    """[S, S]: what the test set's own chance adds to the variance of two settings' difference; 0 where it is not known.
+    """[S, S]: what the test set's own chance adds to the variance of two settings' difference; 0 where not known.
 
     shares [N] a setting: of its runs, those that have an image right; None: not known.
     """

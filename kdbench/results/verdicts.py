@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,7 +113,8 @@ def _untold(
     rest = ~known[pairs.first, pairs.second]
     added = np.zeros_like(known, dtype=float)
     for label in {one.label.tobytes() for one in kept if one is not None}:  # settings on one test set
-        added += image_variance([one.share if one is not None and one.label.tobytes() == label else None for one in kept])
+        alike = [one if one is not None and one.label.tobytes() == label else None for one in kept]
+        added += image_variance([None if one is None else one.share for one in alike])
     return pairs.p()[rest], pairs.p(added)[rest]
 
 

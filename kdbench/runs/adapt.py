@@ -34,7 +34,7 @@ def interface_of_run(folder: Path) -> Interface:
 
 
 def _refuse_edited(path: Path, about: Mapping[str, Any], written: Mapping[str, Any]) -> None:
-    """Raise a UserError if a network.json says something else than the header of the weights, which has it once more."""
+    """Raise a UserError if a network.json says something else than the header of the weights, which has it too."""
     for key in ("classes", "mean", "std", "size", "resize"):
         if key in written and key in about and written[key] != about[key]:
             raise UserError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +191,7 @@ def test_dark_deep_colours_are_marked_and_take_no_range(channels, tmp_path, capl
     path = deep_colours(tmp_path / "camera.png", values)
     pixels, marks = read_file(path, 3)
     assert marks == DIM_COLOUR and np.array_equal(pixels.permute(1, 2, 0), values[..., :3] >> 8)
-    with pytest.raises(UserError, match="16 bits, which dataset.value_range cannot scale"):
+    with pytest.raises(UserError, match=r"16 bits, which dataset\.value_range cannot scale"):
         read_file(path, 3, value_range=(0, 4095))
     Marked.of([marks, marks, 0]).tell("photos", "3 images", WHITE)
     assert "photos: 2 of 3 images are in colours of 16 bits, of which the upper 8 are read" in caplog.text

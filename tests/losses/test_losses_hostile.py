@@ -1,5 +1,5 @@
-"""Every loss on what is rare in training and happens all the same: two classes, a last batch of one image, images without
-a label, and logits of ten thousand, all at once. Each file of configs/loss is tested by existing."""
+"""Every loss on what is rare in training and happens all the same: two classes, a last batch of one image, images
+without a label, and logits of ten thousand, all at once. Each file of configs/loss is tested by existing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ def test_value_and_gradient_are_finite(name, classes, samples):
     student, teacher, target = made(name, samples, classes, 3)
     sure = LARGE * (2 * torch.nn.functional.one_hot(target.label, classes) - 1.0)
     for label in (target.label, target.label.clone().index_fill_(0, torch.tensor([0]), -1)):
-        for z_t, z_s in ((teacher.logits, student.logits), (sure, -sure), (sure, sure), (-sure, torch.zeros_like(sure))):
+        pairs = ((teacher.logits, student.logits), (sure, -sure), (sure, sure), (-sure, torch.zeros_like(sure)))
+        for z_t, z_s in pairs:
             own = cast(student._replace(logits=z_s), torch.float32, grad=True)
             total = loss(own, teacher._replace(logits=z_t), target._replace(label=label)).total
             total.backward()
-            found = [leaf.grad for leaf in (own.logits, *own.features.values(), *loss.parameters()) if leaf.grad is not None]
+            leaves = (own.logits, *own.features.values(), *loss.parameters())
+            found = [leaf.grad for leaf in leaves if leaf.grad is not None]
             assert total.isfinite() and found and all(gradient.isfinite().all() for gradient in found)

@@ -65,7 +65,8 @@ def test_a_resumed_run_keeps_no_damaged_file(uninterrupted, capsys):
     whole = best.read_bytes()
     best.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     words = ["train", *tiny(), "hydra.run.dir=cut"]
-    assert kdbench(*words) == 1 and "best.safetensors: damaged" in (err := capsys.readouterr().err) and "Delete it" in err
+    assert kdbench(*words) == 1
+    assert "best.safetensors: damaged" in (err := capsys.readouterr().err) and "Delete it" in err
     best.write_bytes(whole)
     rows.write_text(rows.read_text().replace('"epoch": 1, "train/loss": ', '"epoch": 1, "train/loss": 1'))
     assert kdbench(*words) == 0 and "metrics.jsonl: line 1 is damaged or edited" in capsys.readouterr().out
