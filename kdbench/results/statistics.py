@@ -115,7 +115,7 @@ class Pairs(NamedTuple):
     freedom: Floats
 
     def p(self, images: Floats | None = None) -> Floats:
-        """Raw two-sided p values. images [S, S]: what the test set adds to the variance of a pair (`image_variance`)."""
+        """Raw two-sided p values. images [S, S]: what a test set adds to the variance of a pair (`image_variance`)."""
         variance = self.variance if images is None else self.variance + images[self.first, self.second]
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.abs(self.mean) / np.sqrt(variance)
