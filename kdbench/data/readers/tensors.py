@@ -10,12 +10,12 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kdbench.arguments import call
 from kdbench.arguments.ranges import within
 from kdbench.data.arrays import ENDINGS, File, known, read_arrays
 from kdbench.data.bundle import Source
+from kdbench.data.classes import numbered
 from kdbench.data.readers.folders import part_of
 from kdbench.data.sampling import count_of, order_keys, stratified
 from kdbench.errors import UserError, require
@@ -76,7 +76,7 @@ def tensors(
     for name, amount in (("test", test), ("val", val)):
         if name not in parts and (amount or name == "test"):
             parts["train"], parts[name] = _set_aside(parts["train"], amount, name, context != (0, 0))
-    names, labels = _classes(parts)
+    names, labels = numbered({name: part.labels for name, part in parts.items()}, "dataset.keys.labels")
     made = {name: (torch.from_numpy(parts[name].inputs), labels[name]) for name in parts}
     return Source(names, *made["train"], *made["test"], val=made.get("val"))
 
@@ -226,35 +226,3 @@ def _set_aside(part: Part, amount: float, name: str, joined: bool) -> tuple[Part
     if joined and part.groups is None:
         log.warning("neighbours of %s samples are in the training set: dataset.keys.groups keeps them together", name)
     return part.select(~held), part.select(held)
-
-
-def _classes(parts: Mapping[str, Part]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Class names in order, and each part's labels as their numbers: int64 [N]."""
-    values = _as_names(np.concatenate([part.labels for part in parts.values()]))
-    ends = np.cumsum([len(part.labels) for part in parts.values()])
-    own = dict(zip(parts, np.split(values, ends[:-1]), strict=True))
-    names = np.unique(own["train"])
-    require(len(names) > 1, "dataset.keys.labels", str(names[0]), "two classes or more in the training set")
-    for name, found in own.items():
-        strange = np.setdiff1d(found, names)
-        if len(strange):
-            some = ", ".join(map(str, strange[:5]))
-            raise UserError(f"{len(strange)} classes of the {name} set ({some}) are not in the training set")
-    return tuple(map(str, names)), {
-        name: torch.from_numpy(np.searchsorted(names, found)).long() for name, found in own.items()
-    }
-
-
-def _as_names(values: np.ndarray) -> np.ndarray:
-    """Labels as int64 where all are whole numbers, else as text. Raises UserError for what names no class."""
-    allowed = "one class a sample: a whole number or a name"
-    if values.dtype.kind == "f":
-        wrong = values[~(np.isfinite(values) & (values == np.round(values)))]
-        require(not len(wrong), "dataset.keys.labels", str(wrong[:1].tolist()), allowed)
-    if values.dtype.kind in "biuf":
-        return values.astype(np.int64)
-    missing = [value is None or str(value).strip() in ("", "nan", "None") for value in values.tolist()]
-    require(not any(missing), "dataset.keys.labels", f"nothing in {sum(missing):,} rows", allowed)
-    text = values.astype(str)
-    whole = all(value.lstrip("-").isdecimal() and str(int(value)) == value for value in np.unique(text).tolist())
-    return text.astype(np.int64) if whole else text

@@ -1,0 +1,135 @@
+"""Networks of transformers: exact answers, features, what is refused, and when the library is imported."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kdbench
+from kdbench.errors import UserError
+from kdbench.models.base import flops, last_layer, taken_kinds
+from kdbench.models.transformers import transformers_model
+from kdbench.types import TokenInfo
+from tests.models.test_models_tokens import ids
+from tests.support.procedures import result, train
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+KINDS = {"bert": SMALL, "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}, "roberta": SMALL,
+         "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2}}  # fmt: skip
+INFO = TokenInfo(3, 40, 12)
+
+
+def build(kind: str = "bert", info: TokenInfo = INFO, **keys):
+    keys = {"options": KINDS.get(kind, {}), **keys}
+    return transformers_model(kind, **keys, **info._asdict())
+
+
+def texts(n: int = 32) -> torch.Tensor:
+    return ids(n).clamp(max=38)
+
+
+def test_nothing_imports_what_only_an_extra_brings():
+    """Importing any module of kdbench imports neither of these: they are asked for inside of functions."""
+    extras, found = {"transformers", "tokenizers", "huggingface_hub", "pyarrow"}, []
+    for path in Path(kdbench.__file__).parent.rglob("*.py"):
+        for statement in _at_import(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else []
+            names += [statement.module or ""] if isinstance(statement, ast.ImportFrom) and not statement.level else []
+            found += [(path.name, name) for name in names if name.partition(".")[0] in extras]
+    assert not found
+    assert taken_kinds(transformers_model) == [TokenInfo]
+
+
+def _at_import(tree: ast.AST):
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield node
+            yield from _at_import(node)
+
+
+@pytest.fixture(autouse=True)
+def _library(request):
+    if "nothing_imports" not in request.node.name:
+        pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_of_a_kind_answers_exactly_whatever_stands_beside_a_text(kind):
+    network, batch = build(kind).eval(), texts()
+    with torch.no_grad():
+        out = network(batch)
+        order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(network(batch[order]).logits, out.logits[order])
+        whole = batch.clone()
+        whole[1:] = INFO.example(31)  # beside texts without padding
+        assert torch.equal(network(whole).logits[0], out.logits[0])
+        torch.testing.assert_close(last_layer(network)(out.features["pooled"]), out.logits)
+        alone = network(batch[4:5, : int((batch[4] != 0).sum())]).logits
+    torch.testing.assert_close(alone, out.logits[4:5], rtol=1e-4, atol=1e-5)
+    shapes = {key: list(feature.shape) for key, feature in out.features.items()}
+    assert shapes == {**{key: [32, 16, 1, 12] for key in ("embeddings", "stage1", "stage2")}, "pooled": [32, 16]}
+    padding = (batch == 0)[:, None, None]
+    assert not any((out.features[key] * padding).any() for key in ("embeddings", "stage1", "stage2"))
+    assert flops(network, INFO) > 0
+
+
+def test_attentions_are_features_where_they_are_asked_for():
+    out = build(attentions=True).eval()(texts())
+    assert out.features["attention2"].shape == (32, 2, 12, 12)
+    held = out.features["attention1"].sum(3)
+    torch.testing.assert_close(held, (texts() != 0)[:, None].expand_as(held).float())
+
+
+def test_published_weights_are_read_with_their_own_ids_and_padding(tmp_path):
+    for kind, padding in (("bert", 0), ("gpt2", None)):
+        first = build(kind).eval()
+        expected = first(texts()).logits
+        first.net.config.pad_token_id = padding
+        first.net.save_pretrained(tmp_path / kind)
+        shifted = INFO._replace(vocab_size=41 if padding is None else 40)
+        again = build(str(tmp_path / kind), shifted, pretrained=True, options={}).eval()
+        given = texts() + (texts() != 0) * (padding is None)
+        torch.testing.assert_close(again(given).logits, expected)
+        fresh = build(str(tmp_path / kind), shifted._replace(num_classes=5), pretrained=True, new_head=True, options={})
+        assert fresh(given).logits.shape == (32, 5)
+        with pytest.raises(UserError, match=r"new_head = false: must be true: the classifier of .* has 3 classes"):
+            build(str(tmp_path / kind), shifted._replace(num_classes=5), pretrained=True, options={})
+        with pytest.raises(UserError, match=r"name = .*: must be a network that knows 99 token ids: it knows 40"):
+            build(str(tmp_path / kind), INFO._replace(vocab_size=99), pretrained=True, options={})
+        with pytest.raises(UserError, match=r"name = .*: must be a network for 9999 tokens"):
+            build(str(tmp_path / kind), shifted._replace(length=9999), pretrained=True, options={})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"kind": "birt"}, "name = birt: must be a kind of network .*bert"),
+        ({"options": {"hiden_size": 8}}, r"options.hiden_size: this kind of network has no such option. .*hidden_size"),
+        ({"options": {"hidden_size": 15, "num_attention_heads": 2}}, "options: they do not fit bert: ValueError"),
+        ({"pretrained": True}, "pretrained = true: must be false: bert is a kind of network, without weights"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(keys, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=message):
+        build(**keys)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"name = bert: must be a network of kdbench's own: .*kdbench\[text\]"):
+        build()
+
+
+def test_transformers_train_from_the_command_line_and_share_a_table():
+    sizes = [f"{who}.options.{key}={value}" for who in ("+student", "+teacher") for key, value in SMALL.items()]
+    words = ["dataset=udhr", "dataset.words=6", "dataset.subset=128", "student=transformers", "teacher=transformers",
+             *sizes, "optimizer=adamw", "schedule.lr=0.002", "schedule.epochs=1", "teacher.schedule.epochs=1",
+             "teacher.allow_chance=true", "dataset.length=16",
+             "trainer.device=cpu", "trainer.progress=none"]  # fmt: skip
+    live = result(train(*words, "teacher.table=off", plain=True, out="live"))
+    assert result(train(*words, "teacher.table=on", plain=True, out="table"))["student"] == live["student"]
