@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,42 @@ def timm_model(
     network.published = _published(net, in_channels)  # type: ignore[assignment]
     _check_forward(network, name, in_channels)
     return network
+
+
+def timm_class(
+    kind: str,
+    options: Mapping[str, Any] | None = None,
+    upscale: Pixels | None = None,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int = 224,
+) -> Adopted:
+    """A network of timm by its class, "timm.models.mlp_mixer.MlpMixer", in sizes that no name of timm has.
+
+    options: the class's arguments; a text that begins with "timm." is what it names. Features and errors as
+    `timm_model`'s.
+    """
+    found = {key: _named(value) for key, value in (options or {}).items()}
+    arguments = {"num_classes": num_classes, "in_chans": in_channels, "img_size": upscale or image_size, **found}
+    try:
+        net = _named(kind)(**arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError("options", dict(options or {}), f"what {kind} takes: {first_line(error)}") from error
+    network = Adopted(net, _observer(net), _classifier_name(net), image_size, upscale)
+    _check_forward(network, kind, in_channels)
+    return network
+
+
+def _named(value: Any) -> Any:
+    """What a text "timm.<module>.<name>" names; anything else as it is. Raises UserError for what timm does not have."""
+    if not (isinstance(value, str) and value.startswith("timm.")):
+        return value
+    module, _, name = value.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError("kind", value, "a class of timm with its module, as timm.models.mlp_mixer.MlpMixer") from error
 
 
 def _check_name(name: str) -> None:
