@@ -41,6 +41,7 @@ from kdbench.engine.schedule import check_durations
 from kdbench.errors import UserError, nearest, require, under
 from kdbench.losses.base import DistillationLoss
 from kdbench.losses.features import student_maps, teacher_maps
+from kdbench.models.adopt import checkpoint_gradients
 from kdbench.models.base import refuse_kind
 from kdbench.models.own import adopted
 from kdbench.paths import CONFIG_DIR
@@ -230,6 +231,8 @@ def try_networks(recipe: Recipe) -> None:
     taught = named.get("teacher", recipe.student)
     teacher = _sketch(taught, "teacher", data.info) if taught is not recipe.student else student
     _try_optimizer(recipe.optimizer, student, "optimizer")
+    if recipe.trainer.grad_checkpointing:
+        checkpoint_gradients(student)
     if recipe.teacher is not None and isinstance(recipe.teacher.origin, Trained):
         _try_optimizer(recipe.teacher.optimizer, teacher, "teacher.optimizer")
     loss, classes = recipe.loss.make(), data.info.num_classes

@@ -23,6 +23,7 @@ UNCOUNTED = (
     "trainer.cuda_graph",  # the same kernels, recorded, or in another order between students
     "trainer.streams",  # in runs of the first edition
     "trainer.deterministic",  # the same arithmetic, added up in one order
+    "trainer.grad_checkpointing",  # the same arithmetic, done twice
     "trainer.device",  # a run may be resumed on another device; result.json says which it was
     "trainer.threads",
     "trainer.eval_batch_size",
@@ -41,6 +42,7 @@ ADDED: Mapping[str, object] = {
     "schedule.warmup_from": 0.0,
     "schedule.warmup_overlaps": False,
     "schedule.per": "step",
+    "schedule.repeats": 1,
     "student.upscale": None,
     "teacher.upscale": None,
     "teacher.finetune": False,

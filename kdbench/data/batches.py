@@ -30,6 +30,7 @@ class Loading:
     channels_last: bool = False  # the memory layout of images; vectors and token ids have one only
     drop_last: bool = False
     limit_steps: int | None = None
+    repeats: int = 1  # views of a sample in a row
 
 
 # Inputs that are augmented at once. On a GPU the twenty to two hundred kernels of that are then launched once for many
@@ -139,7 +140,9 @@ class TrainingBatches(_Batches):
     def __init__(self, data: Bundle, split: Split, loading: Loading) -> None:
         super().__init__(data, split, loading, data.augment)
         self.augment = data.augment
-        self.order = Order(len(split), loading.batch_size, loading.seed, loading.drop_last, loading.limit_steps)
+        self.order = Order(
+            len(split), loading.batch_size, loading.seed, loading.drop_last, loading.limit_steps, loading.repeats
+        )
         size = tuple(split.inputs.shape[2:])
         self.mixer = Mixer(data.mix, len(data.classes), self.order, size) if data.mix is not None else None
         self.steps = self.order.steps

@@ -15,13 +15,15 @@ Bounds = list[tuple[int, int]]  # the first place of each batch, and the one aft
 class Order:
     """The batches of n samples.
 
-    The last, smaller batch is kept unless drop_last is set, or it holds a single sample (batch-norm needs two).
-    Raises UserError if nothing is left.
+    With `repeats` r an epoch of the same length shows one r-th of the samples, each r times in a row in r views:
+    repeated augmentation (Hoffer et al. 2020), as timm's RepeatAugSampler. The last, smaller batch is kept unless
+    drop_last is set, or it holds a single sample (batch-norm needs two). Raises UserError if nothing is left.
     """
 
     def __init__(
-        self, n: int, batch_size: int, seed: int, drop_last: bool = False, limit_steps: int | None = None
-    ) -> None:
+        self, n: int, batch_size: int, seed: int, drop_last: bool = False, limit_steps: int | None = None,
+        repeats: int = 1,
+    ) -> None:  # fmt: skip
         if batch_size < 1:
             raise UserError("schedule.batch_size", batch_size, "1 or more")
         if limit_steps is not None and limit_steps < 1:
@@ -31,7 +33,7 @@ class Order:
         steps = whole + (tail > 1 and not drop_last)
         if steps == 0:
             raise UserError("schedule.batch_size", batch_size, f"at most {n}, the number of training images")
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self.repeats = seed, batch_size, repeats
         self.samples = n
         self.steps = min(steps, limit_steps or steps)
         self.used = min(n, self.steps * batch_size)  # samples that an epoch shows
@@ -39,7 +41,8 @@ class Order:
 
     def epoch(self, epoch: int, augment: Augment) -> tuple[Tensor, Tensor]:
         """Places in the split and views [used] int64, on the CPU: its random streams are the same on every machine."""
-        place = torch.randperm(self.samples, generator=torch_generator(self.seed, epoch, "order"))[: self.used]
+        place = torch.randperm(self.samples, generator=torch_generator(self.seed, epoch, "order"))
+        place = place.repeat_interleave(self.repeats)[: self.used] if self.repeats > 1 else place[: self.used]
         view = augment.draw(self.samples, torch_generator(self.seed, epoch, "view"))[: self.used]
         return place, view
 

@@ -89,6 +89,7 @@ class ScheduleOptions:
     warmup_from: Share = 0.0  # what the warm-up starts from, a fraction of the peak
     warmup_overlaps: bool = False  # the shape starts with the training, and the warm-up hides its beginning
     per: Literal["step", "epoch"] = "step"  # how long a learning rate stays
+    repeats: Count = 1  # views of a sample shown in a row, in an epoch of the same length
     cycles: Count = 1  # restarts of the shape after the warm-up (SGDR, snapshot ensembles)
 
 
@@ -103,6 +104,7 @@ class TrainerOptions:
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     deterministic: bool = False
+    grad_checkpointing: bool = False  # compute activations anew in the backward pass instead of keeping them
     threads: Count | None = None
     clip: Positive | None = None
     ema: Inside | None = None

@@ -62,6 +62,24 @@ class Adopted(nn.Module):
         return self
 
 
+def checkpoint_gradients(network: nn.Module) -> None:
+    """Let a network compute its activations anew in the backward pass, block by block, instead of keeping them.
+
+    Chen et al. 2016; the library's own way, so the numbers are the same. Raises UserError for a network without one,
+    and for one with batch norm, whose running statistics would move twice a step.
+    """
+    switch = getattr(getattr(network, "net", network), "set_grad_checkpointing", None)
+    allowed = "false: this student has no such way (networks of timm do)"
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in network.modules()):
+        switch, allowed = None, "false: batch norm would see every batch twice"
+    if switch is None:
+        raise UserError("trainer.grad_checkpointing", True, allowed)
+    try:
+        switch(True)
+    except (AssertionError, NotImplementedError) as error:  # what timm's say that cannot
+        raise UserError("trainer.grad_checkpointing", True, f"false with this student: {first_line(error)}") from error
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence with the known names that look like an unknown one."""
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)

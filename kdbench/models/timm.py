@@ -80,7 +80,7 @@ def timm_class(
 
 
 def _named(value: Any) -> Any:
-    """What a text "timm.<module>.<name>" names; anything else as it is. Raises UserError for what timm does not have."""
+    """What a text "timm.<module>.<name>" names; anything else as it is. Raises UserError for what there is not."""
     if not (isinstance(value, str) and value.startswith("timm.")):
         return value
     module, _, name = value.rpartition(".")

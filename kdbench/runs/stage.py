@@ -20,6 +20,7 @@ from kdbench.engine.options import TrainerOptions
 from kdbench.engine.schedule import lr_factors
 from kdbench.errors import under
 from kdbench.losses.base import DistillationLoss
+from kdbench.models.adopt import checkpoint_gradients
 from kdbench.models.base import last_layer
 from kdbench.runs.identity import Identity
 from kdbench.runs.recipe import Recipe
@@ -75,7 +76,7 @@ def train_batches(stage: Stage, placement: Placement) -> TrainingBatches:
     recipe, trainer = stage.recipe, stage.recipe.trainer
     loading = Loading(
         recipe.schedule.batch_size, recipe.seeds.data, placement.device, placement.channels_last, trainer.drop_last,
-        trainer.limit_steps,
+        trainer.limit_steps, recipe.schedule.repeats,
     )  # fmt: skip
     return TrainingBatches(stage.data, stage.split, loading)
 
@@ -102,6 +103,8 @@ def make_learner(
     student = recipe.student.make(stage.data.info)
     if stage.start is not None:
         stage.start.apply(student)
+    if recipe.trainer.grad_checkpointing:
+        checkpoint_gradients(student)
     if teacher is not None:
         teacher.teacher.attach(student)
     student = placement.put(student)

@@ -13,6 +13,7 @@ from kdbench.data.augment.views import Compose, CropFlip, Identity
 from kdbench.data.batches import EvaluationBatches, Loading, Normalise, ResidentInputs, TrainingBatches
 from kdbench.data.bundle import Bundle, Split
 from kdbench.data.load import load_bundle
+from kdbench.data.order import Order
 from kdbench.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -187,3 +188,12 @@ def test_large_batches_are_normalised_in_parts_to_the_same_bit(channels_last):
     assert got.stride() == alone.stride()
     assert images.numel() > 2**20 and torch.equal(got, alone)
     assert got.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def test_repeated_augmentation_shows_a_third_of_the_samples_three_times_in_their_own_views():
+    order = Order(12, 4, 7, repeats=3)
+    place, view = order.epoch(2, CropFlip(pad=2))
+    usual = Order(12, 4, 7).epoch(2, CropFlip(pad=2))
+    assert order.steps == 3 and place.tolist() == usual[0][:4].repeat_interleave(3).tolist()
+    assert torch.equal(view, usual[1]) and len(view.unique()) > 6
+    assert Order(10, 4, 7, repeats=3).epoch(0, CropFlip())[0].shape == (10,)

@@ -14,6 +14,7 @@ import torchvision
 from torch import nn
 
 from kdbench.errors import UserError
+from kdbench.models.adopt import checkpoint_gradients
 from kdbench.models.base import first_layer, flops, last_layer, last_layer_name
 from kdbench.models.fold import fold_batchnorm
 from kdbench.models.stages import choose_stages
@@ -290,3 +291,30 @@ def test_small_images_are_scaled_up_on_the_way_in(make, name):
 def test_a_network_for_one_size_is_built_for_the_upscaled_one():
     network = timm_model("vit_tiny_patch16_224", num_classes=3, image_size=8, upscale=48, options={"depth": 1})
     assert network(torch.randn(1, 3, 8, 8)).features["stage1"].shape[-2:] == (3, 3)
+
+
+@pytest.mark.parametrize("name, size", [("vit_tiny_patch16_224", 32), ("convnext_atto", 64)])
+def test_activations_computed_anew_give_the_same_gradients_and_are_not_kept(name, size):
+    gradients, kept = [], []
+
+    def count(tensor):
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for anew in (False, True):
+        torch.manual_seed(0)
+        network = timm_model(name, num_classes=3, image_size=size, options={"drop_path_rate": 0.2}).train()
+        if anew:
+            checkpoint_gradients(network)
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = network(torch.randn(2, 3, size, size)).logits.square().sum()
+        loss.backward()
+        gradients.append([p.grad for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True)) and kept[1] < kept[0] / 5
+
+
+@pytest.mark.parametrize("network", [nn.Linear(2, 2), timm_model("resnet18", num_classes=3, image_size=32)], ids=[0, 1])
+def test_networks_that_cannot_compute_activations_anew_are_refused(network):
+    with pytest.raises(UserError, match=r"trainer.grad_checkpointing = True: must be false: (this|batch norm)"):
+        checkpoint_gradients(network)

@@ -26,7 +26,8 @@ CUT = {"labelled": "0.5", "threshold": "0.0", "specialists": "3", "size": "4", "
 def words(name: str) -> list[str]:
     """The experiment with made-up data, perceptrons of eight units and epochs of two steps."""
     node = yaml.safe_load(EXPERIMENTS[name].read_text(encoding="utf-8"))
-    chosen = {key.split("/")[1]: value for entry in node["defaults"] for key, value in entry.items()}
+    options = [(key.split("/", 1)[1], value) for entry in node["defaults"] for key, value in entry.items()]
+    chosen = {group: value for group, value in options if "@" not in group and "/" not in group}
     teacher, procedure = chosen.get("teacher", "resnet20"), node.get("procedure", {})
     found = [f"experiment={name}", "dataset=fake", "student=mlp", *SMALL]
     found += [f"teacher.schedule.epochs={procedure.get('cycles', 1)}"]
