@@ -15,13 +15,13 @@ from torch import nn
 
 from kdbench.errors import UserError
 from kdbench.models.adopt import checkpoint_gradients
-from kdbench.models.base import first_layer, flops, last_layer, last_layer_name
+from kdbench.models.base import count_parameters, first_layer, flops, last_layer, last_layer_name
 from kdbench.models.fold import fold_batchnorm
 from kdbench.models.stages import choose_stages
-from kdbench.models.timm import timm_model
+from kdbench.models.timm import timm_class, timm_model
 from kdbench.models.torchvision import torchvision_model
 from kdbench.types import ImageInfo
-from tests.support.models import build, images, on_meta
+from tests.support.models import SIZED, build, header, images, on_meta
 
 FIVE = ["stem", "stage1", "stage2", "stage3", "stage4", "pooled"]
 FOUR = FIVE[1:]
@@ -316,5 +316,20 @@ def test_activations_computed_anew_give_the_same_gradients_and_are_not_kept(name
 
 @pytest.mark.parametrize("network", [nn.Linear(2, 2), timm_model("resnet18", num_classes=3, image_size=32)], ids=[0, 1])
 def test_networks_that_cannot_compute_activations_anew_are_refused(network):
-    with pytest.raises(UserError, match=r"trainer.grad_checkpointing = True: must be false: (this|batch norm)"):
+    with pytest.raises(UserError, match=r"trainer.grad_checkpointing = true: must be false: (this|batch norm)"):
         checkpoint_gradients(network)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_library_s_network_in_a_size_of_ours_has_the_parameters_that_it_says(name):
+    size = 224 if "224x224" in header(name) else 32
+    network = build(name, size=size)
+    assert f"{count_parameters(network):,} parameters with 100 classes" in header(name)
+    outputs = network.eval()(torch.randn(2, 3, size, size))
+    assert outputs.logits.shape == (2, 100) and {"stage1", "stage4", "pooled"} <= outputs.features.keys()
+
+
+def test_a_class_of_timm_that_there_is_not_is_refused():
+    for kind, options in (("timm.models.mlp_mixer.MlpMixr", {}), ("timm.models.mlp_mixer.MlpMixer", {"blocks": 2})):
+        with pytest.raises(UserError, match=r"kind = timm.*: must be a class of timm|options = .*: must be what timm"):
+            timm_class(kind, options, num_classes=3)

@@ -18,7 +18,7 @@ from kdbench.models.base import taken_kinds
 from kdbench.types import ImageInfo, Info, TokenInfo
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "student"
-LIBRARIES = ("timm", "torchvision", "transformers")
+LIBRARIES = ("timm", "torchvision", "transformers")  # kdbench.models.<name>: other libraries' networks
 
 
 def _taking(kind: type[Info]) -> list[str]:
@@ -31,7 +31,18 @@ def _taking(kind: type[Info]) -> list[str]:
 
 
 ALL = _taking(ImageInfo)
-OWN = [name for name in ALL if name not in LIBRARIES]
+
+
+def _library(name: str) -> str:
+    """The module that a student's `_target_` lies in."""
+    target = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["_target_"]
+    return str(target).split(".")[-2]
+
+
+OWN = [name for name in ALL if _library(name) not in LIBRARIES]
+SIZED = [
+    name for name in ALL if _library(name) in LIBRARIES and name not in LIBRARIES
+]  # of a library, in a size of ours
 TOKENS = [name for name in _taking(TokenInfo) if name not in LIBRARIES]
 
 
