@@ -42,7 +42,7 @@ from kdbench.errors import UserError, nearest, require, under
 from kdbench.losses.base import DistillationLoss
 from kdbench.losses.features import student_maps, teacher_maps
 from kdbench.models.adopt import checkpoint_gradients
-from kdbench.models.base import refuse_kind
+from kdbench.models.base import last_layer, refuse_kind
 from kdbench.models.own import adopted
 from kdbench.paths import CONFIG_DIR
 from kdbench.results.metrics import METRICS, TASKS
@@ -54,7 +54,7 @@ from kdbench.runs.identity import refuse_other, restamp
 from kdbench.runs.origin import SINGLE, Trained, origin_of
 from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec, flatten
 from kdbench.runs.serving import refuse_table
-from kdbench.types import Info, Outputs
+from kdbench.types import MEMBERS, Info, Outputs
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def try_networks(recipe: Recipe) -> None:
     if recipe.teacher is not None:
         named["teacher"] = recipe.teacher.origin.describe(recipe.catalogue)
         if isinstance(recipe.teacher.origin, Ensemble):
-            recipe.refuse_features("an ensemble of teachers")
+            recipe.refuse_features("an ensemble of teachers", (MEMBERS,))
     for key, spec in named.items():
         if "_target_" in spec.config:
             network = locate(spec.config["_target_"], f"{key}._target_")
@@ -239,7 +239,7 @@ def try_networks(recipe: Recipe) -> None:
     allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
     require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
     with under(recipe.loss.key):
-        _try_loss(loss, student, teacher if taught.single else student, data)
+        _try_loss(loss, student, teacher if taught.single or MEMBERS in loss.needs else student, data)
 
 
 def _try_optimizer(options: OptimizerOptions, network: torch.nn.Module, key: str) -> None:
@@ -256,6 +256,7 @@ def _try_loss(loss: DistillationLoss, student: torch.nn.Module, teacher: torch.n
     except (RuntimeError, NotImplementedError):  # an operation that has no form on the meta device
         return
     loss.train_rows = data.num_rows
+    loss.attach(student, teacher, last_layer)
     loss.setup(*outputs)
     student_maps(outputs[0], loss.student_needs)
     teacher_maps(outputs[1], loss.needs, type(loss).__name__)

@@ -37,6 +37,7 @@ ADDED: Mapping[str, object] = {
     "dataset.mix.cutmix_alpha": 1.0,
     "dataset.mix.switch": 0.5,
     "dataset.mix.probability": 1.0,
+    "loss.as_published": False,
     "optimizer.layer_decay": None,
     "optimizer.no_decay": [],
     "schedule.warmup_from": 0.0,

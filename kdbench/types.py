@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+MEMBERS = "members"  # the feature of an ensemble that losses over several teachers read: the members' logits [B, K, C]
+
 
 class Outputs(NamedTuple):
     """What every network returns."""

@@ -7,9 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative
-from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
+from kdbench.losses.base import DistillationLoss, Moderate, Smoothing, Weights, detached, number
 from kdbench.losses.functional import log_probs
-from kdbench.losses.rld import Moderate
 from kdbench.types import LossTerms, Outputs, Target
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.arguments import checked
-from kdbench.arguments.ranges import NotNegative, from_to
+from kdbench.arguments.ranges import NotNegative, above_to, from_to
 from kdbench.errors import UserError, require
 from kdbench.losses.functional import ramp, real
 from kdbench.types import Calibration, LossTerms, Outputs, Target
@@ -18,6 +18,8 @@ from kdbench.types import Calibration, LossTerms, Outputs, Target
 Weights = Mapping[str, NotNegative]
 Smoothing = Annotated[float, from_to(0, 1)]
 Steps = Literal["batch", "epoch"]
+# Temperatures. Above it, differences of log-probabilities in float32 have no digits left for tau^2 to bring to light.
+Moderate = Annotated[float, above_to(0, 32)]
 Classifier = Callable[[nn.Module], nn.Linear]
 
 
@@ -34,6 +36,7 @@ class DistillationLoss(nn.Module):
     """
 
     needs: tuple[str, ...] = ()  # features read; an instance may set its own
+    views: int = 1  # of each image, one after the other in a batch; each goes through the student by itself
     train_rows: int | None = None  # rows of the training set (target.row lies below it); known before `setup`
     epochs: int | None = None  # of the training; known before `setup`
     steps: Steps = "batch"  # what a warm-up rises by
@@ -115,10 +118,14 @@ class DistillationLoss(nn.Module):
     def risen(self, progress: Tensor, share: float) -> Tensor:
         """0 -> 1 linearly over the first `share` of the training (0-dim), a batch at a time; with `steps` epoch an
         epoch at a time, from what its end would have on: 1/20 in the first of 20 epochs, as the authors' codes do."""
+        return ramp(self.reached(progress), share)
+
+    def reached(self, progress: Tensor) -> Tensor:
+        """How much of the training counts as done (0-dim): with `steps` epoch the present epoch as a whole, too."""
         if self.steps == "epoch" and self.epochs:
             # progress is float32: it may fall short of the epoch that it begins by 1e-5 epochs
-            progress = ((progress * self.epochs + 5e-5).floor() + 1) / self.epochs
-        return ramp(progress, share)
+            return ((progress * self.epochs + 5e-5).floor() + 1) / self.epochs
+        return progress
 
     def combine(self, **parts: Tensor) -> LossTerms:
         """Weighted sum of named terms; a term without a weight counts once. Terms with weight 0 only make curves."""

@@ -150,6 +150,19 @@ def without(rows: Tensor, index: Tensor) -> Tensor:
     return rows.scatter(-1, index.unsqueeze(-1), 0.0)
 
 
+def among_rows(student: Tensor, teacher: Tensor, kept: Tensor, tau: float) -> Tensor:
+    """tau^2 KL(t || s) of the softmaxes at tau over the classes `kept` [B, C] bool alone [B]; 0 where there are none.
+
+    In differences of log-probabilities: for temperatures up to 32.
+    """
+    some = kept | ~kept.any(-1, keepdim=True)  # a row without classes would be 0 / 0
+    log_t, log_s = (
+        (real(z) / tau).masked_fill(~some, float("-inf")).log_softmax(-1).masked_fill(~kept, 0.0)
+        for z in (teacher, student)
+    )
+    return tau**2 * (log_t.exp() * (log_t - log_s)).masked_fill(~kept, 0.0).sum(-1)
+
+
 def standardize(logits: Tensor) -> Tensor:
     """(z - mean) / (std + 1e-7) a sample, std over classes with the C - 1 denominator (Sun et al. 2024, Z-score).
 

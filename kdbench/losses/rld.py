@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from kdbench.arguments.ranges import NotNegative, Share, above_to
-from kdbench.losses.base import DistillationLoss, Smoothing, Steps, Weights, detached, number
+from kdbench.arguments.ranges import NotNegative, Share
+from kdbench.losses.base import DistillationLoss, Moderate, Smoothing, Steps, Weights, detached, number
 from kdbench.losses.dkd import warmup_text
-from kdbench.losses.functional import class_index, mean_over, real, split_at
+from kdbench.losses.functional import among_rows, class_index, mean_over, real, split_at
 from kdbench.types import LossTerms, Outputs, Target
-
-# Above it, differences of log-probabilities in float32 have no digits left for tau^2 to bring to light.
-Moderate = Annotated[float, above_to(0, 32)]
 
 
 def confidence_rows(student: Tensor, teacher: Tensor, index: Tensor, tau: float) -> Tensor:
@@ -28,13 +25,7 @@ def confidence_rows(student: Tensor, teacher: Tensor, index: Tensor, tau: float)
 def correlation_rows(student: Tensor, teacher: Tensor, index: Tensor, tau: float) -> Tensor:
     """tau^2 KL within the classes that the teacher puts below the labelled one [B]; 0 where there are none (Sun et al.
     2025, masked correlation distillation)."""
-    kept = teacher < teacher.gather(-1, index.unsqueeze(-1))
-    some = kept | ~kept.any(-1, keepdim=True)  # a row without classes would be 0 / 0
-    log_t, log_s = (
-        (real(z) / tau).masked_fill(~some, float("-inf")).log_softmax(-1).masked_fill(~kept, 0.0)
-        for z in (teacher, student)
-    )
-    return tau**2 * (log_t.exp() * (log_t - log_s)).masked_fill(~kept, 0.0).sum(-1)
+    return among_rows(student, teacher, teacher < teacher.gather(-1, index.unsqueeze(-1)), tau)
 
 
 class RLD(DistillationLoss):

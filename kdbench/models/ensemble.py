@@ -15,7 +15,7 @@ from kdbench.arguments import checked
 from kdbench.arguments.ranges import Positive, Range, listed
 from kdbench.errors import UserError
 from kdbench.models.base import MadeWith
-from kdbench.types import Outputs
+from kdbench.types import MEMBERS, Outputs
 
 Mean = Literal["arithmetic", "geometric"]
 Tau = Annotated[float, Range("above 0 (inf: the geometric mean)", lambda tau: tau > 0)]
@@ -54,7 +54,8 @@ def normalised_weights(weights: Sequence[float] | None, members: int) -> list[fl
 
 @checked
 class Ensemble(MadeWith):
-    """Frozen members that answer as one network: logits by `ensemble_logits`, and no features, which have no mean.
+    """Frozen members that answer as one network: logits by `ensemble_logits`, and the members' own side by side as the
+    feature "members" [B, K, C]; no others, which have no mean.
 
     One forward costs the forwards of all members. What the mean is made with lies in buffers, so that the weight hash
     tells ensembles of the same members apart.
@@ -68,6 +69,7 @@ class Ensemble(MadeWith):
         tau: Tau = 1.0,
     ) -> None:
         super().__init__()
+        self.last_layer_name = ""  # there is no single classifier
         self.members = nn.ModuleList(members)
         self.mean, self.tau = mean, float(tau)
         self.weights = normalised_weights(weights, len(members))
@@ -78,7 +80,7 @@ class Ensemble(MadeWith):
     def forward(self, input: Tensor) -> Outputs:
         """input [B, ...] -> logits [B, C] float32."""
         answers = [member(input).logits for member in self.members]
-        return Outputs(ensemble_logits(answers, self.weights, self.mean, self.tau), {})
+        return Outputs(ensemble_logits(answers, self.weights, self.mean, self.tau), {MEMBERS: torch.stack(answers, 1)})
 
 
 def at_temperature_1(ensemble: Ensemble) -> Ensemble:

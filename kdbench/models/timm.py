@@ -39,9 +39,10 @@ def timm_model(
     for one image size are given `image_size`, or `upscale`: pixels a side that inputs are scaled to first (small
     images for networks of large ones, on the device, so that the data stays small). Features: "stem" where the
     network has five map sizes or more, the last four (or fewer) sizes as "stage1".."stage4", each [B, D, H, W]; four
-    evenly spaced blocks where all maps are equally large (ViT); "pooled" [B, D]. Raises UserError for an unknown
-    name, a head that does not fit, weights that do not exist or cannot be fetched, and options that the network
-    refuses.
+    evenly spaced blocks where all maps are equally large (ViT); "pooled" [B, D]; "head" and "head_dist", the logits
+    [B, C] of the class token and of the distillation token where there is one, whose mean the network's own are (DeiT,
+    PiT). Raises UserError for an unknown name, a head that does not fit, weights that do not exist or cannot be
+    fetched, and options that the network refuses.
     """
     _check_name(name)
     if pretrained:
@@ -162,26 +163,41 @@ def _imagenet_names(net: Any, config: Mapping[str, Any]) -> list[str] | None:
 class Stages:
     """Reads logits and features off a timm network in one pass. Stateless; `indices` are those of feature_info."""
 
-    def __init__(self, names: list[str], indices: list[int], linear: bool) -> None:
+    def __init__(self, names: list[str], indices: list[int], linear: bool, distilled: bool) -> None:
         self.names = names
         self.indices = indices
         self.linear = linear  # whether the classifier is one linear layer on the pooled features
+        self.distilled = distilled  # whether a second one is on a distillation token
 
     def __call__(self, net: Any, image: Tensor) -> Outputs:
         last, maps = net.forward_intermediates(image, indices=self.indices)
         features = dict(zip(self.names, maps))
         pooled = net.forward_head(last, pre_logits=True)
-        # Two heads (distilled ViTs) are averaged in forward_head: worth a second, cheap, call.
-        logits = net.get_classifier()(pooled) if self.linear else net.forward_head(last)
+        if self.distilled:
+            head, head_dist = _both_heads(net, last)
+            features |= {"head": head, "head_dist": head_dist}
+            logits = (head + head_dist) / 2
+        else:
+            logits = net.get_classifier()(pooled) if self.linear else net.forward_head(last)
         if isinstance(pooled, Tensor):  # CrossViT has one vector a branch: not a feature that a loss could read
             features["pooled"] = pooled.flatten(1)
         return Outputs(logits, features)
 
 
+def _both_heads(net: Any, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of the class token and of the distillation token, which timm gives apart in training alone."""
+    mode, net.training, net.distilled_training = net.training, True, True
+    try:
+        return net.forward_head(last)
+    finally:
+        net.training, net.distilled_training = mode, False
+
+
 def _observer(net: Any) -> Stages:
     sizes = [entry["reduction"] for entry in getattr(net.feature_info, "info", net.feature_info)]
     names, indices = choose_stages(sizes)
-    return Stages(names, indices, isinstance(net.get_classifier(), nn.Linear))
+    distilled = hasattr(net, "set_distilled_training") and getattr(net, "head_dist", None) is not None
+    return Stages(names, indices, isinstance(net.get_classifier(), nn.Linear), distilled)
 
 
 def _check_forward(network: Adopted, name: str, in_channels: int) -> None:

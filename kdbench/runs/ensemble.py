@@ -21,7 +21,7 @@ from kdbench.runs.obtain import measure, measured, obtain
 from kdbench.runs.origin import origin_of
 from kdbench.runs.recipe import Catalogue, NetworkSpec, Origin, Recipe, TeacherSpec
 from kdbench.runs.taught import TaughtBy
-from kdbench.types import Info
+from kdbench.types import MEMBERS, Info
 
 
 @checked
@@ -67,7 +67,7 @@ class Ensemble:
 
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
         """Raises UserError for a member that cannot be had, and for two with the same weights."""
-        recipe.refuse_features("an ensemble of teachers")
+        recipe.refuse_features("an ensemble of teachers", (MEMBERS,))
         specs = [replace(spec, origin=one, seed=seed) for one, seed in self._members(recipe.catalogue, spec.seed)]
         return ensemble_of([obtain(one, recipe, data) for one in specs], self._join, recipe, data)
 

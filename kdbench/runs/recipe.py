@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -178,9 +178,9 @@ class Recipe:
         allowed = f"another with dataset={data.name}: it is for classes, and that is for {data.task.name}"
         require(data.task is CLASSIFICATION, "procedure", procedure, allowed)
 
-    def refuse_features(self, teacher: str) -> None:
-        """Raises UserError for a loss that reads features, of a teacher that has none."""
-        needed = self.loss.make().needs
+    def refuse_features(self, teacher: str, given: Collection[str] = ()) -> None:
+        """Raises UserError for a loss that reads features, of a teacher that has none but those `given`."""
+        needed = [name for name in self.loss.make().needs if name not in given]
         if needed:
             allowed = f"a loss without features ({', '.join(needed)}): {teacher} has only logits"
             raise UserError("loss", self.loss.name, allowed)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from kdbench.losses.base import DistillationLoss
 from kdbench.types import Outputs, Target
 from tests.support.losses import build
 
 CASES = json.loads(Path(__file__).with_name("peer_logits.json").read_text(encoding="utf-8"))["cases"]
 LABEL = torch.tensor([0, 3, 5, 1, 3])
+# Of losses over several views, teachers or heads: (shape, phase, scale) of what they read beside the logits.
+STUDENT = {"pooled": ((5, 4), 0.2, 1.5), "stage3": ((5, 4, 4, 4), 0.5, 1.5),
+           "head": ((5, 6), 0.4, 3.0), "head_dist": ((5, 6), 0.8, 3.0)}  # fmt: skip
+TEACHER = {"stage3": ((5, 5, 8, 8), 0.7, 1.5), "members": ((5, 3, 6), 2.1, 4.0)}
+COSTS = ((6, 5), 1.5, 1.0)  # rows of a classifier, of which costs are made
 
 
 def wave(shape: tuple[int, ...], phase: float, scale: float) -> torch.Tensor:
@@ -22,17 +29,63 @@ def wave(shape: tuple[int, ...], phase: float, scale: float) -> torch.Tensor:
     return scale * torch.sin(0.9 * i**1.5 + phase).reshape(shape)
 
 
+def outputs(case: dict[str, Any], dtype: torch.dtype) -> tuple[Outputs, Outputs, Target]:
+    """The fixed student and teacher that the peers' numbers belong to."""
+    views = case.get("views", 1)
+    student = Outputs(wave((5 * views, 6), 0.3, 3.0), {name: wave(*key) for name, key in STUDENT.items()})
+    teacher = Outputs(wave((5 * views, 6), 1.1, 4.0), {name: wave(*key) for name, key in TEACHER.items()})
+    teacher.features["pooled"] = teacher.features["stage3"].relu().mean((2, 3))
+    if case["loss"] == "sdd":
+        student.features["pooled"] = student.features["stage3"].relu().mean((2, 3))
+    made = [Outputs(one.logits.to(dtype), {k: v.to(dtype) for k, v in one.features.items()}) for one in (student, teacher)]
+    for leaf in (made[0].logits, *made[0].features.values()):
+        leaf.requires_grad_(True)
+    progress = torch.tensor(case.get("progress", 0.0), dtype=torch.float64)
+    return made[0], made[1], Target(LABEL.repeat(views), torch.arange(5).repeat(views), progress)
+
+
+def heads(case: dict[str, Any], dtype: torch.dtype) -> list[torch.nn.Linear]:
+    """The networks' last layers."""
+    made = [torch.nn.Linear(width, 6, dtype=dtype) for width in (4, 5)]
+    for number, head in enumerate(made):
+        head.weight.data = wave((6, 4 + number), 0.9 + number, 1.0).to(dtype)
+        assert head.bias is not None
+        head.bias.data = wave((6,), 1.3 + number, 1.0).to(dtype)
+    if case["loss"] == "wkd":
+        made[1].weight.data = wave(*COSTS).to(dtype)
+    return made
+
+
+def prepared(case: dict[str, Any], dtype: torch.dtype, student: Outputs, teacher: Outputs) -> DistillationLoss:
+    loss = build(case["loss"], **case["changes"]).to(dtype)
+    loss.train_rows, loss.epochs = 5, 300
+    if "grads" in case or loss.needs or case["loss"] in ("wkd", "pskd"):
+        own, other = heads(case, dtype)
+        loss.attach(own, other, lambda network: network)  # type: ignore[arg-type, return-value]
+        student.features["head.weight"], student.features["head.bias"] = own.weight, own.bias
+        loss.setup(student, teacher)
+        loss = loss.to(dtype)
+        for i, parameter in enumerate(loss.parameters()):
+            parameter.data = wave(tuple(parameter.shape), 0.1 * i, 0.5).to(dtype)
+    if case.get("visited"):
+        loss(student._replace(logits=wave((5, 6), 1.7, 2.0).to(dtype)), None, Target(LABEL, torch.arange(5), torch.zeros(())))
+    return loss
+
+
 @pytest.mark.parametrize("case", CASES, ids=[f"{case['loss']}-{i}" for i, case in enumerate(CASES)])
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-9), (torch.float32, 5e-5)])
 def test_value_and_gradient_equal_the_peer_s(case, dtype, digits):
-    loss = build(case["loss"], **case["changes"]).to(dtype)
-    student = wave((5, 6), 0.3, 3.0).to(dtype).requires_grad_(True)
-    teacher = wave((5, 6), 1.1, 4.0).to(dtype)
-    target = Target(LABEL, torch.arange(5), torch.tensor(case.get("progress", 0.0), dtype=torch.float64))
-    total = loss(Outputs(student, {}), Outputs(teacher, {}), target).total
+    student, teacher, target = outputs(case, dtype)
+    loss = prepared(case, dtype, student, teacher)
+    total = loss(student, teacher, target).total
     total.backward()
     if case["value"] is not None:  # two of Kim et al.'s limits exist as gradients only
         assert total.item() == pytest.approx(case["value"], rel=digits)
-    torch.testing.assert_close(student.grad, torch.tensor(case["grad"], dtype=dtype), rtol=digits, atol=digits / 10)
+    leaves = {"logits": student.logits, **student.features}
+    wanted = {"logits": case["grad"], **case.get("grads", {})}
+    for name, numbers in wanted.items():
+        if numbers is not None:
+            expected = torch.tensor(numbers, dtype=dtype).reshape(leaves[name].shape)
+            torch.testing.assert_close(leaves[name].grad, expected, rtol=digits, atol=digits / 10)
     if "theta" in case and dtype == torch.float64:
         assert loss.theta.grad.item() == pytest.approx(case["theta"], rel=digits)

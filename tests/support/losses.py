@@ -58,17 +58,24 @@ def outputs(logits: torch.Tensor, width: int, sizes: tuple[int, int, int], seed:
     }
     maps["stem"] = torch.randn(len(logits), width, sizes[0], sizes[0], generator=random).relu()
     maps["pooled"] = maps["stage3"].mean((2, 3))
+    # The two heads of a distilled ViT, whose mean the logits are; and the members of an ensemble.
+    apart = torch.randn(logits.shape, generator=random)
+    maps |= {"head": logits + apart, "head_dist": logits - apart}
+    maps["members"] = torch.stack([logits, logits + apart, 0.5 * logits - apart], 1)
     return Outputs(logits, maps)
 
 
 def batch(seed: int = 0, name: str = "", scale: float = 3.0, samples: int = B) -> tuple[Outputs, Outputs, Target]:
     """(student, teacher, target) for the loss of that name: labels that the teacher often gets right, and feature maps
-    of different width and size, unless the loss wants them of one width."""
+    of different width and size, unless the loss wants them of one width; twice as many samples, of the same rows and
+    labels again, where it wants two views."""
+    views = build(name).views if name else 1
     random = torch.Generator().manual_seed(seed)
-    teacher = scale * torch.randn(samples, C, generator=random)
-    student = 0.5 * teacher + scale * torch.randn(samples, C, generator=random)
-    label = torch.where(torch.rand(samples, generator=random) < 0.7, teacher.argmax(1), torch.arange(samples) % C)
-    target = Target(label, torch.arange(samples) + 10 * seed, torch.tensor(0.25))
+    teacher = scale * torch.randn(views * samples, C, generator=random)
+    student = 0.5 * teacher + scale * torch.randn(views * samples, C, generator=random)
+    known = torch.rand(samples, generator=random) < 0.7
+    label = torch.where(known, teacher[:samples].argmax(1), torch.arange(samples) % C).repeat(views)
+    target = Target(label, (torch.arange(samples) + 10 * seed).repeat(views), torch.tensor(0.25))
     return (
         outputs(student, 4, (8, 4, 2), seed),
         outputs(teacher, 4 if name in ALIKE else 6, (8, 8, 4), seed + 1),
@@ -89,9 +96,16 @@ def ready(name: str, **changes: Any) -> DistillationLoss:
     torch.manual_seed(0)
     loss = build(name, **small(name) | changes)
     student, teacher, _ = batch(30, name, samples=24)
+    attach(loss, student, teacher)
     loss.setup(student, teacher)
     if loss.needs_calibration:
         loss.calibrate(
             teacher.logits, torch.where(torch.arange(24) % 4 == 0, torch.arange(24) % C, teacher.logits.argmax(1))
         )
     return loss
+
+
+def attach(loss: DistillationLoss, student: Outputs, teacher: Outputs, device: str = "cpu") -> None:
+    """Two networks that are their last layers, for made-up features."""
+    heads = [torch.nn.Linear(out.features["pooled"].shape[1], C).to(device) for out in (student, teacher)]
+    loss.attach(*heads, lambda network: network)  # type: ignore[arg-type, return-value]
