@@ -173,15 +173,12 @@ class Stages:
         last, maps = net.forward_intermediates(image, indices=self.indices)
         features = dict(zip(self.names, maps))
         pooled = net.forward_head(last, pre_logits=True)
-        if self.distilled:
-            head, head_dist = _both_heads(net, last)
-            features |= {"head": head, "head_dist": head_dist}
-            logits = (head + head_dist) / 2
-        else:
-            logits = net.get_classifier()(pooled) if self.linear else net.forward_head(last)
         if isinstance(pooled, Tensor):  # CrossViT has one vector a branch: not a feature that a loss could read
             features["pooled"] = pooled.flatten(1)
-        return Outputs(logits, features)
+        if not self.distilled:
+            return Outputs(net.get_classifier()(pooled) if self.linear else net.forward_head(last), features)
+        head, head_dist = _both_heads(net, last)
+        return Outputs((head + head_dist) / 2, {**features, "head": head, "head_dist": head_dist})
 
 
 def _both_heads(net: Any, last: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ TIMM = {
     "test_efficientnet": FIVE,
     "test_vit": FOUR,
     "test_convnext": FOUR,
-    "levit_128s": ["stage1", "stage2", "stage3", "pooled"],  # two heads, averaged
+    "levit_128s": ["stage1", "stage2", "stage3", "pooled", "head", "head_dist"],  # two heads, averaged
 }
 TORCHVISION = {
     "shufflenet_v2_x0_5": FIVE,
@@ -72,8 +72,12 @@ def _compare(network: nn.Module, theirs: nn.Module, x: torch.Tensor, features: l
         out = network.eval()(x)
         torch.testing.assert_close(out.logits, theirs.eval()(x), rtol=1e-4, atol=1e-5)
     assert list(out.features) == features
-    assert all(value.dim() == 4 for key, value in out.features.items() if key != "pooled")
-    sides = [value.shape[-1] for key, value in out.features.items() if key != "pooled"]
+    maps = [value for key, value in out.features.items() if key not in ("pooled", "head", "head_dist")]
+    assert all(value.dim() == 4 for value in maps)
+    if "head" in features:
+        assert torch.equal((out.features["head"] + out.features["head_dist"]) / 2, out.logits)
+        assert not torch.equal(out.features["head"], out.features["head_dist"])
+    sides = [value.shape[-1] for value in maps]
     assert sides == sorted(sides, reverse=True)
     assert first_layer(network).in_channels == 3
     if has_head:
