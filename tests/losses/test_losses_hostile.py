@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from kdbench.types import Outputs, Target
-from tests.support.losses import ALIKE, NAMES, build, cast, outputs, small
+from tests.support.losses import ALIKE, NAMES, attach, build, cast, outputs, small
 
 LARGE = 1e4
 
 
 def made(name: str, samples: int, classes: int, seed: int) -> tuple[Outputs, Outputs, Target]:
-    random = torch.Generator().manual_seed(seed)
-    student, teacher = (3 * torch.randn(samples, classes, generator=random) for _ in range(2))
-    target = Target(torch.arange(samples) % classes, torch.arange(samples), torch.tensor(0.25))
+    random, views = torch.Generator().manual_seed(seed), build(name).views
+    student, teacher = (3 * torch.randn(views * samples, classes, generator=random) for _ in range(2))
+    row = torch.arange(samples).repeat(views)
+    target = Target(row % classes, row, torch.tensor(0.25))
     width = 4 if name in ALIKE else 6
     return outputs(student, 4, (8, 4, 2), seed), outputs(teacher, width, (8, 8, 4), seed + 1), target
 
@@ -28,6 +29,7 @@ def test_value_and_gradient_are_finite(name, classes, samples):
     if classes < loss.least_classes:
         pytest.skip("it refuses so few classes")
     student, teacher, target = made(name, 24, classes, 30)
+    attach(loss, student, teacher)
     loss.setup(student, teacher)
     if loss.needs_calibration:
         loss.calibrate(teacher.logits, target.label)

@@ -15,7 +15,8 @@ SETTINGS = {"dkpp": {"permutation": "fixed", "seed": 3}, "ptloss": {"epsilon": N
 def _takes_any_temperature(name: str) -> bool:
     """Of logits alone; a loss that refuses large ones says so by its own range."""
     try:
-        return "tau" in settings(name) and not build(name, tau=1e7).needs
+        loss = build(name, tau=1e7)
+        return "tau" in settings(name) and not loss.needs and not loss.student_needs
     except UserError:
         return False
 

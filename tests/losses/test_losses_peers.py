@@ -12,7 +12,7 @@ import torch
 
 from kdbench.losses.base import DistillationLoss
 from kdbench.types import Outputs, Target
-from tests.support.losses import build
+from tests.support.losses import build, cast
 
 CASES = json.loads(Path(__file__).with_name("peer_logits.json").read_text(encoding="utf-8"))["cases"]
 LABEL = torch.tensor([0, 3, 5, 1, 3])
@@ -37,11 +37,8 @@ def outputs(case: dict[str, Any], dtype: torch.dtype) -> tuple[Outputs, Outputs,
     teacher.features["pooled"] = teacher.features["stage3"].relu().mean((2, 3))
     if case["loss"] == "sdd":
         student.features["pooled"] = student.features["stage3"].relu().mean((2, 3))
-    made = [Outputs(one.logits.to(dtype), {k: v.to(dtype) for k, v in one.features.items()}) for one in (student, teacher)]
-    for leaf in (made[0].logits, *made[0].features.values()):
-        leaf.requires_grad_(True)
     progress = torch.tensor(case.get("progress", 0.0), dtype=torch.float64)
-    return made[0], made[1], Target(LABEL.repeat(views), torch.arange(5).repeat(views), progress)
+    return cast(student, dtype, grad=True), cast(teacher, dtype), Target(LABEL.repeat(views), torch.arange(5).repeat(views), progress)
 
 
 def heads(case: dict[str, Any], dtype: torch.dtype) -> list[torch.nn.Linear]:
@@ -68,7 +65,8 @@ def prepared(case: dict[str, Any], dtype: torch.dtype, student: Outputs, teacher
         for i, parameter in enumerate(loss.parameters()):
             parameter.data = wave(tuple(parameter.shape), 0.1 * i, 0.5).to(dtype)
     if case.get("visited"):
-        loss(student._replace(logits=wave((5, 6), 1.7, 2.0).to(dtype)), None, Target(LABEL, torch.arange(5), torch.zeros(())))
+        before = student._replace(logits=wave((5, 6), 1.7, 2.0).to(dtype))
+        loss(before, None, Target(LABEL, torch.arange(5), torch.zeros(())))
     return loss
 
 

@@ -107,5 +107,5 @@ def ready(name: str, **changes: Any) -> DistillationLoss:
 
 def attach(loss: DistillationLoss, student: Outputs, teacher: Outputs, device: str = "cpu") -> None:
     """Two networks that are their last layers, for made-up features."""
-    heads = [torch.nn.Linear(out.features["pooled"].shape[1], C).to(device) for out in (student, teacher)]
-    loss.attach(*heads, lambda network: network)  # type: ignore[arg-type, return-value]
+    heads = [torch.nn.Linear(out.features["pooled"].shape[1], out.logits.shape[1]) for out in (student, teacher)]
+    loss.attach(*(head.to(device) for head in heads), lambda network: network)  # type: ignore[arg-type, return-value]
