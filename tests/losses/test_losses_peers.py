@@ -38,7 +38,8 @@ def outputs(case: dict[str, Any], dtype: torch.dtype) -> tuple[Outputs, Outputs,
     if case["loss"] == "sdd":
         student.features["pooled"] = student.features["stage3"].relu().mean((2, 3))
     progress = torch.tensor(case.get("progress", 0.0), dtype=torch.float64)
-    return cast(student, dtype, grad=True), cast(teacher, dtype), Target(LABEL.repeat(views), torch.arange(5).repeat(views), progress)
+    target = Target(LABEL.repeat(views), torch.arange(5).repeat(views), progress)
+    return cast(student, dtype, grad=True), cast(teacher, dtype), target
 
 
 def heads(case: dict[str, Any], dtype: torch.dtype) -> list[torch.nn.Linear]:
