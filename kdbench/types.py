@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MEMBERS = "members"  # the feature of an ensemble that losses over several teachers read: the members' logits [B, K, C]
 
@@ -57,9 +60,9 @@ class Calibration(NamedTuple):
     """What a loss found out about a teacher before training, and chose its own coefficients by."""
 
     name: str  # "epsilon": the file stem (epsilon.json) and the prefix in TensorBoard
-    record: dict[str, Any]  # what was chosen, and how; plain JSON values
-    table: list[dict[str, Any]]  # one row a candidate, best first
-    figures: dict[str, Any]  # matplotlib figures by name
+    record: dict[str, object]  # what was chosen, and how; plain JSON values
+    table: list[dict[str, object]]  # one row a candidate, best first
+    figures: Mapping[str, Figure]
 
 
 class ImageInfo(NamedTuple):
@@ -118,6 +121,21 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+class OptimizerState(TypedDict):
+    """What an optimizer's `state_dict` holds."""
+
+    state: dict[int, dict[str, Tensor]]
+    param_groups: list[dict[str, object]]
+
+
+class TeacherState(TypedDict, total=False):
+    """What a teacher that learns, or follows its student, has become; empty for all others."""
+
+    network: Mapping[str, Tensor]  # its weights
+    optimizer: OptimizerState
+    steps: int
+
+
 class Teacher(Protocol):
     """What answers the students' batches: a live network, a table, the student's own past, ...; interchangeable.
 
@@ -132,11 +150,11 @@ class Teacher(Protocol):
         """See a fresh student before its first step; the same object is trained then. Called by the engine."""
         return
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TeacherState:
         """What it has become after a whole epoch, kept in the students' checkpoints."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: TeacherState) -> None:
         """Become what `state` returned once, after `attach`."""
         return
 

@@ -12,7 +12,7 @@ from kdbench.errors import UserError, nearest, under
 
 T = TypeVar("T")
 K = TypeVar("K")
-Values = Mapping[str, Any]
+Values = Mapping[str, object]
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -30,7 +30,7 @@ def call(
 
 def bind(
     target: Callable[..., Any], options: Values, key: str, given: Values | None = None, beside: Collection[str] = ()
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """All arguments of `call`, checked and complete, without calling."""
     given = given or {}
     arguments = {**fit_arguments(target, options, key, given, beside), **given}
@@ -91,7 +91,7 @@ def of_keys(kind: type[K]) -> Callable[[Callable[[K, Mapping[str, object]], T]],
 
 def fit_arguments(
     target: Callable[..., Any], options: Values, key: str, given: Collection[str] = (), beside: Collection[str] = ()
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`options` as arguments of `target`, converted to its annotations; UserError for what does not fit."""
     wanted, typed = parameters(target), keys(target) - set(given)
     arguments = {}
@@ -104,7 +104,7 @@ def fit_arguments(
     return arguments
 
 
-def accepted(target: Callable[..., Any], given: Values) -> dict[str, Any]:
+def accepted(target: Callable[..., Any], given: Values) -> dict[str, object]:
     """Those of `given` that `target` has a parameter for."""
     names = given.keys() if _takes_all(target) else keys(target)
     return {name: value for name, value in given.items() if name in names}
@@ -136,7 +136,7 @@ def _takes_all(target: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
 
 
-def _evaluate(annotation: Any, scope: dict[str, Any]) -> Any:
+def _evaluate(annotation: Any, scope: dict[str, object]) -> Any:
     if annotation is inspect.Parameter.empty:
         return Any
 

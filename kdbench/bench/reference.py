@@ -124,9 +124,9 @@ class ReferenceLoop:
 
 def _optimizer(options: OptimizerOptions, student: nn.Module) -> torch.optim.Optimizer:
     """torch's optimizer of that name as it comes; SGD for one that torch has not."""
-    kinds: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    given: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
-    if options.name in kinds:
-        return kinds[options.name](student.parameters(), **given)
-    given |= {"momentum": options.momentum or 0.0, "nesterov": bool(options.nesterov)}
-    return torch.optim.SGD(student.parameters(), **given)
+    adaptive = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(options.name)
+    parameters, decay = student.parameters(), options.weight_decay
+    if adaptive is not None:
+        return adaptive(parameters, lr=options.lr, weight_decay=decay)
+    momentum, nesterov = options.momentum or 0.0, bool(options.nesterov)
+    return torch.optim.SGD(parameters, lr=options.lr, weight_decay=decay, momentum=momentum, nesterov=nesterov)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int]] = {
 }
 
 
-def stand_in(dataset: Mapping[str, Any]) -> dict[str, Any] | None:
+def stand_in(dataset: Mapping[str, object]) -> dict[str, object] | None:
     """The dataset node with its reader replaced by random images in memory; None if the shape is not known."""
     shape = SHAPES.get(str(dataset["reader"]).rpartition(".")[2])
     if shape is None:

@@ -100,7 +100,7 @@ def refuse(cfg: DictConfig) -> Recipe:
     return recipe
 
 
-def write(found: Calibration, out: Path, about: Mapping[str, Any]) -> None:
+def write(found: Calibration, out: Path, about: Mapping[str, object]) -> None:
     """The figures, the table, and last epsilon.json: its presence means that all are there."""
     from kdbench.files import write_json
 
@@ -140,7 +140,7 @@ def show(record: Mapping[str, Any], out: Path, recipe: Recipe) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def _about(teacher: TaughtBy) -> dict[str, Any]:
+def _about(teacher: TaughtBy) -> dict[str, object]:
     """The teacher's entry, without its figures on test images."""
     return {"teacher": {key: value for key, value in as_json(teacher.record()).items() if not key.startswith("test/")}}
 

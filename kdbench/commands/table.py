@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -82,9 +82,11 @@ def _described(folder: Path) -> Iterator[tuple[str, ...]]:
         if shape is None or count is None:
             yield (name, *["?"] * 4, "damaged" if shape is None else "unreadable", taken, "?", "?")
             continue
+        key = header["key"]
+        device = str(key.get("device", "?")) if isinstance(key, Mapping) else "?"
         filled = f"{100 * count / shape.entries:.1f} %"
         size = [f"{shape.rows:,}", str(shape.views), str(shape.classes), str(shape.dtype).removeprefix("torch.")]
-        yield (name, *size, filled, taken, in_bytes(shape.bytes), str(header["key"].get("device", "?")))
+        yield (name, *size, filled, taken, in_bytes(shape.bytes), device)
 
 
 @contextmanager

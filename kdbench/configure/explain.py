@@ -118,7 +118,7 @@ def _diagnose(line: _Line) -> str | None:
     return None
 
 
-def _is_group(override: Override, usual: Mapping[str, Any], line: _Line) -> bool:
+def _is_group(override: Override, usual: Mapping[str, object], line: _Line) -> bool:
     return override.key_or_group in usual or bool(_options(override.key_or_group, line))
 
 
@@ -141,7 +141,7 @@ def _choices(override: Override) -> list[Any]:
     return [] if override.is_sweep_override() else [override.value()]
 
 
-def _group_fault(override: Override, usual: Mapping[str, Any], line: _Line) -> str | None:
+def _group_fault(override: Override, usual: Mapping[str, object], line: _Line) -> str | None:
     group, typed = override.key_or_group, override.input_line
     key = override.get_key_element().lstrip("+~")
     names = _options(group, line)
@@ -240,7 +240,7 @@ def _unknown(
     parts: Sequence[str],
     depth: int,
     node: DictConfig,
-    choices: Mapping[str, Any],
+    choices: Mapping[str, object],
     places: Sequence[Path],
     override: Override,
 ) -> str:

@@ -23,10 +23,10 @@ from kdbench.counted import as_before, counted
 _FIRST = ("loss", "student", "schedule", "optimizer", "procedure", "seed", "seeds", "teacher", "dataset")
 
 
-def flat(cfg: DictConfig | Mapping[str, Any], resolve: bool = True) -> dict[str, Any]:
+def flat(cfg: DictConfig | Mapping[str, object], resolve: bool = True) -> dict[str, object]:
     """The configuration as {dotted key: scalar}. Lists of scalars become text ("[30,60]"), empty mappings "{}"."""
     tree = OmegaConf.to_container(cfg, resolve=resolve) if OmegaConf.is_config(cfg) else cfg
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     _flatten(tree, "", found)
     return found
 
@@ -34,14 +34,14 @@ def flat(cfg: DictConfig | Mapping[str, Any], resolve: bool = True) -> dict[str,
 class Counted(NamedTuple):
     """What of a configuration makes a run another run."""
 
-    values: dict[str, Any]  # by dotted key; where things are kept is left out
+    values: dict[str, object]  # by dotted key; where things are kept is left out
     named: dict[str, str]  # what the files and runs hold that values name, by key
     code: Code  # of the user's own that it names
 
     @property
     def hash(self) -> str:
         """sha256 (64 hex digits). A file or a run counts by what it holds, wherever it lies."""
-        tree: dict[str, Any] = {**self.values, **self.named}
+        tree: dict[str, object] = {**self.values, **self.named}
         tree |= {f"<code> {name}": modules for name, modules in self.code.items()}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
@@ -86,16 +86,16 @@ def run_name(root: DictConfig) -> str:
     return f"{parts['dataset']}/{label}{networks}{_differences(changed)}-{digest[:8]}"
 
 
-def network_name(choice: str, node: Mapping[str, Any] | None) -> str:
+def network_name(choice: str, node: Mapping[str, object] | None) -> str:
     """What a network is called: by the library's name of it where it has one, a teacher of a run by that run."""
     node = node or {}
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         if node.get("run"):
-            return str(json.loads(Path(node["run"], "network.json").read_bytes())["name"])
+            return str(json.loads(Path(str(node["run"]), "network.json").read_bytes())["name"])
     return str(node.get("name") or choice)
 
 
-def _differences(changed: Mapping[str, Any]) -> str:
+def _differences(changed: Mapping[str, object]) -> str:
     """What differs, as ",key=value..." of at most 80 characters; the hash speaks for what does not fit."""
     found = ""
     for key in sorted(changed, key=_rank):
@@ -110,11 +110,11 @@ def _rank(key: str) -> tuple[int, str]:
     return (_FIRST.index(group) if group in _FIRST else len(_FIRST), key)
 
 
-def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, Any]:
+def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, object]:
     """What differs from the defaults: other choices of groups, then values set by hand or by an experiment."""
     task = without_hydra(root)
     plain = reference(root)
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     for group, option in chosen.items():
         usual = chosen.get(group.partition("@")[0]) if "@" in group else plain.defaults.get(group)
         if group not in NAMED and option != usual:
@@ -127,7 +127,7 @@ def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, An
     return changed
 
 
-def _counted(values: Mapping[str, Any]) -> dict[str, Any]:
+def _counted(values: Mapping[str, object]) -> dict[str, object]:
     """What belongs to a run's identity; without a teacher none of the keys that say how one is had and used, and none
     that came later at the value that changes nothing."""
     lonely = values.get("teacher._target_") is None
@@ -144,7 +144,7 @@ def _follows(task: DictConfig, key: str, usual_form: Any) -> bool:
     return bool(OmegaConf.select(trial, key) == OmegaConf.select(task, key))
 
 
-def _flatten(node: Any, prefix: str, found: dict[str, Any]) -> None:
+def _flatten(node: Any, prefix: str, found: dict[str, object]) -> None:
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             _flatten(value, f"{prefix}.{key}" if prefix else str(key), found)

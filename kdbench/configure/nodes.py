@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from kdbench.arguments import bind, call, fit, fit_arguments, is_own, keys, locate, run
 
 T = TypeVar("T")
-Node = Mapping[str, Any]
+Node = Mapping[str, object]
 FEATURES = "features"  # of a network of the user's own: layers by the name of the feature that they give
 
 
@@ -23,7 +23,7 @@ def check_node(node: Node, target: Callable[..., T], prefix: str) -> T:
     return call(target, _options(contents(node)), prefix)
 
 
-def fit_node(node: Node, target: Callable[..., Any], prefix: str) -> dict[str, Any]:
+def fit_node(node: Node, target: Callable[..., Any], prefix: str) -> dict[str, object]:
     """The node's keys as arguments of `target`, converted to its annotations; UserError for what does not fit."""
     return fit_arguments(target, _options(node), prefix)
 
@@ -39,13 +39,13 @@ def construct(node: Node, prefix: str, **given: Any) -> Any:
     return run(target, {key: _build(value, f"{prefix}.{key}") for key, value in arguments.items()}, prefix)
 
 
-def contents(node: Node) -> dict[str, Any]:
+def contents(node: Node) -> dict[str, object]:
     """A node as plain containers, whether it comes as such or as OmegaConf's."""
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     return {str(key): value for key, value in plain.items()}  # type: ignore[union-attr]
 
 
-def own_options(node: Node, network: Any) -> tuple[dict[str, Any], dict[str, str]]:
+def own_options(node: Node, network: Any) -> tuple[dict[str, object], dict[str, str]]:
     """The keys of a network's node that its constructor reads, `_target_` with them, and the layers that it names as
     features: only of a network of the user's own, whose constructor has no `features` itself."""
     if not is_own(network) or FEATURES in keys(network):
@@ -54,7 +54,7 @@ def own_options(node: Node, network: Any) -> tuple[dict[str, Any], dict[str, str
     return {key: value for key, value in node.items() if key != FEATURES}, layers
 
 
-def _options(node: Node) -> dict[str, Any]:
+def _options(node: Node) -> dict[str, object]:
     return {key: value for key, value in node.items() if key != "_target_"}
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from safetensors.torch import save
@@ -16,16 +16,39 @@ from kdbench.engine.writer import Writer, snapshot
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.models.weights import ABOUT, HASH, damaged_records, read_safetensors, weight_hash
+from kdbench.types import OptimizerState, TeacherState
 
 CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
 
 
-def save_weights(path: Path, network: nn.Module, about: Mapping[str, Any]) -> None:
+class LearnerState(TypedDict):
+    """All that a bit-exact continuation of a student needs; random states are functions of (seed, epoch)."""
+
+    distiller: Mapping[str, Tensor]  # weights of the student and of its loss
+    optimizer: OptimizerState
+    scaler: dict[str, float]
+    average: Mapping[str, Tensor] | None  # weights of the moving average
+    steps_done: int
+
+
+class MemberState(TypedDict):
+    """What checkpoint.pt holds: a student, how far it has come, and what its teacher has become with it."""
+
+    epochs_done: int
+    seconds: float
+    last: dict[str, float]
+    best: dict[str, float] | None
+    rows: NotRequired[list[int]]  # checksums of the rows of metrics.jsonl; the first edition kept none
+    learner: LearnerState
+    teacher: NotRequired[TeacherState]
+
+
+def save_weights(path: Path, network: nn.Module, about: Mapping[str, object]) -> None:
     """A network's weights as safetensors; `about` is kept in the file's header."""
     save_state(path, network.state_dict(), about)
 
 
-def save_state(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def save_state(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, object]) -> None:
     """A state dict as safetensors, with its hash in the header: the same weights and `about` are the same bytes.
 
     One entry of metadata: safetensors writes several in a random order. The bytes are made in memory and written here:
@@ -37,7 +60,7 @@ def save_state(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, An
     write_atomically(path, lambda temporary: temporary.write_bytes(save(state, metadata)))
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: MemberState) -> None:
     """As a file that carries a checksum of every tensor."""
 
     def write(temporary: Path) -> None:
@@ -52,7 +75,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, write)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> MemberState:
     """A checkpoint on the CPU. Raises UserError if the file cannot be read or is not what was written."""
     try:
         wrong, _ = damaged_records(path)
@@ -70,9 +93,9 @@ class Checkpoints:
 
     folder: Path
     every: int = 1
-    about: Mapping[str, Any] = field(default_factory=dict)  # kept in the header of the weights file
+    about: Mapping[str, object] = field(default_factory=dict)  # kept in the header of the weights file
 
-    def after(self, epoch: int, state: Callable[[], dict[str, Any]], writer: Writer, always: bool = False) -> None:
+    def after(self, epoch: int, state: Callable[[], MemberState], writer: Writer, always: bool = False) -> None:
         """Keep the state where that is due after this epoch (counted from 0), or `always`."""
         if always or (epoch + 1) % self.every == 0:
             kept = snapshot(state())
@@ -83,7 +106,7 @@ class Checkpoints:
         writer.add(lambda: save_state(self.folder / BEST, weights, dict(self.about)))
 
 
-def resume_epoch(folder: Path) -> tuple[int, dict[str, Any] | None]:
+def resume_epoch(folder: Path) -> tuple[int, MemberState | None]:
     """The number of whole epochs in a run folder's checkpoint, and the checkpoint.
 
     Raises UserError for one that is damaged, and for damaged weights of the best epoch, which the run would keep.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Average:
             torch._foreach_copy_([pair[0] for pair in self._copied], [pair[1] for pair in self._copied])
         self._updates += 1
 
-    def restore(self, state: dict[str, Tensor], updates: int) -> None:
+    def restore(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Go on from a checkpoint's average after so many updates."""
         self.network.load_state_dict(state)
         self._updates.fill_(updates)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine.checkpoint import LearnerState
 from kdbench.engine.distiller import Distiller, wants_compilation
 from kdbench.engine.ema import Average
 from kdbench.engine.graph import CohortGraph, wants_graph
 from kdbench.engine.metrics import Meters
 from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
-from kdbench.types import Batch, Outputs, Teacher
+from kdbench.types import Batch, OptimizerState, Outputs, Teacher
 
 
 def train_epoch(
@@ -138,23 +139,23 @@ class Learner:
         """Whether its steps in this epoch drew random numbers on the device."""
         return not torch.equal(self.fresh_state[-1], self.random_state[-1])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> LearnerState:
         """All that a bit-exact continuation needs; random states are functions of (seed, epoch)."""
         return {
             "distiller": self.distiller.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": cast(OptimizerState, self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
             "average": self.average.network.state_dict() if self.average is not None else None,
             "steps_done": self.steps_done,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: LearnerState) -> None:
         """Go on from a checkpoint, also one of another device or of steps that were not recorded."""
         self.distiller.load_state_dict(state["distiller"])
         load_state(self.optimizer, state["optimizer"])
         self.set_lr = lr_setter(self.optimizer)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
+        if self.average is not None and state["average"] is not None:
             self.average.restore(state["average"], state["steps_done"])
         self.steps_done = state["steps_done"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.options import OptimizerOptions
 from kdbench.errors import UserError
+from kdbench.types import OptimizerState
 
 OWN = "own"  # in no_decay: what the network itself names
 _TORCH = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -49,7 +50,7 @@ def make_optimizer(
         raise UserError("name", options.name, f"an optimizer that takes these options: {error}") from error
 
 
-def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def load_state(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
     """Go on from an optimizer's state dict, also that of a run on another device or of steps that were not recorded.
 
     How this optimizer runs stays as it is: the checkpoint's learning rate may be a plain number, which a recorded step
@@ -90,12 +91,12 @@ def lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float | Tensor], ob
     return assign
 
 
-def _given(options: OptimizerOptions) -> dict[str, Any]:
+def _given(options: OptimizerOptions) -> dict[str, object]:
     betas = tuple(options.betas) if options.betas is not None else None
     return {"momentum": options.momentum, "nesterov": options.nesterov, "betas": betas, "eps": options.eps}
 
 
-def _groups(modules: Sequence[nn.Module], options: OptimizerOptions) -> list[dict[str, Any]]:
+def _groups(modules: Sequence[nn.Module], options: OptimizerOptions) -> list[dict[str, object]]:
     """Parameters by (share of the learning rate, whether weight decay spares them), those that decay first."""
     scales = _layer_scales(modules, options.layer_decay)
     own = {name for module in modules for name in _spared_by_network(module)} if OWN in options.no_decay else set()
@@ -139,7 +140,9 @@ def _layer_scales(modules: Sequence[nn.Module], layer_decay: float | None) -> di
     return {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
-def _from_timm(options: OptimizerOptions, groups: list[dict[str, Any]], extra: dict[str, Any]) -> torch.optim.Optimizer:
+def _from_timm(
+    options: OptimizerOptions, groups: list[dict[str, object]], extra: Mapping[str, Any]
+) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers  # imported when asked for: timm takes a second
 
     known = [str(name) for name in list_optimizers()]

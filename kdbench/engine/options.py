@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import (
@@ -66,7 +66,7 @@ class OptimizerOptions:
     betas: Annotated[list[Momentum], listed(2, "two numbers in [0, 1)")] | None = None
     eps: Positive | None = None
     decay_1d: bool = True  # whether batch-norm and bias parameters decay too
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
     layer_decay: Annotated[float, above_to(0, 1)] | None = None  # of the learning rate, from a layer to the one below
     no_decay: list[Text] = field(default_factory=list)  # parts of names of parameters that never decay
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from kdbench.engine.checkpoint import Checkpoints
+from kdbench.engine.checkpoint import Checkpoints, MemberState
 from kdbench.engine.device import own_stream
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.graph import cohort_graph
@@ -65,12 +64,16 @@ class Member:
         score = self.last.get(key)
         return score is not None and (self.best is None or self.task.is_better(score, self.best[key]))
 
-    def state(self) -> dict[str, Any]:
-        kept = {"epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best}
-        teacher = {"teacher": self.teacher.state()} if self.teacher else {}
-        return {**kept, **teacher, "rows": list(self.log.sums), "learner": self.learner.state()}
+    def state(self) -> MemberState:
+        kept: MemberState = {
+            "epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best,
+            "rows": list(self.log.sums), "learner": self.learner.state(),
+        }  # fmt: skip
+        if self.teacher:
+            kept["teacher"] = self.teacher.state()
+        return kept
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: MemberState) -> None:
         self.epochs_done, self.seconds = state["epochs_done"], state["seconds"]
         self.last, self.best = state["last"], state["best"]
         self.learner.restore(state["learner"])

@@ -6,7 +6,7 @@ import functools
 import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -53,8 +53,8 @@ def _known() -> list[_Known]:
 
 def _networks() -> Iterator[tuple[str, nn.Module]]:
     for path in sorted((Path(CONFIG_DIR) / "student").glob("*.yaml")):
-        arguments: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        target = arguments.pop("_target_")
+        arguments: dict[str, object] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        target = str(arguments.pop("_target_"))
         if "name" in arguments:  # a whole library: which of its networks?
             continue
         module, _, attribute = target.rpartition(".")

@@ -23,7 +23,7 @@ def torchvision_model(
     name: str,
     pretrained: bool = False,
     new_head: bool = False,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     upscale: Pixels | None = None,
     *,
     num_classes: int,
@@ -104,7 +104,7 @@ def _check_name(name: str) -> None:
         raise UserError("name", name, "a classification network of torchvision", nearest(name, known))
 
 
-def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
+def _size_arguments(name: str, image_size: int) -> dict[str, object]:
     """What the networks that are made for one image size, and those with auxiliary heads, want to be told."""
     if name.startswith("vit_"):
         return {"image_size": image_size}
@@ -113,7 +113,7 @@ def _size_arguments(name: str, image_size: int) -> dict[str, Any]:
     return {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
 
-def _build(name: str, image_size: int, arguments: dict[str, Any]) -> nn.Module:
+def _build(name: str, image_size: int, arguments: dict[str, object]) -> nn.Module:
     try:
         return models.get_model(name, **arguments)
     except TypeError as error:
@@ -133,7 +133,7 @@ def _failure(name: str, image_size: int, pretrained: bool, error: Exception) -> 
     return UserError("pretrained", said=said)
 
 
-def _load(name: str, num_classes: int, new_head: bool, image_size: int, arguments: dict[str, Any]) -> nn.Module:
+def _load(name: str, num_classes: int, new_head: bool, image_size: int, arguments: dict[str, object]) -> nn.Module:
     """The network with its published weights. Refuses a head that does not fit before anything is downloaded."""
     weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     classes = len(weights.meta["categories"])

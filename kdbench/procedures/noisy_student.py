@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ def noisy_student(
 
 def _iterate(
     series: Series, pool: Pool, teacher: TaughtBy, recipe: Recipe, labelling: Labelling
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, dict[str, object]]:
     """Label, choose, and train one student: its folder, and what the labels were like."""
     answers = series.answers(teacher, pool.unlabelled)
     rows = trusted(answers.softmax(1), labelling.threshold, labelling.per_class).cpu()

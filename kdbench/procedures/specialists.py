@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -209,7 +209,7 @@ def conditional(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> float
 
 def covering(
     generalist: TaughtBy, fused: TaughtBy, groups: Sequence[Sequence[int]], data: Bundle
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Test images by the number of specialists that have their class: both accuracies and the relative gain
     (Hinton et al. 2015, table 4)."""
     labels = data.test.labels.to(fused.reference["test"].device)
@@ -226,7 +226,7 @@ def covering(
     return rows
 
 
-def _about(series: Series, groups: Sequence[Sequence[int]], offsets: Sequence[float]) -> list[dict[str, Any]]:
+def _about(series: Series, groups: Sequence[Sequence[int]], offsets: Sequence[float]) -> list[dict[str, object]]:
     names = series.data.classes
     return [
         {"folder": entry.folder, "classes": [names[c] for c in group], "dustbin_offset": value}
@@ -234,7 +234,7 @@ def _about(series: Series, groups: Sequence[Sequence[int]], offsets: Sequence[fl
     ]
 
 
-def _fused_result(series: Series, generalist: TaughtBy, fused: TaughtBy) -> Mapping[str, Any]:
+def _fused_result(series: Series, generalist: TaughtBy, fused: TaughtBy) -> Mapping[str, object]:
     """What stands for the student's result where the fusion itself is the outcome."""
     last: dict[str, float] = {"epoch": float(series.recipe.schedule.epochs)}
     for name, split in (("val", series.data.val), ("test", series.data.test)):

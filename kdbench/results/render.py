@@ -190,7 +190,7 @@ def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]], verdict
         for row in comparison.rows
     ]
     left_out = {str(folder): reason for folder, reason in problems}
-    whole: dict[str, Any] = {"same": comparison.same, "rows": rows, "warnings": comparison.warnings}
+    whole: dict[str, object] = {"same": comparison.same, "rows": rows, "warnings": comparison.warnings}
     whole["left_out"] = left_out
     if verdicts is not None:
         told = [
@@ -208,7 +208,7 @@ def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]], verdict
     return json.dumps(whole, indent=2, default=str)
 
 
-def _on_images(judged: Judged) -> dict[str, Any]:
+def _on_images(judged: Judged) -> dict[str, object]:
     told = {"verdict": judged.verdict, "p_holm": judged.p, "low": judged.low, "high": judged.high}
     return {**told, "alone": judged.difference._asdict()}
 

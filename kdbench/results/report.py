@@ -89,7 +89,7 @@ def _figures(figures: Mapping[str, float | None], task: Task) -> Table:
     return table
 
 
-def _rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _rows(name: str, rows: Sequence[Mapping[str, object]]) -> Table:
     """A procedure's own table; beyond 20 rows it is in result.json."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(name, *keys, box=None, header_style="bold", pad_edge=False)

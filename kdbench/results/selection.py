@@ -32,7 +32,7 @@ def value_of(run: Run, key: str) -> Any:
     return run.result.choices.get(key, run.result.config.get(key))
 
 
-def meets(values: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
+def meets(values: Mapping[str, object], wanted: Mapping[str, str]) -> bool:
     """Whether values are the ones written: as text, or as YAML reads it (4 is 4.0, [6,6] is [6, 6])."""
     return all(key in values and _is(values[key], text) for key, text in wanted.items())
 

@@ -38,15 +38,15 @@ class Identity:
     code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # digests by module, by what is named
     data: Content | None = None  # None: the hash speaks for it, or it is not known
     teacher: str = ""  # hash of its weights, or its key in the store; "" without one, or where it is not known
-    settings: Mapping[str, Any] = field(default_factory=dict)  # for words only; in JSON they stand in the configuration
+    settings: Mapping[str, object] = field(default_factory=dict)  # for words; in JSON the configuration has them
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         tree = asdict(self)
         del tree["settings"]
         return tree
 
     @classmethod
-    def read(cls, known: Any, settings: Mapping[str, Any]) -> Identity | None:
+    def read(cls, known: Any, settings: Mapping[str, object]) -> Identity | None:
         """From what was JSON; None for anything else."""
         with suppress(TypeError, AttributeError, KeyError):
             data = known["data"]
@@ -76,7 +76,7 @@ class Kept:
         return stamp is not None and stamp.holds()
 
 
-def settings_of(choices: Any, config: Any) -> dict[str, Any]:
+def settings_of(choices: Any, config: Any) -> dict[str, object]:
     """Choices and counted values of a run, for words."""
     parts = [part if isinstance(part, Mapping) else {} for part in (choices, config)]
     return as_before({key: value for part in parts for key, value in part.items() if counted(key)})
@@ -106,7 +106,7 @@ def refuse_other(folder: Path, own: Identity, data: Callable[[], Content] | None
         log.info("%s: made before kdbench kept with a run what it is of; its configuration is this one's", folder)
 
 
-def keep(folder: Path, own: Identity, stamp: Stamp | None, about: Mapping[str, Any]) -> None:
+def keep(folder: Path, own: Identity, stamp: Stamp | None, about: Mapping[str, object]) -> None:
     """Write run.json, with which a run starts."""
     kept = {"hash": own.hash, **about, "identity": own.as_json(), "stamp": None if stamp is None else asdict(stamp)}
     write_json(folder / START, kept)
@@ -144,7 +144,7 @@ def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
 
 
-def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _changed_settings(old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[str]:
     """Options that differ, then values, but for those that come with an option or repeat another's."""
     if not old or not new:
         return

@@ -167,7 +167,7 @@ def _member(
     about_run = {"started": _now(), "choices": dict(record.choices), "config": record.config}
     keep(stage.folder, identity_of(stage, teacher), stage.data.stamp, about_run)
     save_config(stage.folder, record.tree)
-    run_log = RunLog(stage.folder, epochs_done, (state or {}).get("rows"))
+    run_log = RunLog(stage.folder, epochs_done, None if state is None else state.get("rows"))
     if not epochs_done:
         _announce(run_log, stage, learner.distiller.loss, calibration)
     evaluator = Evaluator(sets, teacher.reference if teacher else {}, recipe.trainer.evaluate_every)

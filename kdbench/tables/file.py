@@ -76,7 +76,7 @@ class LogitTable:
     end the process with SIGBUS. That costs 0.4 microseconds an entry. The tags lie in memory (4 bytes an entry).
     """
 
-    def __init__(self, path: Path, key: Mapping[str, Any], shape: Shape) -> None:
+    def __init__(self, path: Path, key: Mapping[str, object], shape: Shape) -> None:
         self.path, self.key, self.shape = path, dict(key), shape
         self._lock = FileLock(f"{path}.lock")
         self._writable = True
@@ -184,7 +184,7 @@ class LogitTable:
         padded[:, : shape.classes] = logits
         return padded.view(torch.int32).numpy().view(np.uint32)
 
-    def _header(self) -> dict[str, Any]:
+    def _header(self) -> dict[str, object]:
         dtype = str(self.shape.dtype).removeprefix("torch.")
         return {"format": FORMAT, "shape": [*self.shape[:3]], "dtype": dtype, "key": self.key}
 
@@ -220,7 +220,7 @@ def checksums(words: np.ndarray, entries: np.ndarray) -> np.ndarray:
     return np.maximum(folded, np.uint32(1))
 
 
-def read_header(path: Path) -> dict[str, Any] | None:
+def read_header(path: Path) -> dict[str, object] | None:
     """What a table's header says; None if there is no file or no whole header."""
     with suppress(OSError, ValueError, RecursionError):
         with open(path, "rb") as file:
@@ -233,7 +233,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def shape_in(header: Mapping[str, Any]) -> Shape | None:
+def shape_in(header: Mapping[str, object]) -> Shape | None:
     """The shape that a header states; None if it is no header of this format, or states nonsense."""
     sizes, dtype = header.get("shape"), _DTYPES.get(str(header.get("dtype")))
     if header.get("format") != FORMAT or dtype is None or not isinstance(header.get("key"), dict):
@@ -258,7 +258,7 @@ def count_filled(path: Path, shape: Shape) -> int:
     return found
 
 
-def _packed(header: Mapping[str, Any]) -> bytes:
+def _packed(header: Mapping[str, object]) -> bytes:
     text = json.dumps(header, sort_keys=True).encode()
     if len(text) > HEADER - 16:
         raise ValueError(f"a table's key must fit into {HEADER - 16} bytes, got {len(text)}")

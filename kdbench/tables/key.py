@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from kdbench.types import Outputs
 
 def table_key(
     live: LiveTeacher, weights: str, data: Bundle, batches: TrainingBatches, precision: str
-) -> tuple[dict[str, Any], Shape]:
+) -> tuple[dict[str, object], Shape]:
     """The key of a teacher's table for the views of `batches`, as plain values, and the table's shape.
 
     On a CPU `numbers`, the hash of what the teacher answers to a fixed probe, stands for everything that is not named:
@@ -48,7 +47,7 @@ def table_key(
     return key, Shape(data.num_rows, batches.views, answer.logits.shape[1], answer.logits.dtype)
 
 
-def key_name(key: Mapping[str, Any]) -> str:
+def key_name(key: Mapping[str, object]) -> str:
     """16 hex digits: what the table's file is called."""
     return _sha(json.dumps(key, sort_keys=True))[:16]
 
@@ -61,7 +60,7 @@ def probe(live: LiveTeacher, data: Bundle, batches: TrainingBatches) -> tuple[Te
     return prepared, live.outputs(prepared)
 
 
-def _machine(network: nn.Module, logits: Tensor) -> dict[str, Any]:
+def _machine(network: nn.Module, logits: Tensor) -> dict[str, object]:
     device = logits.device
     if device.type == "cpu":
         return {"device": "cpu", "numbers": _sha(logits.contiguous().view(torch.uint8).numpy().tobytes())}

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -27,11 +27,11 @@ class Tables:
     folder: Path
     _open: dict[str, tuple[LogitTable, WindowLogits | DeviceLogits]] = field(default_factory=dict, init=False)
 
-    def path(self, key: Mapping[str, Any]) -> Path:
+    def path(self, key: Mapping[str, object]) -> Path:
         return self.folder / f"{key_name(key)}{SUFFIX}"
 
     def open(
-        self, key: Mapping[str, Any], shape: Shape, device: torch.device
+        self, key: Mapping[str, object], shape: Shape, device: torch.device
     ) -> tuple[LogitTable, WindowLogits | DeviceLogits]:
         """The table of this key, and what holds its logits on the device. Raises OSError."""
         name = key_name(key)
@@ -42,7 +42,7 @@ class Tables:
         return self._open[name]
 
 
-def find_tables(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def find_tables(folder: Path) -> Iterator[tuple[Path, dict[str, object]]]:
     """Every table below a folder and its header ({} where that is broken), by path."""
     for path in sorted(folder.rglob(f"*{SUFFIX}")):
         if path.is_file():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.teachers.live import Context
-from kdbench.types import Batch, Epochs, Outputs, Teacher
+from kdbench.types import Batch, Epochs, OptimizerState, Outputs, Teacher, TeacherState
 
 PEAK = 50.0  # a pseudo-label as logits: exp(-50) is the probability of each other class
 
@@ -96,18 +96,18 @@ class MetaTeacher(Teacher):
         self.student.train(training)
         return F.cross_entropy(logits.float(), batch.target.label)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TeacherState:
         """Of a teacher that has learnt from all that it said."""
         self.learn()
         return {
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": cast(OptimizerState, self.optimizer.state_dict()),
             "steps": self.steps,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: TeacherState) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(dict(state["optimizer"]))
         self.steps, self._pending, self._stream = state["steps"], None, None
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
 
 from kdbench.teachers.live import Context, freeze
-from kdbench.types import Batch, Outputs, Teacher
+from kdbench.types import Batch, Outputs, Teacher, TeacherState
 
 
 class PastSelf(Teacher):
@@ -51,11 +50,11 @@ class PastSelf(Teacher):
         if copied:
             torch._foreach_copy_([a for a, _ in copied], [b for _, b in copied])
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TeacherState:
         """After a whole epoch, what is not in the student itself."""
-        return {} if self.decay is None else self.past.state_dict()
+        return {} if self.decay is None else {"network": self.past.state_dict()}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: TeacherState) -> None:
         self._calls = 0
         if self.decay is not None:
-            self.past.load_state_dict(state)
+            self.past.load_state_dict(state.get("network", state))  # the first edition kept the weights alone

@@ -77,7 +77,7 @@ class Torchvision(PerImage):
     """
 
     name: Literal["AutoAugment", "TrivialAugmentWide", "AugMix", "ColorJitter", "RandomGrayscale", "RandomPerspective"]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
@@ -148,7 +148,7 @@ class Timm(PerImage):
 
         if side not in self._known:
             outside = tuple(round(255 * part) for part in self.mean)
-            arguments: dict[str, Any] = {"translate_const": int(side * 0.45), "img_mean": outside}
+            arguments: dict[str, object] = {"translate_const": int(side * 0.45), "img_mean": outside}
             kind, *sections = self.policy.split("-")
             make = auto_augment.auto_augment_transform
             if kind == "rand":

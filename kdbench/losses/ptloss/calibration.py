@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from kdbench.losses.ptloss.criteria import IMPROPER
 from kdbench.losses.ptloss.fitting import fit_path
 from kdbench.losses.ptloss.scoring import score_all, score_exactly
 from kdbench.types import Calibration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +68,12 @@ def calibrate(
     best = candidates[ranking[0]]
     record = {"epsilon": best.epsilon.tolist(), "method": method, "origin": best.origin, "order": order, "tau": tau}
     record |= {"per_class": options.per_class, "criterion": options.criterion, "score_at": options.score_at}
-    record |= _exact(best, candidates[0], images, options, tau)
+    record |= _exact(best, candidates[0], images, options, tau)._asdict()
     record |= {"count": len(candidates), "seed": options.seed, "classes": classes, "images": images.sizes(method)}
     record["seconds"] = round(time.perf_counter() - began, 3)
-    table = [_row(rank, candidates[k], choose[k], held_out[k]) for rank, k in enumerate(ranking, 1)]
-    return best.epsilon, Calibration("epsilon", record, table, _figures(best, record, table))
+    table = [_ranked(rank, candidates[k], choose[k], held_out[k]) for rank, k in enumerate(ranking, 1)]
+    figures = _figures(best, options.criterion, table)
+    return best.epsilon, Calibration("epsilon", record, [one.row() for one in table], figures)
 
 
 def split(logits: Tensor, label: Tensor, method: str, options: SearchOptions, tau: float) -> Images:
@@ -96,7 +100,31 @@ def split(logits: Tensor, label: Tensor, method: str, options: SearchOptions, ta
     return Images(teacher, label[kept.to(label.device)].to(place), fit, choose, held_out)
 
 
-def _exact(best: Candidate, teacher: Candidate, images: Images, options: SearchOptions, tau: float) -> dict[str, Any]:
+class Gain(NamedTuple):
+    """What the chosen set gains over the plain teacher, and how hard the loss then pulls; the record's entries."""
+
+    scores: dict[str, dict[str, float]]  # by half, then "teacher" and "best"
+    held_out_gain: float
+    held_out_stderr: float
+    strength: float
+    residual: float
+
+
+class Ranked(NamedTuple):
+    """A candidate's line of the table."""
+
+    rank: int  # 1: the best
+    origin: str
+    choose: float  # the criterion where it was chosen
+    held_out: float  # and on the images that had no say
+    coefficients: dict[str, float]
+
+    def row(self) -> dict[str, object]:
+        *known, coefficients = self
+        return dict(zip(self._fields, known)) | coefficients
+
+
+def _exact(best: Candidate, teacher: Candidate, images: Images, options: SearchOptions, tau: float) -> Gain:
     """Teacher and chosen set on both halves in float64, how hard the loss pulls, and whether it helps."""
     first, chosen = (
         score_exactly(images.teacher, images.label, one.epsilon.to(images.teacher), options, tau)
@@ -108,39 +136,37 @@ def _exact(best: Candidate, teacher: Candidate, images: Images, options: SearchO
         for half, rows in halves.items()
     }
     gain = (first.score - chosen.score)[images.held_out]
-    found: dict[str, Any] = {"scores": scores, "held_out_gain": float(gain.mean())}
-    found["held_out_stderr"] = float(gain.std() / len(gain) ** 0.5)
-    found |= {"strength": chosen.strength, "residual": chosen.residual}
-    if found["held_out_gain"] < 0:
+    error = float(gain.std() / len(gain) ** 0.5)
+    found = Gain(scores, float(gain.mean()), error, chosen.strength, chosen.residual)
+    if found.held_out_gain < 0:
         log.warning(
             "the chosen epsilon (%s) does worse than the plain teacher on held-out images: %s is %.3g higher "
             "(standard error %.2g)",
             best.origin,
             options.criterion,
-            -found["held_out_gain"],
-            found["held_out_stderr"],
+            -found.held_out_gain,
+            found.held_out_stderr,
         )
     return found
 
 
-def _row(rank: int, candidate: Candidate, choose: Tensor, held_out: Tensor) -> dict[str, Any]:
+def _ranked(rank: int, candidate: Candidate, choose: Tensor, held_out: Tensor) -> Ranked:
     """A line of the table; of a set per class, the coefficients' means over the classes and their widest range."""
     epsilon = candidate.epsilon
     per_class = epsilon.dim() == 2
     means = epsilon.mean(dim=0) if per_class else epsilon
-    row = {"rank": rank, "origin": candidate.origin, "choose": float(choose), "held_out": float(held_out)}
-    row |= {f"eps_{m}": round(float(value), 6) for m, value in enumerate(means, 1)}
+    values = {f"eps_{m}": round(float(value), 6) for m, value in enumerate(means, 1)}
     if per_class:
-        row["range"] = round(float((epsilon.amax(dim=0) - epsilon.amin(dim=0)).max()), 6)
-    return row
+        values["range"] = round(float((epsilon.amax(dim=0) - epsilon.amin(dim=0)).max()), 6)
+    return Ranked(rank, candidate.origin, float(choose), float(held_out), values)
 
 
-def _figures(best: Candidate, record: dict[str, Any], table: list[dict[str, Any]]) -> dict[str, Any]:
+def _figures(best: Candidate, criterion: str, table: list[Ranked]) -> dict[str, Figure]:
     from kdbench.losses.ptloss.figures import candidate_figure, curve_figure  # matplotlib takes half a second to load
 
     return {
         "curves": curve_figure(best.epsilon, best.origin),
-        "candidates": candidate_figure(table, record["criterion"]),
+        "candidates": candidate_figure(table, criterion),
     }
 
 

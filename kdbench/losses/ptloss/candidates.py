@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class SearchOptions:
     penalties: Annotated[Sequence[Positive], listed(1)] = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 
     @staticmethod
-    def of(search: Mapping[str, Any] | None, order: int) -> SearchOptions:
+    def of(search: Mapping[str, object] | None, order: int) -> SearchOptions:
         """From the YAML's mapping; `orders` null becomes 1, 3 and `order`. Raises UserError for unknown keys."""
         given = dict(search or {})
         if given.get("orders") is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from kdbench.losses.ptloss.calibration import Ranked
 from kdbench.losses.ptloss.functional import horner
 
 LINES = 12  # classes drawn one by one; more are drawn as a band
@@ -40,17 +41,17 @@ def curve_figure(epsilon: Tensor, title: str) -> Figure:
     return figure
 
 
-def candidate_figure(table: list[dict[str, Any]], criterion: str) -> Figure:
+def candidate_figure(table: Sequence[Ranked], criterion: str) -> Figure:
     """The criterion of every candidate, best first, where it was chosen and on the images that had no say."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    ranks = [row["rank"] for row in table]
-    axes.plot(ranks, [row["held_out"] for row in table], ".", markersize=4, label="held out")
-    axes.plot(ranks, [row["choose"] for row in table], "-", label="where it was chosen")
-    teacher = next(row for row in table if row["origin"].startswith("teacher"))
-    axes.axhline(teacher["held_out"], color="k", linestyle="--", linewidth=1, label="teacher, held out")
-    axes.axvline(teacher["rank"], color="k", linestyle=":", linewidth=1, label="teacher's rank")
+    ranks = [row.rank for row in table]
+    axes.plot(ranks, [row.held_out for row in table], ".", markersize=4, label="held out")
+    axes.plot(ranks, [row.choose for row in table], "-", label="where it was chosen")
+    teacher = next(row for row in table if row.origin.startswith("teacher"))
+    axes.axhline(teacher.held_out, color="k", linestyle="--", linewidth=1, label="teacher, held out")
+    axes.axvline(teacher.rank, color="k", linestyle=":", linewidth=1, label="teacher's rank")
     axes.set(xlabel="candidate, best first", ylabel=criterion, title="proxy teachers against labels (lower is better)")
     axes.legend(fontsize="small")
     return figure

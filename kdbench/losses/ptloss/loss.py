@@ -50,7 +50,7 @@ class PTLoss(DistillationLoss):
         tau: Positive = 4.0,
         scale: Literal["tau2", "none"] = "tau2",
         series: Series = "exact",
-        search: Mapping[str, Any] | None = None,
+        search: Mapping[str, object] | None = None,
         label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, label_smoothing)

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from kdbench.errors import UserError, printable
 from kdbench.files import read_object
@@ -44,19 +44,19 @@ def curves(rows: Sequence[Row], columns: Sequence[str], metric: str) -> Iterator
         yield Plot(f"curves-{_file(name)}", f"{name} over epochs", note, x, y, series)
 
 
-def _curve(title: str, logs: Sequence[Mapping[int, Mapping[str, Any]]], name: str, kind: Metric) -> Series:
+def _curve(title: str, logs: Sequence[Mapping[int, Mapping[str, object]]], name: str, kind: Metric) -> Series:
     epochs = sorted({epoch for log in logs for epoch, values in log.items() if _number(values.get(name))})
     epochs = epochs[:: -(-len(epochs) // MOST_POINTS) or 1]
     y, spread = [], []
     for epoch in epochs:
-        found = [kind.scale * values[name] for log in logs if _number((values := log.get(epoch, {})).get(name))]
+        found = [kind.scale * value for log in logs if _number(value := log.get(epoch, {}).get(name))]
         y.append(statistics.fmean(found))
         spread.append(statistics.stdev(found) if len(found) > 1 else NAN)
     low, high = ([a + sign * b for a, b in zip(y, spread)] for sign in (-1, 1))
     return Series(title, epochs, y, low, high)
 
 
-def _log(folder: Path) -> dict[int, dict[str, Any]]:
+def _log(folder: Path) -> dict[int, dict[str, object]]:
     """The rows of a metrics.jsonl by epoch; damaged ones are left out."""
     found = {}
     try:
@@ -178,7 +178,7 @@ def _candidate(one: Any) -> bool:
     )
 
 
-def _scores(found: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def _scores(found: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:
     return [one["choose"] for one in found], [one["held_out"] for one in found]
 
 
@@ -187,7 +187,7 @@ def _mean(runs: Sequence[Run], of: Callable[[Run], Any]) -> float | None:
     return statistics.fmean(found) if found else None
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
