@@ -1,21 +1,26 @@
-"""kdbench: knowledge distillation experiments from composable configs."""
+"""kdbench: knowledge distillation experiments from composable configs.
+
+In Python: kdbench.train, sweep, load, read_runs and compose (kdbench.api). They are imported when they are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from kdbench.api import compose, load, read_runs, sweep, train
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "compose", "load", "read_runs", "sweep", "train"]
 
 
-def compose(words: Sequence[str] = ()) -> DictConfig:
-    """The configuration that `kdbench train WORDS` runs with, e.g. compose(["loss=dkd", "teacher=resnet20"]).
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module kdbench has no attribute {name}")
+    from kdbench import api  # loads Hydra
 
-    Raises what Hydra raises for words that do not fit.
-    """
-    from kdbench.configure import compose  # Hydra is loaded when something is composed
+    return getattr(api, name)
 
-    return compose(words)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

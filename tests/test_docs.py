@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -48,3 +49,19 @@ def test_parts_of_ones_own_work_as_their_page_says(monkeypatch):
 def test_links_of_a_page_lead_somewhere(page):
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
+
+
+def test_the_notebook_runs(repository, monkeypatch):
+    pytest.importorskip("pandas")
+    cells = json.loads((repository / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) == 5 and not any(cell.get("outputs") for cell in cells)
+    monkeypatch.syspath_prepend(str(repository))
+    names: dict[str, object] = {}
+    shown = []
+    for source in code:  # as a kernel would: statements, then the value of the last line
+        *lines, last = source.strip().splitlines()
+        exec("\n".join(lines).replace("=8", "=2"), names)
+        shown.append(eval(last, names) if not re.match(r"\w+ = ", last) else exec(last.replace("=8", "=2"), names))
+    assert shown[0] >= 0.1 and [row[:2] for row in shown[1]] == [("kl", 0), ("kl", 1), ("dkd", 0), ("dkd", 1)]
+    assert shown[3][0] in "0123456789" and shown[4][0] == (1, 10)

@@ -1,0 +1,65 @@
+"""kdbench in Python: a notebook's ten lines."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+import kdbench
+from kdbench.errors import UserError
+
+TINY = "debug=smoke trainer.progress=none teacher=none loss=ce"
+
+
+def test_a_training_is_a_folder_and_a_result_and_leaves_the_process_as_it_was():
+    before = sys.argv, list(logging.getLogger().handlers), logging.getLogger().level
+    run = kdbench.train(f"{TINY} seed=3")
+    assert run.folder.is_dir() and run.result.seed == 3 and 0 <= run.result.last["test/top1"] <= 1
+    assert (sys.argv, list(logging.getLogger().handlers), logging.getLogger().level) == before
+    assert GlobalHydra.instance().hydra is None
+    again = kdbench.train([*TINY.split(), "seed=3"])  # finished: it is read
+    assert again.folder == run.folder and again.result == run.result
+    assert kdbench.compose("loss=dkd").loss["_target_"].endswith("DKD")
+    student = kdbench.load(run)
+    picture = Image.new("RGB", (20, 10))
+    assert student.network(student.transform(picture)[None]).logits.shape == (1, 10)
+    assert student.predict([picture]).sum().item() == pytest.approx(1, abs=1e-5)
+    if run.result.best is not None:
+        assert kdbench.load(run, "best.safetensors").classes == student.classes
+
+
+def test_a_sweep_and_its_table():
+    found = kdbench.sweep(f"{TINY} seed=0,1")
+    assert [run.result.seed for run in found] == [0, 1]
+    table = kdbench.read_runs("outputs/runs")
+    pandas = pytest.importorskip("pandas")
+    assert isinstance(table, pandas.DataFrame) and len(table) == 2
+    assert set(table["seed"]) == {0, 1} and table["test/top1"].between(0, 1).all()
+    assert {"dataset", "loss", "config.schedule.epochs", "folder", "best/val/top1"} <= set(table.columns)
+
+
+def test_without_pandas_the_table_is_a_list(monkeypatch):
+    kdbench.train(TINY)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert [row["loss"] for row in kdbench.read_runs()] == ["ce"]
+
+
+@pytest.mark.parametrize("words", ["loss=kll", "loss.tau=-1", "-m seed=0,1", "--cfg job"])
+def test_what_is_no_training_is_refused(words):
+    with pytest.raises(UserError):
+        kdbench.train(words)
+    assert not list(Path().rglob("config.yaml"))
+
+
+def test_importing_it_loads_nothing_and_its_names_are_there():
+    code = "import sys, kdbench; assert not {'torch', 'hydra'} & set(sys.modules); print(*dir(kdbench))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"train", "sweep", "load", "read_runs", "compose"} <= set(done.stdout.split())
+    assert (Path(kdbench.__file__).parent / "py.typed").exists()
