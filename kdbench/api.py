@@ -1,4 +1,4 @@
-"""kdbench in Python: what notebooks and scripts call; each function is one of the package's own names, kdbench.train."""
+"""kdbench in Python: what notebooks and scripts call. Each function is a name of the package: kdbench.train."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def read_runs(*folders: str | Path) -> Any:
 
 def _row(run: Run) -> dict[str, Any]:
     result = run.result
-    teacher = result.teacher
+    theirs = result.teacher.metrics.get("test/top1") if result.teacher else None
     about = {
         "folder": str(run.folder), **named_choices(run), "seed": result.seed, "formula": result.formula,
-        "parameters": result.student.parameters, "teacher/test/top1": teacher.metrics.get("test/top1") if teacher else None,
+        "parameters": result.student.parameters, "teacher/test/top1": theirs,
     }  # fmt: skip
     figures = {name: result.figure(name) for name in result.figure_names()}
     timing = {"seconds": result.seconds, "images_per_second": result.images_per_second, "device": result.device}

@@ -1,4 +1,4 @@
-"""Where the configurations lie: in the package once installed from a wheel, beside it in a checkout."""
+"""Where configurations and scripts lie: in the package once installed from a wheel, beside it in a checkout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 _PLACES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 CONFIG_DIR = str(next((place for place in _PLACES if (place / "train.yaml").is_file()), _PLACES[0]))
+
+SCRIPTS = (_PACKAGE / "scripts") if (_PACKAGE / "scripts").is_dir() else _PACKAGE.parent / "scripts"
 
 
 def are_configs(entry: str) -> bool:

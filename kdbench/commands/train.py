@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,12 @@ TAKES_KEYS = True
 
 
 def main() -> int:
+    about = [word for word in sys.argv[1:] if "=" not in word and not word.startswith("-")]
+    if about and {"-h", "--help"} & set(sys.argv[1:]):
+        sys.argv[1:] = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
+        from kdbench.commands.explain import main  # kdbench train --help trainer
+
+        return main()
     return configure.launch(train, refuse, ended=ended, finished=finished)
 
 

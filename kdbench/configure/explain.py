@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdbench.arguments import locate, parameters
 from kdbench.configure.check import OPTIONS
+from kdbench.configure.comments import of_option, usual
 from kdbench.configure.options import folders, has_key, options
 from kdbench.configure.text import quoted
 from kdbench.errors import nearest
@@ -42,10 +43,13 @@ _NOISE = ("full_key:", "object_type=", "reference_type=", "See https", "Config s
 
 # What other programs and papers call it.
 _KEYS_ELSEWHERE = {
-    "temperature": "tau", "T": "tau", "temp": "tau", "alpha": "weights", "learning_rate": "lr", "wd": "weight_decay",
+    "temperature": "tau", "T": "tau", "temp": "tau", "alpha": "loss.weights.distill", "learning_rate": "lr", "wd": "weight_decay",
     "bs": "batch_size", "batch": "batch_size", "epoch": "epochs", "n_epochs": "epochs", "num_epochs": "epochs",
     "model": "student", "network": "student", "net": "student", "arch": "student", "data": "dataset",
-    "opt": "optimizer", "criterion": "loss", "augmentation": "augment", "amp": "precision",
+    "opt": "optimizer", "optim": "optimizer", "criterion": "loss", "augmentation": "augment", "amp": "precision",
+    "distill": "loss", "method": "loss", "kd_T": "tau", "kd_temp": "tau", "num_workers": "workers",
+    "teacher_model": "teacher", "student_model": "student", "model_s": "student", "model_t": "teacher",
+    "path_t": "teacher.checkpoint", "learning_rates": "lr", "clip_grad": "clip", "model_ema_decay": "ema",
 }  # fmt: skip
 _OPTIONS_ELSEWHERE = {
     "loss": {
@@ -250,8 +254,13 @@ def _unknown(
     chosen = f"{group}={choice} has no key '{'.'.join(parts[1:])}'."
     words = [chosen if choice and depth else f"there is no key '{missing}'."]
     place = "" if depth else _place(_KEYS_ELSEWHERE.get(missing, missing), node)
+    other = _KEYS_ELSEWHERE.get(missing, "").removeprefix(f"{owner}.") if depth else ""
+    if other and OmegaConf.select(node, other, default=...) is not ...:
+        place = f"{owner}.{other}"
     if place:
-        words.append(f"Did you mean {place}={override.get_value_element_as_str()}?")
+        value = override.get_value_element_as_str()
+        value = _OPTIONS_ELSEWHERE.get(place, {}).get(value.lower(), value)
+        words.append(f"Did you mean {place}={value}?")
     names = options(group, places)
     if choice and str(override.value()) in names and len(parts) == 2:
         words.append(f"Did you mean {group}={override.value()}?")
@@ -274,10 +283,25 @@ def _unknown(
 
 def _place(name: str, cfg: DictConfig) -> str:
     """Where a key of this name is: the dotted key, that of the first group whose values are usually typed; or ""."""
-    if name in cfg:
+    if name == "augment":
+        return "dataset/augment"
+    if name in cfg or OmegaConf.select(cfg, name, default=...) is not ...:
         return name
     owners = [name_of for name_of in _TYPED_GROUPS if name_of in cfg and isinstance(cfg._get_node(name_of), DictConfig)]
     return next((f"{owner}.{name}" for owner in owners if name in cfg[owner]), "")
+
+
+def typed_as(flag: str, value: str) -> str:
+    """What somebody who writes --lr 0.1 types here: schedule.lr=0.1; the words of other programs are understood."""
+    name = flag.lstrip("-").replace("-", "_")
+    if name in ("kd_model_name", "teacher_name"):  # timm
+        return f"teacher=timm teacher.name={value}"
+    name = _KEYS_ELSEWHERE.get(name, name)
+    if name not in _TYPED_GROUPS and "." not in name:
+        chosen = usual([Path(CONFIG_DIR)])
+        owners = [group for group in _TYPED_GROUPS if group in chosen]
+        name = next((k for g in owners if (k := f"{g}.{name}") in of_option(g, chosen[g], [Path(CONFIG_DIR)])), name)
+    return f"{name}={_OPTIONS_ELSEWHERE.get(name, {}).get(value.lower(), value)}"
 
 
 def _unreadable(error: OverrideParseException) -> str:

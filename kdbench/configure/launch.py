@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.check import check
-from kdbench.configure.explain import explain
+from kdbench.configure.explain import explain, typed_as
 from kdbench.configure.register import register
 from kdbench.configure.sweep import Finished, Sweep, Task, tell_left_out
 from kdbench.configure.text import readable
@@ -97,8 +97,7 @@ def _say_how_keys_are_typed(arguments: Sequence[str]) -> None:
     for word, following in zip(arguments, [*arguments[1:], "-"]):
         if word.startswith("--") and word in unknown:
             value = word.partition("=")[2] or ("VALUE" if following.startswith("-") else following)
-            key = word[2:].partition("=")[0].replace("-", "_")
-            print(f"kdbench: keys are typed without dashes: {key}={value}", file=sys.stderr)
+            print(f"kdbench: keys are typed without dashes: {typed_as(word.partition('=')[0], value)}", file=sys.stderr)
 
 
 def _refuse_folder() -> None:

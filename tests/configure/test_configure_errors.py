@@ -106,7 +106,7 @@ def test_an_unknown_flag_shows_the_usage(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--epochs", "3"])
     assert cli.main() == 2
     err = capsys.readouterr().err
-    assert "unrecognized arguments: --epochs" in err and "keys are typed without dashes: epochs=3" in err
+    assert "unrecognized arguments: --epochs" in err and "keys are typed without dashes: schedule.epochs=3" in err
 
 
 def test_traceback_on_request(monkeypatch, capsys):

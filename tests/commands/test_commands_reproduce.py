@@ -1,0 +1,49 @@
+"""`kdbench reproduce` and `kdbench claims`: the papers' sets of runs, from wherever kdbench is installed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.support.shell import kdbench
+
+
+def test_every_paper_is_listed(repository, capsys):
+    assert kdbench("reproduce") == 0
+    out = capsys.readouterr().out
+    for script in (repository / "scripts").glob("reproduce_*.sh"):
+        assert f"{script.stem.removeprefix('reproduce_')} " in out
+
+
+def test_a_papers_script_gets_the_words(monkeypatch, capfd):
+    stub = Path("bin/kdbench")
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\necho "ran: $*"\n')
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr("sys.executable", str(Path("bin/python").absolute()))
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    assert kdbench("reproduce", "ren2022", "small", "seed=7") == 0
+    out = capfd.readouterr().out
+    assert "ran: train -m experiment=ren2022" in out and out.count("seed=7") >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["kim"], "Did you mean kim2021?"),
+        (["kim2021", "tiny"], "size = tiny"),
+        (["kim2021", "small", "x"], "x: not of"),
+    ],
+)
+def test_what_there_is_not_is_refused(words, said, capsys):
+    assert kdbench("reproduce", *words) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_claims_says_what_was_not_run(capsys):
+    assert kdbench("claims", "nowhere") in (0, 1)
+    captured = capsys.readouterr()
+    assert "kim2021: not run" in captured.out + captured.err
