@@ -43,7 +43,8 @@ _NOISE = ("full_key:", "object_type=", "reference_type=", "See https", "Config s
 
 # What other programs and papers call it.
 _KEYS_ELSEWHERE = {
-    "temperature": "tau", "T": "tau", "temp": "tau", "alpha": "loss.weights.distill", "learning_rate": "lr", "wd": "weight_decay",
+    "temperature": "tau", "T": "tau", "temp": "tau", "alpha": "loss.weights.distill",
+    "learning_rate": "lr", "wd": "weight_decay",
     "bs": "batch_size", "batch": "batch_size", "epoch": "epochs", "n_epochs": "epochs", "num_epochs": "epochs",
     "model": "student", "network": "student", "net": "student", "arch": "student", "data": "dataset",
     "opt": "optimizer", "optim": "optimizer", "criterion": "loss", "augmentation": "augment", "amp": "precision",

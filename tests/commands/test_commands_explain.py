@@ -1,4 +1,4 @@
-"""`kdbench explain`, and the same words after `kdbench train --help`: what a key means, from the YAML's own comments."""
+"""`kdbench explain`, and the same words after `kdbench train --help`: what a key means, by the YAML's comments."""
 
 from __future__ import annotations
 
