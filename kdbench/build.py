@@ -19,6 +19,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+from kdbench import world
 from kdbench.arguments import Trust, accepted, fit_arguments, is_own, keys, locate, trusting
 from kdbench.configure import (
     Node,
@@ -34,6 +35,7 @@ from kdbench.configure import (
 from kdbench.data.augment.mix import make_mix
 from kdbench.data.augment.views import Augment, Identity, is_augment
 from kdbench.data.bundle import Bundle
+from kdbench.data.order import Order
 from kdbench.data.stamp import reading
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
@@ -65,7 +67,7 @@ def refuse_others_folder(recipe: Recipe, out: Path) -> None:
     """Raise a UserError if a run's folder holds another run; the data is read if its files are not as they were."""
     if recipe.force:
         return
-    refuse_other(out, recipe.record.identity, lambda: recipe.data().content)
+    world.agreed(lambda: refuse_other(out, recipe.record.identity, lambda: recipe.data().content))
     if json.dumps(recipe.record.tree["dataset"]) in _loaded and is_finished(out):
         restamp(out, recipe.data().stamp)
 
@@ -80,6 +82,8 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
     catalogue = ConfigCatalogue(_trust(tree))
     loss = make_loss(choices["loss"], tree["loss"])
     made = loss.make()  # refuses values out of range now rather than after the teacher is trained
+    trainer = check_node(tree["trainer"], TrainerOptions, "trainer")
+    _refuse_several(trainer, loss, made)
     teacher = make_teacher(choices["teacher"], tree["teacher"])
     check_monitor(str(cfg.monitor))
     dataset = tree["dataset"]
@@ -93,7 +97,7 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
         loss=loss,
         optimizer=make_optimizer_options(tree["optimizer"], "optimizer"),
         schedule=make_schedule(tree["schedule"], "schedule"),
-        trainer=check_node(tree["trainer"], TrainerOptions, "trainer"),
+        trainer=trainer,
         seeds=check_node(tree["seeds"], Seeds, "seeds"),
         record=record,
         catalogue=catalogue,
@@ -127,6 +131,11 @@ _KEPT = 2
 
 def load_data(dataset: str) -> Bundle:
     """The data of a dataset node (as JSON), read once for all runs of this process that use it while it is the same."""
+    with world.after_first():  # downloads, and what is decoded once
+        return _load_data(dataset)
+
+
+def _load_data(dataset: str) -> Bundle:
     known = _loaded.pop(dataset, None)
     if known is None or (known.stamp is not None and not known.stamp.holds()):
         node = json.loads(dataset)
@@ -218,6 +227,7 @@ def _built(network: Callable[..., Any], options: Node, prefix: str, info: Info) 
 def try_networks(recipe: Recipe) -> None:
     """Build student and teacher without memory (on the meta device): what cannot be built shows before any training."""
     data = recipe.data()
+    _refuse_small_batches(recipe, data)
     named = {"student": recipe.student}
     if recipe.teacher is not None:
         named["teacher"] = recipe.teacher.origin.describe(recipe.catalogue)
@@ -247,6 +257,23 @@ def _try_optimizer(options: OptimizerOptions, network: torch.nn.Module, key: str
     if options.layer_decay is not None or options.no_decay:
         with under(key):
             make_optimizer(options, [network])
+
+
+def _refuse_several(trainer: TrainerOptions, loss: LossSpec, made: DistillationLoss) -> None:
+    """Raise a UserError for what only a process by itself can train."""
+    for key in ("cuda_graph", "compile"):
+        if getattr(trainer, key) == "on":
+            world.refuse_several(f"trainer.{key}", "on", "their steps are neither recorded nor compiled")
+    if type(made).attach is not DistillationLoss.attach:
+        world.refuse_several(loss.key, loss.name, "it reads the networks' weights, whose gradients are parts there")
+
+
+def _refuse_small_batches(recipe: Recipe, data: Bundle) -> None:
+    """Raise a UserError for a batch that has not a row for each process."""
+    trainer, teacher = recipe.trainer, recipe.teacher
+    trained = [(data.transfer, recipe.schedule), *([(data.train, teacher.schedule)] if teacher else [])]
+    for split, schedule in trained if world.size() > 1 else ():
+        Order(len(split), schedule.batch_size, 0, trainer.drop_last, trainer.limit_steps)
 
 
 def _try_loss(loss: DistillationLoss, student: torch.nn.Module, teacher: torch.nn.Module, data: Bundle) -> None:

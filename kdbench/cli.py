@@ -14,12 +14,13 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kdbench import __version__
+from kdbench import __version__, world
 from kdbench.errors import UserError, nearest, printable, traced
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def main() -> int:
     _steady_streams()
     try:
         _stop_in_order()
+        world.join()
+        if not world.first():
+            _stay_silent()
         folder = _current_folder()
         if folder not in sys.path:
             sys.path.append(folder)  # a user's own `_target_` modules: a console script has no cwd on its path
@@ -60,6 +64,13 @@ def _stop_in_order() -> None:
             signal.signal(number, _stop)
 
 
+def _stay_silent() -> None:
+    """What all processes of a training would say, the first one says."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    logging.disable()
+    warnings.simplefilter("ignore")
+
+
 def _stop(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(number)
 
@@ -69,7 +80,7 @@ def _stopped(stop: KeyboardInterrupt) -> int:
     number = signal.Signals(stop.args[0]) if stop.args else signal.SIGINT
     why = "" if number == signal.SIGINT else f" by {number.name}"
     said = f"stopped{why}. The same command goes on from the last complete epoch."
-    print(f"\nkdbench: {said}", file=sys.stderr)
+    _say(f"\nkdbench: {said}")
     if why and (log := logging.getLogger("kdbench.failure")).handlers:  # nobody may be there to read the console
         log.error("%s", said)
     return 128 + number
@@ -142,6 +153,8 @@ def _chosen(arguments: list[str]) -> Callable[[], int | None]:
         return functools.partial(_print, f"kdbench {__version__}", 0)
     if first not in known:
         raise UserError(_unknown(arguments, known))
+    if first != "train":
+        world.refuse_several("command", first, "train is what they do together")
     return _command(first, arguments[1:], known)
 
 
@@ -210,12 +223,18 @@ def _report(error: Exception) -> int:
     if traced():
         traceback.print_exception(error)
     if isinstance(error, (UserError, OSError)):  # OSError: a full disk, a folder that may not be written
-        print(printable(f"kdbench: {error}"), file=sys.stderr)
+        _say(printable(f"kdbench: {error}"))
     else:
         first = str(error).partition("\n")[0]
-        print(printable(f"kdbench: unexpected {type(error).__name__}: {first}"), file=sys.stderr)
-        print("This should not happen. With KDBENCH_TRACEBACK=1 the same command shows where it did.", file=sys.stderr)
+        hint = "This should not happen. With KDBENCH_TRACEBACK=1 the same command shows where it did."
+        _say(f"{printable(f'kdbench: unexpected {type(error).__name__}: {first}')}\n{hint}")
     return 1
+
+
+def _say(text: str) -> None:
+    """Print a message that ends the command, unless another process of the same training has done so."""
+    if world.is_new(text):
+        print(text, file=sys.stderr)
 
 
 def _exit_code(stop: SystemExit) -> int:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from kdbench import world
 from kdbench.errors import UserError
 
 _TEMPORARY = ".tmp"
@@ -18,9 +19,11 @@ _TEMPORARY = ".tmp"
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place.
 
-    A process killed at any moment leaves the old file or the new one, never a half. Raises OSError naming `path`
-    (a full disk, a quota, a folder that may not be written).
+    A process killed at any moment leaves the old file or the new one, never a half. Of several processes of one
+    training the first writes. Raises OSError naming `path` (a full disk, a quota, a folder that may not be written).
     """
+    if not world.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:

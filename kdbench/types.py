@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     input: Tensor
     view: Tensor  # [B] int64 which augmentation each sample got: what makes an exact teacher table possible
     target: Target
+    whole: Target | tuple[()] = ()  # of the rows of all processes, where there are several (kdbench.world)
 
 
 class LossTerms(NamedTuple):

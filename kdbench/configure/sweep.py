@@ -20,6 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kdbench import world
 from kdbench.configure.check import check
 from kdbench.configure.compose import left_out
 from kdbench.configure.naming import config_hash
@@ -82,6 +83,9 @@ class _Watched:
         self.launcher, self.sweep = launcher, sweep
         self.loader, self.config = hydra_context.config_loader, config
         sweep.begun = True
+        launcher_name = str(config.hydra.launcher._target_).rpartition(".")[2]
+        if launcher_name not in ("BasicLauncher", "CohortLauncher"):
+            world.refuse_several("hydra/launcher", launcher_name, "they run one point after the other, or a cohort")
         if str(config.hydra.sweeper._target_).endswith("BasicSweeper"):  # others draw from a range
             refuse_many(_words(config))
             size = config.hydra.sweeper.get("max_batch_size")
@@ -91,7 +95,7 @@ class _Watched:
         self._check(job_overrides, initial_job_idx)
         jobs = list(self.launcher.launch(job_overrides, initial_job_idx=initial_job_idx))
         while any(map(_passed_over, jobs)):
-            for first, last in _free(jobs):
+            for first, last in world.agreed(lambda: _free(jobs)):
                 again = self.launcher.launch(job_overrides[first:last], initial_job_idx=initial_job_idx + first)
                 jobs[first:last] = again
         for job in jobs:

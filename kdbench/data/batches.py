@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kdbench import world
 from kdbench.data.augment.mix import Mixer
 from kdbench.data.augment.views import Augment
 from kdbench.data.bundle import Bundle, Split, are_images
@@ -71,9 +72,13 @@ class ResidentInputs:
         # All that is random in an epoch goes to the device here, at once; a step only slices it.
         place, view = place.to(self.inputs.device), view.to(self.inputs.device)
         for part in _parts(bounds, AHEAD.get(self.inputs.device.type, 1)):
-            first = part[0][0]
-            inputs = self.at(place[first : part[-1][1]], view[first : part[-1][1]])
-            yield from (inputs[start - first : end - first] for start, end in part)
+            inputs = self.at(_within(place, part), _within(view, part))
+            yield from inputs.split([last - first for first, last in part])
+
+
+def _within(values: Tensor, bounds: Bounds) -> Tensor:
+    """What lies within some bounds, one after the other."""
+    return torch.cat([values[first:last] for first, last in bounds])
 
 
 def scale_and_shift(mean: Sequence[float], std: Sequence[float], most: int) -> tuple[Tensor, Tensor]:
@@ -152,8 +157,10 @@ class TrainingBatches(_Batches):
         self._place_of[self._row_at] = torch.arange(len(split))
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Original rows and views that an epoch will ask for, in order: two int64 [samples] on the CPU."""
+        """Original rows and views that this process will ask for in an epoch, in order: int64 [samples] on the CPU."""
         place, view = self.order.epoch(epoch, self.augment)
+        if world.size() > 1:
+            place, view = _within(place, self.order.own), _within(view, self.order.own)
         return self._row_at[place], view
 
     def inputs_at(self, row: Tensor, view: Tensor) -> Tensor:
@@ -172,17 +179,30 @@ class TrainingBatches(_Batches):
     def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
         """The batches of one epoch, counted from 0; epochs: the length of the training."""
         place, view = self.order.epoch(epoch, self.augment)
-        stream = self.source.epoch(place, view, self.order.bounds)
+        bounds = self.order.own if self.mixer is None else self.order.bounds  # a mixture is of a whole batch
+        stream = self.source.epoch(place, view, bounds)
         place, view = place.to(self.device), view.to(self.device)
         progress = self.order.progress(epoch, epochs, self.device)
         if self.mixer is not None:
             self.mixer.start(epoch, self.device)
-        for step, (raw, (first, last)) in enumerate(zip(stream, self.order.bounds)):
+        for step, (raw, (first, last)) in enumerate(zip(stream, bounds)):
             here = place[first:last]
             inputs, label = self.normalise(raw), self.labels.index_select(0, here)
             if self.mixer is not None:
                 inputs, label = self.mixer(step, inputs, label)
-            yield Batch(inputs, view[first:last], Target(label, self.rows.index_select(0, here), progress[step]))
+            batch = Batch(inputs, view[first:last], Target(label, self.rows.index_select(0, here), progress[step]))
+            yield batch if world.size() == 1 else self._among_others(batch, step, place)
+
+    def _among_others(self, batch: Batch, step: int, place: Tensor) -> Batch:
+        """This process's rows, which a mixture has still to be cut to, and the target of those of all."""
+        (first, last), (begin, end) = self.order.bounds[step], self.order.own[step]
+        target, there = batch.target, place[first:last]
+        if self.mixer is None:
+            labels, rows = self.labels.index_select(0, there), self.rows.index_select(0, there)
+            return batch._replace(whole=target._replace(label=labels, row=rows))
+        own = slice(begin - first, end - first)
+        part = target._replace(label=target.label[own], row=target.row[own])
+        return Batch(batch.input[own], batch.view[own], part, target)
 
 
 class EvaluationBatches(_Batches):

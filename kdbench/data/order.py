@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdbench import world
 from kdbench.data.augment.views import Augment
 from kdbench.data.seeds import torch_generator
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 
 Bounds = list[tuple[int, int]]  # the first place of each batch, and the one after its last
 
@@ -17,7 +18,9 @@ class Order:
 
     With `repeats` r an epoch of the same length shows one r-th of the samples, each r times in a row in r views:
     repeated augmentation (Hoffer et al. 2020), as timm's RepeatAugSampler. The last, smaller batch is kept unless
-    drop_last is set, or it holds a single sample (batch-norm needs two). Raises UserError if nothing is left.
+    drop_last is set, or it holds a single sample (batch-norm needs two).
+    `bounds` are of whole batches; `own` what this process has of each, all of it if it is alone. Raises UserError if
+    nothing is left, and for a batch that has not a row for each process.
     """
 
     def __init__(
@@ -38,6 +41,18 @@ class Order:
         self.steps = min(steps, limit_steps or steps)
         self.used = min(n, self.steps * batch_size)  # samples that an epoch shows
         self.bounds: Bounds = [(first, min(first + batch_size, self.used)) for first in range(0, self.used, batch_size)]
+        self.own: Bounds = self.bounds
+        if world.size() > 1:
+            self._divide()
+
+    def _divide(self) -> None:
+        processes, last = world.size(), self.used - self.bounds[-1][0]
+        enough = f"at least {processes}, a row for each process of torchrun"
+        require(self.batch_size >= processes, "schedule.batch_size", self.batch_size, enough)
+        why = f"true with {processes} processes: an epoch's last batch has {last} rows"
+        require(last >= processes, "trainer.drop_last", False, why)
+        shares = [(first, world.own(last - first)) for first, last in self.bounds]
+        self.own = [(first + begin, first + end) for first, (begin, end) in shares]
 
     def epoch(self, epoch: int, augment: Augment) -> tuple[Tensor, Tensor]:
         """Places in the split and views [used] int64, on the CPU: its random streams are the same on every machine."""

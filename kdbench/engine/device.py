@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdbench import world
 from kdbench.engine.options import DEVICES, TrainerOptions
 from kdbench.errors import UserError, require
 from kdbench.types import Info
@@ -167,9 +168,12 @@ def named_device(name: str) -> torch.device:
         raise UserError("trainer.device", name, DEVICES) from error
     require(device.type in ("cpu", "cuda", "mps"), "trainer.device", name, DEVICES)
     if device.type == "cuda":
-        count = torch.cuda.device_count()
-        require((device.index or 0) < count, "trainer.device", name, f"another: torch sees {count} CUDA devices here")
-        device = torch.device("cuda", device.index or 0)
+        count, index = torch.cuda.device_count(), device.index or 0
+        if world.size() > 1:
+            require(device.index is None, "trainer.device", name, "auto, cuda or cpu with torchrun: each its own GPU")
+            index = world.local()
+        require(index < count, "trainer.device", f"cuda:{index}", f"another: torch sees {count} CUDA devices here")
+        device = torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("trainer.device", name, "another: torch sees no MPS device here")
     return device

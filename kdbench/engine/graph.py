@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from kdbench import world
 from kdbench.engine import device as placement
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError, require
@@ -86,7 +87,8 @@ def wants_graph(options: TrainerOptions, device: torch.device, optimizer: Optimi
         known = ", ".join(GRAPHED_OPTIMIZERS)
         require(fits, "trainer.cuda_graph", "on", f"auto or off unless optimizer.name is one of {known}")
         return True
-    return options.cuda_graph == "auto" and placement.PROVEN_GRAPHS and can_record(device) and fits
+    wanted = options.cuda_graph == "auto" and placement.PROVEN_GRAPHS and world.size() == 1
+    return wanted and can_record(device) and fits
 
 
 def can_record(device: torch.device) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -16,6 +16,7 @@ from kdbench.engine.graph import CohortGraph, wants_graph
 from kdbench.engine.metrics import Meters
 from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
+from kdbench.engine.together import only, whole
 from kdbench.types import Batch, OptimizerState, Outputs, Teacher
 
 
@@ -29,16 +30,29 @@ def train_epoch(
     one launch where it can. `advance` is called after each step. Returns when the device has done all of it.
     """
     samples = 0
-    for batch, answer in graph.ahead(batches, teacher, learners) if graph else ((b, teacher(b)) for b in batches):
+    for batch, answer in graph.ahead(batches, teacher, learners) if graph else asked(batches, teacher, learners):
         if graph is None or not graph.step():
             for learner in learners:
                 learner.step(batch, answer)
         if all(learner.failure for learner in learners):
             break
-        samples += len(batch.input)
+        samples += len(batch.target.row)
         advance()
     learners[0].distiller.placement.wait()  # once an epoch, so that images per second are of work done
     return samples
+
+
+def asked(
+    batches: Iterable[Batch], teacher: Teacher, learners: Sequence[Learner]
+) -> Iterator[tuple[Batch, Outputs | None]]:
+    """Each batch with what the teacher says of it: of the rows of all processes, where there are several."""
+    for batch in batches:
+        answer = teacher(batch)
+        if not batch.whole:
+            yield batch, answer
+            continue
+        needs = {key for learner in learners for key in learner.distiller.loss.needs}
+        yield batch._replace(target=batch.whole), answer and whole(only(answer, needs), len(batch.whole.row))
 
 
 class Learner:
@@ -83,6 +97,8 @@ class Learner:
                 self.set_lr(self.lr * self.factors[self.steps_done])
                 self.update(batch, teacher)
             except Exception as failure:
+                if self.distiller.together is not None:  # the other processes must not wait for it
+                    raise
                 self.fail(failure)
             self.steps_done += 1
             self.leave()
@@ -91,6 +107,8 @@ class Learner:
         """The device's part of a step: the same work every time, and nothing counted in Python."""
         output = self.distiller(batch.input, teacher, batch.target)
         self.scaler.scale(output.terms.total).backward()
+        if self.distiller.together is not None:
+            self.distiller.together.add_gradients()
         if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
@@ -110,7 +128,10 @@ class Learner:
         self.distiller.train()
         self.meters.reset()
         # numpy's mixing of (seed, epoch) into one number would do as well; a prime keeps neighbours apart.
-        torch.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        seed = (self.seed * 1_000_003 + epoch) % 2**63
+        torch.manual_seed(seed)
+        if self.distiller.together is not None:
+            self.distiller.together.begin_epoch(seed)
         self.leave()
         self.fresh_state = self.random_state
 

@@ -96,6 +96,28 @@ class RunLog:
             self._board._get_file_writer().add_summary(summary)
 
 
+class NoLog(RunLog):
+    """Of a process that is not the first of its training: nothing is written."""
+
+    def __init__(self) -> None:
+        self.sums = []
+
+    def write(self, epoch: int, values: dict[str, float]) -> None:
+        pass
+
+    def text(self, name: str, text: str) -> None:
+        pass
+
+    def figure(self, name: str, figure: Any) -> None:
+        pass
+
+    def _add_summary(self, summary: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _keep_quiet(board: SummaryWriter) -> None:
     """What stops TensorBoard's thread (a full disk) is raised at the next point: no traceback beside it."""
     with suppress(AttributeError):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from torch import nn
 
+from kdbench import world
 from kdbench.arguments.ranges import Amount, NotNegative, Positive, within
 from kdbench.data.batches import Loading, TrainingBatches
 from kdbench.data.unlabelled import Pool, make_pool
@@ -38,6 +39,7 @@ def meta_pseudo_labels(
     augmentation of the teacher's images (UDA) and the moving average of the student's weights (trainer.ema has one).
     The figures hold the teacher's accuracy before and after.
     """
+    world.refuse_several("procedure", "meta_pseudo_labels", "its teacher learns from a student at every step")
     spec = recipe.need_teacher("a network: it labels the images")
     recipe.need_taught_loss("a loss that learns from a teacher: loss=ban is cross-entropy with its labels")
     recipe.need_classes("meta_pseudo_labels")

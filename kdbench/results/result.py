@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kdbench import world
 from kdbench.errors import UserError, printable
 from kdbench.files import read_json, write_json
 from kdbench.results.metrics import TASKS, metric_of
@@ -112,7 +113,7 @@ class RunResult:
 
     def write(self, folder: Path) -> None:
         """result.json, the last file of a run: a folder that has it is finished."""
-        write_json(folder / RESULT, {"format": FILE_FORMAT, **as_json(self)})
+        world.agreed(lambda: write_json(folder / RESULT, {"format": FILE_FORMAT, **as_json(self)}))
 
 
 def read_result(folder: Path) -> RunResult:
@@ -148,7 +149,7 @@ def read_result(folder: Path) -> RunResult:
 
 def is_finished(folder: Path) -> bool:
     """Whether a run folder holds a result; it is written last."""
-    return (folder / RESULT).exists()
+    return world.agreed((folder / RESULT).exists)
 
 
 def _steers_nothing(written: bytes) -> bool:

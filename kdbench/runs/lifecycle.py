@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from kdbench import world
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.engine.checkpoint import STUDENT, Checkpoints, resume_epoch, save_weights
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import Evaluator
-from kdbench.engine.log import RunLog
+from kdbench.engine.log import NoLog, RunLog
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Member, fit
 from kdbench.errors import Busy, UserError, require
@@ -56,8 +57,7 @@ def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunRes
     with contextlib.ExitStack() as stack:
         for stage in stages:
             try:
-                stack.enter_context(only_here(stage.folder))
-                todo += [] if finished(stage, teacher) else [stage]
+                todo += [] if world.agreed(lambda: _done(stack, stage, teacher)) else [stage]  # noqa: B023
             except UserError as error:
                 failures[stage.folder] = error
         parts = [todo] if todo else []
@@ -66,6 +66,12 @@ def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunRes
             failures |= _train(part, teacher)
             parts += _again(part, failures)
     return [failures.get(stage.folder) or read_result(stage.folder) for stage in stages]
+
+
+def _done(stack: contextlib.ExitStack, stage: Stage, teacher: TaughtBy | None) -> bool:
+    """Whether there is nothing to do for a stage, whose folder is this process's from here on."""
+    stack.enter_context(only_here(stage.folder))
+    return finished(stage, teacher)
 
 
 def _again(stages: Sequence[Stage], failures: dict[Path, Exception]) -> list[list[Stage]]:
@@ -98,6 +104,14 @@ def finished(stage: Stage, teacher: TaughtBy | None) -> bool:
 
 @contextlib.contextmanager
 def only_here(folder: Path) -> Iterator[None]:
+    """A block in which no other process works in a run folder. Raises Busy if one does."""
+    with contextlib.ExitStack() as stack:
+        world.agreed(lambda: stack.enter_context(_locked(folder)))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", blocking=False):
@@ -158,7 +172,7 @@ def _member(
     sets: Mapping[str, EvaluationBatches],
     placement: Placement,
 ) -> Member:
-    epochs_done, state = resume_epoch(stage.folder)
+    epochs_done, state = world.agreed(lambda: resume_epoch(stage.folder))
     if epochs_done:
         log.info("%s: continues after epoch %d", stage.folder, epochs_done, extra=_about(stage))
     learner = make_learner(stage, teacher, batches, sets, placement)
@@ -167,7 +181,8 @@ def _member(
     about_run = {"started": _now(), "choices": dict(record.choices), "config": record.config}
     keep(stage.folder, identity_of(stage, teacher), stage.data.stamp, about_run)
     save_config(stage.folder, record.tree)
-    run_log = RunLog(stage.folder, epochs_done, None if state is None else state.get("rows"))
+    rows = None if state is None else state.get("rows")
+    run_log = RunLog(stage.folder, epochs_done, rows) if world.first() else NoLog()
     if not epochs_done:
         _announce(run_log, stage, learner.distiller.loss, calibration)
     evaluator = Evaluator(sets, teacher.reference if teacher else {}, recipe.trainer.evaluate_every)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 from torch import Tensor, nn
 
+from kdbench import world
 from kdbench.arguments.ranges import Text
 from kdbench.arguments.source import Code, code_of, sources
 from kdbench.counted import as_before
@@ -126,7 +128,8 @@ class Trained:
         _say_shared(self.network.name, recipe.record.overrides)
         if not is_finished(stage.folder):  # looked at before any lock: a store may be read-only
             stage.folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{stage.folder}.lock"):
+            with ExitStack() as stack:
+                world.agreed(lambda: _enter(stack, FileLock(f"{stage.folder}.lock")))
                 if not is_finished(stage.folder):
                     log.info("teacher %s: trained now, once, and kept in %s", self.network.name, stage.folder)
                     self._tell_of_older(stage, spec, recipe, data)
@@ -175,6 +178,10 @@ class FineTuned(Trained):
                      self.network.name, last, self.path)  # fmt: skip
         load_into(network, {**given, **{name: fresh[name] for name in head}}, str(self.path))
         return Start({name: value for name, value in network.state_dict().items() if name not in head})
+
+
+def _enter(stack: ExitStack, lock: FileLock) -> None:
+    stack.enter_context(lock)
 
 
 def _interface_of_file(path: Path, file: WeightsFile) -> Interface:

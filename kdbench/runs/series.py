@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdbench import world
 from kdbench.data.batches import EvaluationBatches, Loading
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import STUDENT, save_weights
@@ -184,14 +185,19 @@ class Series:
 def opened(recipe: Recipe, out: Path) -> Iterator[Series]:
     """The series in folder `out`, which no other process works in meanwhile; empty first if the recipe says force."""
     with only_here(out):
-        if recipe.force:
-            clear(out)
         series = Series(replace(recipe, force=False), out, recipe.data())
-        own, record = _whole(series), recipe.record
-        refuse_other(out, own)
-        if not is_finished(out):
-            keep(out, own, series.data.stamp, {"choices": dict(record.choices), "config": record.config})
+        world.agreed(lambda: _begin(series, recipe.force))
         yield series
+
+
+def _begin(series: Series, force: bool) -> None:
+    """Make the folder this series' own. Raises UserError if it holds another run."""
+    if force:
+        clear(series.out)
+    own, record = _whole(series), series.recipe.record
+    refuse_other(series.out, own)
+    if not is_finished(series.out):
+        keep(series.out, own, series.data.stamp, {"choices": dict(record.choices), "config": record.config})
 
 
 def _whole(series: Series) -> Identity:
@@ -228,6 +234,8 @@ def _record(stage: Stage, teacher: TaughtBy | None) -> Record:
 
 def _link(source: Path, target: Path) -> None:
     """The same file under another name, without its bytes twice where the disk allows that; never half a file."""
+    if not world.first():
+        return
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     try:

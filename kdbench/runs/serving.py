@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from kdbench import world
 from kdbench.data.augment.mix import Mix
 from kdbench.data.augment.views import Augment
 from kdbench.data.batches import TrainingBatches
@@ -52,8 +53,8 @@ def serve(
     served = None
     if reason is None:
         try:
-            weighed = None if forced else _weigh(teacher, students, data, batches, placement, epochs)
-            pays, reason = weighed or (True, "teacher.table=on")
+            weighed = world.agreed(lambda: _weigh(teacher, students, data, batches, placement, epochs, forced))
+            pays, reason = weighed
             served = open_table(teacher, data, batches, placement) if pays else None
         except OSError as error:
             reason = f"its table cannot be kept ({error})"
@@ -69,8 +70,10 @@ def serve(
 def open_table(teacher: TaughtBy, data: Bundle, batches: TrainingBatches, placement: Placement) -> TableTeacher:
     """A teacher that answers from its table, which is made if there is none. Raises OSError."""
     assert teacher.tables is not None and isinstance(teacher.teacher, LiveTeacher)
-    key, shape = table_key(teacher.teacher, teacher.weights, data, batches, placement.precision)
-    table, store = teacher.tables.open(key, shape, placement.device)
+    live, weights = teacher.teacher, teacher.weights
+    key, shape = world.agreed(lambda: table_key(live, weights, data, batches, placement.precision))
+    with world.after_first():
+        table, store = teacher.tables.open(key, shape, placement.device)
     return TableTeacher(Filler(table, teacher.teacher, batches), store)
 
 
@@ -119,8 +122,10 @@ def _obstacle(
 
 def _weigh(
     teacher: TaughtBy, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches,
-    placement: Placement, epochs: int,
+    placement: Placement, epochs: int, forced: bool,
 ) -> tuple[bool, str]:  # fmt: skip
+    if forced:
+        return True, "teacher.table=on"
     assert teacher.tables is not None and isinstance(teacher.teacher, LiveTeacher) and batches.views is not None
     key, shape = table_key(teacher.teacher, teacher.weights, data, batches, placement.precision)
     there = teacher.tables.open(key, shape, placement.device)[0].filled if teacher.tables.path(key).exists() else 0
