@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from kdbench import world
 from kdbench.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _TEMPORARY = ".tmp"
 
@@ -85,6 +90,58 @@ def naming(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         hint = "; with room again, the same command goes on from the last checkpoint" if full else ""
         raise OSError(error.errno, f"{os.strerror(error.errno)}{hint}", str(path)) from error
+
+
+def lock(path: Path | str, wait: float = -1.0) -> AbstractContextManager[object]:
+    """A lock that one process at a time holds, on any machine; it raises filelock.Timeout after `wait` seconds (-1:
+    never).
+
+    Where a file system has no locks a warning says so once, and there is none: two processes would not see each other.
+    """
+    why = _lacks_locks(Path(path).parent)
+    return nullcontext() if why else FileLock(path, timeout=wait)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds a lock."""
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # no right to look, or no locks
+        return False
+
+
+_lockless: dict[int, str] = {}  # by device: why it has no locks; "" for one that has
+
+
+def _lacks_locks(folder: Path) -> str:
+    """Why the file system of a folder gives no locks; "" if it does, or if that cannot be tried."""
+    if os.name != "posix":
+        return ""
+    import fcntl
+
+    device = folder.stat().st_dev if folder.is_dir() else -1
+    if device != -1 and device not in _lockless:
+        probe = folder / f".probe.{os.getpid()}{_TEMPORARY}"
+        try:
+            with open(probe, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lockless[device] = ""
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                return ""  # a folder that may not be written, a full disk
+            _lockless[device] = os.strerror(error.errno or 0)
+            log.warning(
+                "%s: its file system gives no locks (%s): let one process at a time work in it; two would train the "
+                "same run", folder, _lockless[device],
+            )  # fmt: skip
+        finally:
+            probe.unlink(missing_ok=True)
+    return _lockless.get(device, "")
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:

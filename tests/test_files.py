@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import Timeout
 from torch import nn
 
+from kdbench import files
 from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint, save_state, save_weights
 from kdbench.errors import UserError, printable
 from kdbench.files import read_object, remove_leftovers, write_atomically
@@ -103,3 +105,28 @@ def test_json_that_is_no_object_is_named(tmp_path, content):
 def test_text_that_would_steer_a_terminal_is_shown_as_its_code():
     assert printable("a\x1b[2Jb\x9b1m\rc\u202ed\ud800") == r"a\x1b[2Jb\x9b1m\rc\u202ed\ud800"
     assert printable("één 模型 \u200d\n\t👩") == "één 模型 \u200d\n\t👩"
+
+
+def test_a_file_system_without_locks_is_said_once_and_worked_on_without(tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl")
+
+    def without(file, operation):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(files, "_lockless", {})
+    monkeypatch.setattr(fcntl, "flock", without)
+    with files.lock(tmp_path / "a.lock"), files.lock(tmp_path / "b.lock", 0):
+        pass
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1 and str(tmp_path) in said[0] and "gives no locks (No locks available)" in said[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_is_seen_and_waited_for(tmp_path):
+    path = tmp_path / "a.lock"
+    assert not files.is_locked(path) and not path.exists()
+    with files.lock(path):
+        assert files.is_locked(path)
+        with pytest.raises(Timeout), files.lock(path, 0):
+            pass
+    assert not files.is_locked(path)

@@ -8,11 +8,11 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
@@ -26,6 +26,8 @@ from kdbench.configure.compose import left_out
 from kdbench.configure.naming import config_hash
 from kdbench.configure.reference import without_hydra
 from kdbench.errors import Busy, UserError, require
+from kdbench.files import is_locked, lock
+from kdbench.results.status import LOCK, note_points
 
 log = logging.getLogger(__name__)
 
@@ -92,17 +94,23 @@ class _Watched:
             require(size is None or size > 0, "hydra.sweeper.max_batch_size", size, "null or at least 1")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        self._check(job_overrides, initial_job_idx)
+        points = self._check(job_overrides, initial_job_idx)
+        with _noted(Path(str(self.config.hydra.sweep.dir)), points):
+            jobs = self._launch(job_overrides, initial_job_idx)
+        for job in jobs:
+            self.sweep.take(job)
+        return jobs
+
+    def _launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         jobs = list(self.launcher.launch(job_overrides, initial_job_idx=initial_job_idx))
         while any(map(_passed_over, jobs)):
             for first, last in world.agreed(lambda: _free(jobs)):
                 again = self.launcher.launch(job_overrides[first:last], initial_job_idx=initial_job_idx + first)
                 jobs[first:last] = again
-        for job in jobs:
-            self.sweep.take(job)
         return jobs
 
-    def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+    def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Path]:
+        """The folders of the points. Raises UserError for those that cannot run."""
         faults = []
         outer = HydraConfig.instance().cfg
         points: dict[Path, tuple[str, str]] = {}
@@ -129,6 +137,7 @@ class _Watched:
             lines = "\n".join(f"  {overrides}: {message}" for overrides, message in faults)
             raise UserError(f"nothing was run, as {len(faults)} of {len(job_overrides)} runs cannot:\n{lines}")
         tell_left_out(job_overrides)
+        return list(points)
 
     def _is_finished(self, cfg: DictConfig) -> bool:
         finished = self.sweep.finished
@@ -197,18 +206,22 @@ def _free(jobs: Sequence[JobReturn]) -> list[tuple[int, int]]:
     """Wait until another process has let go of some of the runs that it trains; their places, as [first, last)."""
     waiting = [i for i, job in enumerate(jobs) if _passed_over(job)]
     log.info("%d runs are being trained by another process: waiting for them", len(waiting))
-    while not (free := [i for i in waiting if _is_free(jobs[i]._return_value.folder)]):
+    while not (free := [i for i in waiting if not is_locked(Path(jobs[i]._return_value.folder) / LOCK)]):
         time.sleep(PAUSE)
     rows = [list(row) for _, row in itertools.groupby(enumerate(free), lambda pair: pair[1] - pair[0])]
     return [(row[0][1], row[-1][1] + 1) for row in rows]
 
 
-def _is_free(folder: str) -> bool:
-    try:
-        with FileLock(Path(folder) / ".lock", blocking=False):
-            return True
-    except (Timeout, OSError):
-        return not Path(folder).is_dir()
+@contextmanager
+def _noted(sweep: Path, points: Sequence[Path]) -> Iterator[None]:
+    """A block in which `kdbench status` sees a sweep's points, and that somebody is at work on them."""
+    with ExitStack() as stack:
+        if world.first():
+            with suppress(Timeout, OSError):  # another process has this folder, or it cannot be written: no matter
+                sweep.mkdir(parents=True, exist_ok=True)
+                note_points(sweep, points)
+                stack.enter_context(lock(sweep / LOCK, 0))
+        yield
 
 
 def tell_left_out(points: Sequence[Sequence[str]]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from kdbench.data.bundle import ImageFiles, fingerprint, stamp, statistics
 from kdbench.data.decode import read_images
 from kdbench.data.pixels import Marked
+from kdbench.files import lock
 
 log = logging.getLogger("kdbench")
 
@@ -46,7 +46,7 @@ def cached_images(files: ImageFiles, root: str | Path, cache: str | Path) -> Dec
         return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with lock(f"{path}.lock"):
             return _load(path) or _build(files, path)
     except OSError as error:
         log.warning("no cache of decoded images in %s (%s): decoding them each time", path.parent, error)

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from filelock import FileLock
 from torchvision.datasets.utils import calculate_md5
 
 from kdbench.errors import UserError
+from kdbench.files import lock
 
 Result = TypeVar("Result")
 REACH_SECONDS = 8.0  # how long a server may take to answer at all
@@ -58,7 +58,7 @@ def obtain(load: Callable[[bool], Result], files: Files, root: str | Path, downl
             raise UserError(f"{where}, and {files.urls[0]} does not answer. {files.instructions(root)}") from missing
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
-        with FileLock(Path(root) / f".{files.name}.lock"), _stall_limit():
+        with lock(Path(root) / f".{files.name}.lock"), _stall_limit():
             return load(True)
     except _UNREADABLE as error:
         raise UserError(f"{files.name} could not be read or downloaded: {error}. {files.instructions(root)}") from error

@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from torch import Tensor
 
 from kdbench.data.bundle import ImageFiles, Pack, stamp
 from kdbench.data.cache import keep
 from kdbench.data.decode import FileSet, Key, loader, shorter_side, workers_for
 from kdbench.errors import UserError
+from kdbench.files import lock
 
 log = logging.getLogger("kdbench")
 _CHUNK = 32  # images that a worker process hands over at once
@@ -49,7 +49,7 @@ def packed_files(files: ImageFiles, root: str | Path, cache: str | Path) -> Imag
     try:
         if not index.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
+            with lock(f"{path}.lock"):
                 if not index.exists():
                     _build(files, path, index)
         shapes = np.load(index)

@@ -37,7 +37,7 @@ def read_runs(paths: Iterable[Path]) -> Found:
             raise UserError(f"{path}: there is no such folder")
         top = path if path.is_dir() else path.parent
         real = os.path.realpath(top)  # links are not followed below: one look-up for all that lies there
-        for folder in _run_folders(top):
+        for folder in run_folders(top):
             result = _read(folder)
             key = os.path.normpath(os.path.join(real, os.path.relpath(folder, top)))
             if isinstance(result, str):
@@ -49,7 +49,8 @@ def read_runs(paths: Iterable[Path]) -> Found:
     return Found([runs[key] for key in sorted(runs)], [problems[key] for key in sorted(problems)])
 
 
-def _run_folders(top: Path) -> Iterator[Path]:
+def run_folders(top: Path) -> Iterator[Path]:
+    """Every folder of a run at or under `top`, but for those of a store of teachers."""
     for place, folders, files in os.walk(top):
         if any(mark in files or mark in folders for mark in _MARKS):
             folders.clear()  # what lies inside is part of this run (the stages of a procedure)

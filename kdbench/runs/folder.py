@@ -19,6 +19,7 @@ from kdbench.models.interface import Interface
 from kdbench.models.weights import load_into, read_safetensors, weight_hash
 from kdbench.results.predictions import PREDICTIONS
 from kdbench.results.result import RESULT, is_finished, read_result
+from kdbench.results.status import FAILURE, START
 from kdbench.types import ImageInfo, Info
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 NETWORK = "network.json"
 EXPORT = "export"  # files of the student for other programs
-_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, PREDICTIONS, "run.json", "config.yaml", "metrics.jsonl")
+_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, PREDICTIONS, START, FAILURE, "config.yaml", "metrics.jsonl")
 
 
 def clear(folder: Path) -> None:

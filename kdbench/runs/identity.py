@@ -7,12 +7,15 @@ again at once.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kdbench import world
 from kdbench.counted import RESULT_FORMAT, as_before, counted
 from kdbench.data import content
 from kdbench.data.content import Content
@@ -20,10 +23,10 @@ from kdbench.data.stamp import Stamp
 from kdbench.errors import UserError, show
 from kdbench.files import read_object, write_json
 from kdbench.results.result import RESULT, is_finished
+from kdbench.results.status import FAILURE, START
 
 log = logging.getLogger(__name__)
 
-START = "run.json"  # written when a run starts: its identity, and the stamp of its data's files
 _MOST = 6  # differences that a message lists
 _WAYS = "force=true runs it anew in its place; another folder (name=<label>, hydra.run.dir=<folder>) keeps both"
 
@@ -107,9 +110,12 @@ def refuse_other(folder: Path, own: Identity, data: Callable[[], Content] | None
 
 
 def keep(folder: Path, own: Identity, stamp: Stamp | None, about: Mapping[str, object]) -> None:
-    """Write run.json, with which a run starts."""
-    kept = {"hash": own.hash, **about, "identity": own.as_json(), "stamp": None if stamp is None else asdict(stamp)}
-    write_json(folder / START, kept)
+    """Write run.json, with which a run starts: where it does, its identity, and the stamp of its data's files."""
+    where = {"host": socket.gethostname(), "process": os.getpid()}
+    kept = {"hash": own.hash, **where, **about, "identity": own.as_json()}
+    write_json(folder / START, {**kept, "stamp": None if stamp is None else asdict(stamp)})
+    if world.first():
+        (folder / FAILURE).unlink(missing_ok=True)
 
 
 def restamp(folder: Path, stamp: Stamp | None) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kdbench import world
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
@@ -22,11 +24,12 @@ from kdbench.engine.log import NoLog, RunLog
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Member, fit
 from kdbench.errors import Busy, UserError, require
-from kdbench.files import remove_leftovers, write_json
+from kdbench.files import lock, read_object, remove_leftovers, write_json
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.result import NetworkResult, RunResult, is_finished, read_result
+from kdbench.results.status import LOCK, START, note_failure
 from kdbench.runs.folder import about_weights, clear, describe_versions, save_config, save_network
 from kdbench.runs.identity import keep, refuse_other
 from kdbench.runs.recipe import Record
@@ -36,6 +39,8 @@ from kdbench.runs.taught import TaughtBy
 from kdbench.types import Calibration
 
 log = logging.getLogger(__name__)
+
+RECENT = 60.0  # seconds after its last file that another machine may well be at work still
 
 
 def run_stage(stage: Stage, teacher: TaughtBy | None) -> RunResult:
@@ -63,8 +68,11 @@ def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunRes
         parts = [todo] if todo else []
         while parts:
             part = parts.pop(0)
-            failures |= _train(part, teacher)
-            parts += _again(part, failures)
+            failed = _train(part, teacher)
+            parts += _again(part, failed)
+            for folder, error in failed.items():
+                note_failure(folder, error)
+            failures |= failed
     return [failures.get(stage.folder) or read_result(stage.folder) for stage in stages]
 
 
@@ -114,11 +122,25 @@ def only_here(folder: Path) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / ".lock", blocking=False):
+        with lock(folder / LOCK, 0):
             remove_leftovers(folder)
+            _doubt_the_lock(folder)
             yield
     except Timeout as error:
         raise Busy(str(folder)) from error
+
+
+def _doubt_the_lock(folder: Path) -> None:
+    """Say so if a process of another machine was at work here a moment ago: its lock may not reach this one."""
+    if is_finished(folder) or not (folder / START).exists():
+        return
+    host = read_object(folder / START).get("host")
+    ago = time.time() - max(path.stat().st_mtime for path in folder.iterdir() if path.name != LOCK)
+    if host not in (None, socket.gethostname()) and ago < RECENT:
+        log.warning(
+            "%s: %s was at work here %.0f s ago. Unless it has just ended, the locks of this file system do not reach "
+            "other machines, and both would train the same run", folder, host, max(ago, 0),
+        )  # fmt: skip
 
 
 def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exception]:
@@ -178,7 +200,8 @@ def _member(
     learner = make_learner(stage, teacher, batches, sets, placement)
     calibration = _calibrate(learner.distiller.loss, stage, teacher, sets) if state is None else None
     recipe, record = stage.recipe, stage.recipe.record
-    about_run = {"started": _now(), "choices": dict(record.choices), "config": record.config}
+    begun = {"started": _now(), "epochs_done": epochs_done}
+    about_run = {**begun, "choices": dict(record.choices), "config": record.config}
     keep(stage.folder, identity_of(stage, teacher), stage.data.stamp, about_run)
     save_config(stage.folder, record.tree)
     rows = None if state is None else state.get("rows")

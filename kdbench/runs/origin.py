@@ -6,12 +6,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from torch import Tensor, nn
 
 from kdbench import world
@@ -21,6 +20,7 @@ from kdbench.counted import as_before
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
 from kdbench.errors import require
+from kdbench.files import lock
 from kdbench.losses.ce import CE
 from kdbench.models.base import last_layer_name
 from kdbench.models.interface import Interface
@@ -129,7 +129,7 @@ class Trained:
         if not is_finished(stage.folder):  # looked at before any lock: a store may be read-only
             stage.folder.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
-                world.agreed(lambda: _enter(stack, FileLock(f"{stage.folder}.lock")))
+                world.agreed(lambda: _enter(stack, lock(f"{stage.folder}.lock")))
                 if not is_finished(stage.folder):
                     log.info("teacher %s: trained now, once, and kept in %s", self.network.name, stage.folder)
                     self._tell_of_older(stage, spec, recipe, data)
@@ -180,7 +180,7 @@ class FineTuned(Trained):
         return Start({name: value for name, value in network.state_dict().items() if name not in head})
 
 
-def _enter(stack: ExitStack, lock: FileLock) -> None:
+def _enter(stack: ExitStack, lock: AbstractContextManager[object]) -> None:
     stack.enter_context(lock)
 
 

@@ -22,10 +22,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from kdbench.files import remove_leftovers, write_atomically
+from kdbench.files import lock, remove_leftovers, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class LogitTable:
 
     def __init__(self, path: Path, key: Mapping[str, object], shape: Shape) -> None:
         self.path, self.key, self.shape = path, dict(key), shape
-        self._lock = FileLock(f"{path}.lock")
+        self._lock = lock(f"{path}.lock")
         self._writable = True
         self._open(path)
         tags = _read_whole(reader(self._file), self._file.fileno(), shape.entries * 4, HEADER)
