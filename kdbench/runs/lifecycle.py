@@ -70,8 +70,8 @@ def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunRes
             part = parts.pop(0)
             failed = _train(part, teacher)
             parts += _again(part, failed)
-            for folder, error in failed.items():
-                note_failure(folder, error)
+            for folder, failure in failed.items():
+                note_failure(folder, failure)
             failures |= failed
     return [failures.get(stage.folder) or read_result(stage.folder) for stage in stages]
 
