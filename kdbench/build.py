@@ -239,7 +239,8 @@ def try_networks(recipe: Recipe) -> None:
             refuse_kind(network, key, spec.name, data.info, f"dataset={data.name}")
     student = _sketch(recipe.student, "student", data.info)
     taught = named.get("teacher", recipe.student)
-    teacher = _sketch(taught, "teacher", data.info) if taught is not recipe.student else student
+    read = data.read_by_teacher().info
+    teacher = _sketch(taught, "teacher", read) if taught is not recipe.student else student
     _try_optimizer(recipe.optimizer, student, "optimizer")
     if recipe.trainer.grad_checkpointing:
         checkpoint_gradients(student)
@@ -279,7 +280,8 @@ def _refuse_small_batches(recipe: Recipe, data: Bundle) -> None:
 def _try_loss(loss: DistillationLoss, student: torch.nn.Module, teacher: torch.nn.Module, data: Bundle) -> None:
     """Refuse a loss that reads what these networks do not have, by its `setup`."""
     try:
-        outputs = [_sketched(network, data.info) for network in (student, teacher)]
+        infos = (data.info, data.info if teacher is student else data.read_by_teacher().info)
+        outputs = [_sketched(network, info) for network, info in zip((student, teacher), infos, strict=True)]
     except (RuntimeError, NotImplementedError):  # an operation that has no form on the meta device
         return
     loss.train_rows = data.num_rows

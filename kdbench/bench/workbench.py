@@ -17,7 +17,7 @@ from kdbench.engine.device import Placement, place
 from kdbench.engine.graph import cohort_graph
 from kdbench.engine.learner import Learner, train_epoch
 from kdbench.models.base import count_parameters
-from kdbench.runs.obtain import live_teacher
+from kdbench.runs.obtain import live_teacher, reading
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.serving import open_table
 from kdbench.runs.stage import Stage, eval_sets, make_learner, student_stage, train_batches
@@ -52,7 +52,7 @@ class Workbench:
         if batches.views is None:
             return None
         served = open_table(teacher, self.data, batches, self.placement)
-        return Fed(served.filler.batches, served), served
+        return Fed(batches, served), served
 
     def live(self) -> tuple[Epochs, Teacher]:
         """Batches and teacher of a run without a table."""
@@ -112,8 +112,9 @@ def untrained(recipe: Recipe, data: Bundle, placement: Placement, scratch: Path)
         return None
     torch.manual_seed(0)
     described = spec.origin.describe(recipe.catalogue)
-    network = placement.put(described.make(data.info))
-    live = live_teacher(network, recipe, data, placement)
+    read = data.read_by_teacher()
+    network = placement.put(described.make(read.info))
+    live = live_teacher(network, recipe, read, placement)
     splits = {"val": data.val, "test": data.test}
     reference = {
         name: torch.randn(len(split), data.info.num_classes, device=placement.device)
@@ -122,4 +123,5 @@ def untrained(recipe: Recipe, data: Bundle, placement: Placement, scratch: Path)
     }
     parameters = count_parameters(network)
     tables = Tables("on", scratch)
-    return TaughtBy(described.name, live, network, parameters, "untrained", None, {}, reference, tables=tables)
+    taught = TaughtBy(described.name, live, network, parameters, "untrained", None, {}, reference, tables=tables)
+    return reading(taught, data)

@@ -100,6 +100,16 @@ class Split:
         return replace(self, inputs=inputs, labels=self.labels.to(device), rows=self.rows.to(device), clean=clean)
 
 
+class Reading(NamedTuple):
+    """The same samples as a teacher with a tokenizer of its own reads them: token ids int64 [N, L]."""
+
+    inputs: Tensor  # of the original training set
+    test_inputs: Tensor
+    val_inputs: Tensor | None  # where the dataset brings a validation set of its own
+    vocab_size: int
+    vocabulary: str
+
+
 class Source(NamedTuple):
     """What a reader returns: the whole dataset as it is published, in a fixed order, before any split of ours."""
 
@@ -114,6 +124,7 @@ class Source(NamedTuple):
     files: ImageFiles | None = None  # the training images as files, where they are files: read or to be streamed
     vocab_size: int = 0  # of token ids
     vocabulary: str = ""  # what token ids mean: the tokeniser's name
+    reading: Reading | None = None  # the teacher's, where it has another tokenizer
     published: tuple[int, int] | None = None  # training and test images that the set is known to have
     posterior: nn.Module | None = None  # inputs [N, ...] -> logits [N, C] of the true p*(class | input), where known
     task: Task = CLASSIFICATION  # what networks are asked to do with it
@@ -148,6 +159,19 @@ class Bundle:
     task: Task = CLASSIFICATION  # as in Source
     stamp: Stamp | None = None  # of the files that were read
     vocabulary: str = ""  # what token ids mean: the tokeniser's name
+    reading: Reading | None = None  # as in Source
+
+    def read_by_teacher(self) -> Bundle:
+        """The same samples with the teacher's own token ids; this bundle where it reads what the student reads."""
+        own = self.reading
+        if own is None:
+            return self
+        val = None if self.val is None else _reread(self.val, own.inputs, own.val_inputs)
+        return replace(
+            self, train=_reread(self.train, own.inputs), transfer=_reread(self.transfer, own.inputs), val=val,
+            test=replace(self.test, inputs=own.test_inputs), fingerprint=fingerprint(own.inputs),
+            vocab_size=own.vocab_size, vocabulary=own.vocabulary, reading=None,
+        )  # fmt: skip
 
     def for_teacher(self) -> Bundle:
         """The same data for the teacher's own training: its augmentation, and no mixing of images."""
@@ -187,6 +211,13 @@ class Bundle:
         if len(inputs.shape) == 2:
             return VectorInfo(classes, inputs.shape[1])
         return ImageInfo(classes, inputs.shape[1], inputs.shape[-1])
+
+
+def _reread(split: Split, inputs: Tensor, outside: Tensor | None = None) -> Split:
+    """A split with inputs of the original training set's rows; `outside` where it is none of that set."""
+    if outside is None or bool((split.rows >= 0).all()):
+        return replace(split, inputs=inputs[split.rows])
+    return replace(split, inputs=outside)
 
 
 def _part(split: Split) -> Part:

@@ -71,6 +71,9 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
     Raises UserError naming the key, or saying which file to put where.
     """
     source = survey(dataset.name, _read(dataset, options), dataset.cache)
+    if source.reading is not None and not isinstance(dataset.augment or Identity(), Identity):
+        allowed = "none with dataset.teacher_tokenizer, since the teacher reads whole texts"
+        raise UserError("dataset.augment", dataset.augment, allowed)
     train, val = _split(source, dataset)
     teacher, student = _labelled(train, source, dataset.noise or {})
     student, added = make_transfer(student, source, dataset.cache, dataset.transfer or {})
@@ -87,6 +90,7 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
         workers=min(os.cpu_count() or 1, 16) if dataset.workers is None else dataset.workers,
         resize=(source.files.resize or None) if source.files is not None else None,
         posterior=source.posterior, task=source.task, vocab_size=source.vocab_size, vocabulary=source.vocabulary,
+        reading=source.reading,
     )  # fmt: skip
 
 
@@ -219,4 +223,6 @@ def _possible(key: str, number: float, pixels: bool) -> bool:
 def _identity(source: Source, added: Inputs | None) -> tuple[str, int]:
     """The training images' fingerprint and number; a table has rows for unlabelled extras too, so both include them."""
     own, rows = source.fingerprint or bundles.fingerprint(source.inputs), len(source.labels)
+    if source.reading is not None:
+        own = f"{own[:32]}{bundles.fingerprint(source.reading.inputs)[:32]}"
     return (own, rows) if added is None else (f"{own[:32]}{bundles.fingerprint(added)[:32]}", rows + added.shape[0])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.arguments.ranges import Text, within
-from kdbench.data.bundle import Source
+from kdbench.data.bundle import Reading, Source
 from kdbench.data.tokenise import Encoded, Tokeniser, encode, make_tokeniser
 
 log = logging.getLogger("kdbench")
@@ -33,6 +33,7 @@ class Tokens(NamedTuple):
     tokenizer: Text = "bytes"
     vocab_size: VocabSize = 8192
     length: Length | None = None
+    teacher_tokenizer: Text | None = None
 
 
 def source_of(name: str, classes: tuple[str, ...], parts: Mapping[str, Texts], tokens: Tokens) -> Source:
@@ -40,14 +41,21 @@ def source_of(name: str, classes: tuple[str, ...], parts: Mapping[str, Texts], t
 
     Raises UserError for a tokenizer that there is not.
     """
-    train = parts["train"].texts
-    tokeniser = make_tokeniser(tokens.tokenizer, lambda: train, tokens.vocab_size, "dataset.tokenizer")
-    ids = _encoded(name, tokeniser, parts, tokens.length)
-    val = (ids["val"], parts["val"].labels) if "val" in parts else None
+    read = _read(name, "tokenizer", tokens.tokenizer, parts, tokens)
+    own = tokens.teacher_tokenizer
+    taught = None if own is None else _read(name, "teacher_tokenizer", own, parts, tokens)
+    val = None if read.val_inputs is None else (read.val_inputs, parts["val"].labels)
     return Source(
-        classes, ids["train"], parts["train"].labels, ids["test"], parts["test"].labels, val=val,
-        vocab_size=tokeniser.vocab_size, vocabulary=tokeniser.name,
+        classes, read.inputs, parts["train"].labels, read.test_inputs, parts["test"].labels, val=val,
+        vocab_size=read.vocab_size, vocabulary=read.vocabulary,
+        reading=taught if taught is None or taught.vocabulary != read.vocabulary else None,
     )  # fmt: skip
+
+
+def _read(name: str, key: str, kind: str, parts: Mapping[str, Texts], tokens: Tokens) -> Reading:
+    tokeniser = make_tokeniser(kind, lambda: parts["train"].texts, tokens.vocab_size, f"dataset.{key}")
+    ids = _encoded(name, tokeniser, parts, tokens.length)
+    return Reading(ids["train"], ids["test"], ids.get("val"), tokeniser.vocab_size, tokeniser.name)
 
 
 def _encoded(name: str, tokeniser: Tokeniser, parts: Mapping[str, Texts], length: int | None) -> dict[str, Tensor]:

@@ -66,6 +66,8 @@ def as_trained(network: nn.Module, info: Info, folder: Path, data: Bundle) -> tu
     measured away. Raises UserError for other classes, and for inputs of another size.
     """
     own = interface_of_run(folder)
+    if data.reading is not None and data.reading.vocabulary == own.vocabulary:  # it was the teacher
+        data = data.read_by_teacher()
     if info[1:] != data.info[1:] or not _takes(info, own, data):
         raise UserError("dataset", f"{data.name}, {data.info}", f"like the run's: {info}")
     said = _adapted(network, own, data, "run", folder)[1]

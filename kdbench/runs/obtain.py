@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +32,18 @@ log = logging.getLogger(__name__)
 
 def obtain(spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
     """The teacher, measured and printed. Raises UserError if it cannot be had, or if it is no better than chance."""
-    return introduced(spec.origin.obtain(spec, recipe, data), data, spec.allow_chance)
+    taught = reading(spec.origin.obtain(spec, recipe, data.read_by_teacher()), data)
+    return introduced(taught, data, spec.allow_chance)
+
+
+def reading(taught: TaughtBy, data: Bundle) -> TaughtBy:
+    """A teacher that was obtained for `data.read_by_teacher()` answers batches of `data`, by their rows."""
+    if data.reading is None or not isinstance(taught.teacher, LiveTeacher):
+        return taught
+    live = taught.teacher
+    device = next(live.network.parameters()).device
+    teacher = LiveTeacher(live.network, live.chunk, live.context, data.reading.inputs.to(device))
+    return replace(taught, teacher=teacher, reads=data.read_by_teacher())
 
 
 def measured(name: str, network: nn.Module, folder: Path | None, recipe: Recipe, data: Bundle) -> TaughtBy:

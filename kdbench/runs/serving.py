@@ -11,7 +11,7 @@ from torch import nn
 from kdbench import world
 from kdbench.data.augment.mix import Mix
 from kdbench.data.augment.views import Augment
-from kdbench.data.batches import TrainingBatches
+from kdbench.data.batches import Loading, TrainingBatches
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement
 from kdbench.engine.distiller import Distiller
@@ -60,7 +60,7 @@ def serve(
             reason = f"its table cannot be kept ({error})"
     if served is not None:
         log.info("teacher %s: logits from the table %s (%s)", teacher.name, served.filler.table.path, reason)
-        return Served(Fed(served.filler.batches, served), served)
+        return Served(Fed(batches, served), served)
     if forced:
         raise _refusal(str(reason))
     log.info("teacher %s: asked anew for every batch, no table (%s)", teacher.name, reason)
@@ -70,11 +70,20 @@ def serve(
 def open_table(teacher: TaughtBy, data: Bundle, batches: TrainingBatches, placement: Placement) -> TableTeacher:
     """A teacher that answers from its table, which is made if there is none. Raises OSError."""
     assert teacher.tables is not None and isinstance(teacher.teacher, LiveTeacher)
+    data, batches = _as_read(teacher, data, batches)
     live, weights = teacher.teacher, teacher.weights
     key, shape = world.agreed(lambda: table_key(live, weights, data, batches, placement.precision))
     with world.after_first():
         table, store = teacher.tables.open(key, shape, placement.device)
     return TableTeacher(Filler(table, teacher.teacher, batches), store)
+
+
+def _as_read(teacher: TaughtBy, data: Bundle, batches: TrainingBatches) -> tuple[Bundle, TrainingBatches]:
+    """Data and batches with what the teacher itself reads, where its tokenizer is another."""
+    if teacher.reads is None:
+        return data, batches
+    loading = Loading(batches.order.batch_size, device=batches.device)
+    return teacher.reads, TrainingBatches(teacher.reads, teacher.reads.train, loading)
 
 
 def refuse_table(loss: DistillationLoss, loss_name: str, mix: Mix | None, augment: Augment) -> None:
@@ -127,7 +136,7 @@ def _weigh(
     if forced:
         return True, "teacher.table=on"
     assert teacher.tables is not None and isinstance(teacher.teacher, LiveTeacher) and batches.views is not None
-    key, shape = table_key(teacher.teacher, teacher.weights, data, batches, placement.precision)
+    key, shape = table_key(teacher.teacher, teacher.weights, *_as_read(teacher, data, batches), placement.precision)
     there = teacher.tables.open(key, shape, placement.device)[0].filled if teacher.tables.path(key).exists() else 0
     costs = Costs(
         epochs=epochs,
@@ -135,7 +144,7 @@ def _weigh(
         views=batches.views,
         filled=min(1.0, there / (batches.size * batches.views)),
         size=shape.bytes,
-        teacher=_flops(teacher.teacher.network, data.info),
+        teacher=_flops(teacher.teacher.network, (teacher.reads or data).info),
         students=sum(_flops(student.student, data.info) for _, student in students),
         disk=free_disk(teacher.tables.folder) + 4 * there * shape.words,
         memory=free_memory(),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from kdbench.errors import UserError
+from kdbench.data.bundle import Bundle
+from kdbench.errors import UserError, require
 from kdbench.models.ensemble import mean_metrics, share_recovered
 from kdbench.models.interface import plain
 from kdbench.results.metrics import Task
@@ -35,6 +36,7 @@ class TaughtBy:
     members: tuple[NetworkResult, ...] = ()  # of an ensemble: their own entries
     entry: str | None = None  # which weights of its file were taken ("state_dict_ema")
     tables: Tables | None = None  # where its logits are kept; None: they are not
+    reads: Bundle | None = None  # the data as its own tokenizer reads them; None: as its students do
     key: str = ""  # of a teacher in the store: what its weights follow from, which stands for them
 
     @property
@@ -46,6 +48,8 @@ class TaughtBy:
         """Its network. Raises UserError if it is none that was trained before."""
         if self.network is None:
             raise UserError(f"teacher {self.name}: is no network that was trained before")
+        allowed = "null here: what the teacher's network is used for reads as the student does"
+        require(self.reads is None, "dataset.teacher_tokenizer", self.reads and self.reads.vocabulary, allowed)
         return self.network
 
     def layers(self) -> nn.Module:

@@ -24,15 +24,20 @@ class LiveTeacher(Teacher):
     They go through in chunks of one fixed size (`chunk`; the last one padded), because the last bit of a logit may
     depend on the shape of the batch that it was computed in. So a table filled in chunks of the same size holds exactly
     these numbers. `context` makes the precision context, `torch.autocast` or nothing.
+    `own`: what the network reads of every row of the original training set, where that is not what its students read.
     """
 
-    def __init__(self, network: nn.Module, chunk: int, context: Context) -> None:
+    def __init__(self, network: nn.Module, chunk: int, context: Context, own: Tensor | None = None) -> None:
         self.network = freeze(network)
         self.chunk = chunk
         self.context = context
+        self.own = own
 
     def __call__(self, batch: Batch) -> Outputs:
-        return self.outputs(batch.input)
+        if self.own is None:
+            return self.outputs(batch.input)
+        # Held-out samples (row -1) are asked for when a loss wants to know shapes: the first row has them, too.
+        return self.outputs(self.own.index_select(0, batch.target.row.clamp_min(0)))
 
     def outputs(self, inputs: Tensor) -> Outputs:
         """inputs [B, ...] normalised, any B; logits and features in the precision of the network."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdbench.data.augment.tokens import TokenDropout
 from kdbench.data.augment.views import CropFlip
 from kdbench.data.load import load_bundle
 from kdbench.data.readers.udhr import TEST_ARTICLES, languages, udhr
@@ -127,7 +128,8 @@ def test_what_is_for_images_alone_is_refused(keys, message):
 
 
 WORDS = [
-    "dataset=udhr", "dataset.words=12", "dataset.subset=960", "teacher=text_cnn_small", "student=text_cnn_small",
+    "dataset=udhr", "dataset.words=12", "dataset.subset=960", "dataset.length=32", "teacher=text_cnn_small",
+    "student=text_cnn_small",
     "student.maps=8", "optimizer=adamw", "schedule.lr=0.02", "schedule.epochs=2", "schedule.batch_size=32",
     "teacher.schedule.epochs=5", "trainer.device=cpu", "trainer.progress=none",
 ]  # fmt: skip
@@ -168,3 +170,58 @@ def test_a_teacher_that_reads_other_tokens_is_refused():
         UserError, match=r"teacher.run = teacher: must be a network that reads the token ids of dataset"
     ):
         train(*run, *other, plain=True, out="student")
+
+
+def test_a_teacher_with_a_tokenizer_of_its_own_reads_the_same_rows():
+    other = ["dataset.teacher_tokenizer=words", "dataset.vocab_size=900"]
+    live = result(train(*WORDS, *other, "teacher.table=off", plain=True, out="live"))
+    assert live["teacher"]["test/top1"] > 0.06
+    table = result(train(*WORDS, *other, "teacher.table=on", plain=True, out="table"))
+    assert table["student"] == live["student"] and table["teacher"]["weights"] == live["teacher"]["weights"]
+    kept = json.loads((Path(live["teacher"]["folder"]) / "network.json").read_text())
+    assert kept["vocabulary"].startswith("words ") and kept["info"]["vocab_size"] == 900
+    assert json.loads(Path("live/network.json").read_text())["vocabulary"] == "bytes"
+    # Its own figures are those that the run of another student finds, which reads as it does.
+    words = ["dataset.tokenizer=words", "dataset.vocab_size=900", f"teacher.run={live['teacher']['folder']}"]
+    same = result(train(*WORDS, *words, plain=True, out="same"))
+    assert same["teacher"]["test/nll"] == live["teacher"]["test/nll"]
+
+
+def test_each_row_is_read_twice_and_both_say_the_same():
+    data = load(teacher_tokenizer="words", subset=0.5, split_seed=3, validation=0.1)
+    read, alone = data.read_by_teacher(), load(tokenizer="words", subset=0.5, split_seed=3, validation=0.1)
+    for part in ("train", "transfer", "val", "test"):
+        assert torch.equal(getattr(read, part).inputs, getattr(alone, part).inputs)
+        assert torch.equal(getattr(read, part).rows, getattr(data, part).rows)
+    assert read.info == alone.info != data.info and read.fingerprint == alone.fingerprint != data.fingerprint
+    assert load(teacher_tokenizer="bytes").reading is None
+    with pytest.raises(UserError, match=r"dataset.augment = .*: must be none with dataset.teacher_tokenizer"):
+        load(teacher_tokenizer="words", augment=TokenDropout())
+
+
+def test_dropped_tokens_are_listed_views_and_padding_stays():
+    augment, ids = TokenDropout(0.5, 8), encode(Bytes(), ["a" * 40, "b" * 20, "c"], 50).ids
+    assert augment.views == 8 and augment.no_op == 0 and augment.draw(9, torch.Generator()).max() < 8
+    whole = augment(ids, torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(whole, ids)
+    seen = {tuple(augment(ids, torch.full((3,), view)).flatten().tolist()) for view in range(8)}
+    assert len(seen) == 8
+    dropped = augment(ids, torch.tensor([1, 2, 3]))
+    assert torch.equal(dropped == 0, ids == 0) and ((dropped == ids) | (dropped == UNKNOWN)).all()
+    assert 0.3 < (dropped[0, :40] == UNKNOWN).float().mean() < 0.7
+    assert torch.equal(augment(ids.flip(0), torch.tensor([3, 2, 1])).flip(0), dropped), (
+        "a row's own, wherever it stands"
+    )
+    many = augment(torch.full((4000, 9), 5).add(torch.arange(4000)[:, None]), torch.ones(4000, dtype=torch.int64))
+    assert (many == UNKNOWN).float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_dropped_tokens_have_tables_and_are_refused_for_images():
+    words = [*WORDS, "dataset/augment=token_dropout", "dataset.augment.views=2", "schedule.epochs=1"]
+    live = result(train(*words, "teacher.table=off", plain=True, out="live"))
+    table = result(train(*words, "teacher.table=on", plain=True, out="table"))
+    assert table["student"] == live["student"]
+    with pytest.raises(
+        UserError, match=r"dataset.augment = TokenDropout.*: must be null, or an augmentation for data of"
+    ):
+        train("dataset/augment=token_dropout", "student=mlp", "teacher=mlp", without=("dataset/augment",))

@@ -30,6 +30,7 @@ def udhr(
     tokenizer: Text = "bytes",
     vocab_size: VocabSize = 8192,
     length: Length | None = None,
+    teacher_tokenizer: Text | None = None,
 ) -> Source:
     """Fragments of `words` words of the declaration in 32 languages of Latin script, in close families (Danish beside
     Norwegian, Czech beside Slovak), whose class is the language.
@@ -46,7 +47,8 @@ def udhr(
             texts += pieces
             labels += [label] * len(pieces)
     made = {part: Texts(texts, torch.tensor(labels)) for part, (texts, labels) in parts.items()}
-    return source_of("udhr", tuple(language.name for language in known), made, Tokens(tokenizer, vocab_size, length))
+    tokens = Tokens(tokenizer, vocab_size, length, teacher_tokenizer)
+    return source_of("udhr", tuple(language.name for language in known), made, tokens)
 
 
 def languages() -> list[Language]:
