@@ -29,8 +29,9 @@ def words(name: str) -> list[str]:
     options = [(key.split("/", 1)[1], value) for entry in node["defaults"] for key, value in entry.items()]
     chosen = {group: value for group, value in options if "@" not in group and "/" not in group}
     teacher, procedure = chosen.get("teacher", "resnet20"), node.get("procedure", {})
+    masks = ("dataset/augment", "token_dropout") in options  # of tokens, and the data that are made up here are images
     found = [f"experiment={name}", "dataset=fake", "student=mlp", *SMALL]
-    found += [f"teacher.schedule.epochs={procedure.get('cycles', 1)}"]
+    found += [f"teacher.schedule.epochs={procedure.get('cycles', 1)}", *(["dataset/augment=none"] if masks else [])]
     if teacher == "ensemble":
         found += ["teacher.network=mlp", "teacher.members=[0,1]", "teacher.allow_chance=true"]
     elif teacher != "none":
