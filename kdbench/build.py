@@ -249,6 +249,7 @@ def try_networks(recipe: Recipe) -> None:
     loss, classes = recipe.loss.make(), data.info.num_classes
     allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
     require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
+    recipe.refuse_uncalibrated(data)
     with under(recipe.loss.key):
         _try_loss(loss, student, teacher if taught.single or MEMBERS in loss.needs else student, data)
 

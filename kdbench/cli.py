@@ -95,7 +95,8 @@ class _Outlet(io.FileIO):
             return super().write(data) or 0
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
+                where = {1: "standard output", 2: "standard error"}.get(self.fileno(), "a standard stream")
+                raise OSError(error.errno, os.strerror(error.errno or 0), where) from error
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             return memoryview(data).nbytes
 

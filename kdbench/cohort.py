@@ -57,15 +57,16 @@ def train_together(runs: Sequence[Run], max_members: int | None = None) -> list[
     """
     recipes = [build.make_recipe(run.cfg, run.overrides, run.choices) for run in runs]
     data = recipes[0].data()
-    teacher = obtain(recipes[0].teacher, recipes[0], data) if recipes[0].teacher else None
     outcomes: dict[Path, Outcome] = {}
     stages = []
     for recipe, run in zip(recipes, runs):
         try:
             recipe.refuse_untaught()
+            recipe.refuse_uncalibrated(data)
             stages.append(student_stage(recipe, data, run.out))
         except UserError as error:
             outcomes[run.out] = error
+    teacher = obtain(recipes[0].teacher, recipes[0], data) if recipes[0].teacher and stages else None
     for cohort in _cohorts(stages):
         for members in parts(cohort, teacher, max_members):
             _announce(members)

@@ -25,10 +25,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place.
 
     A process killed at any moment leaves the old file or the new one, never a half. Of several processes of one
-    training the first writes. Raises OSError naming `path` (a full disk, a quota, a folder that may not be written).
+    training the first writes. Raises OSError naming `path` (a full disk, a quota, a folder that may not be written), and
+    UserError for a device, a pipe or a folder there: a rename would put a file in its place.
     """
     if not world.first():
         return
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is there already, and is no file: write elsewhere")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:

@@ -42,6 +42,14 @@ def test_a_flipped_bit_in_a_checkpoint_or_in_weights_is_named_with_the_file(tmp_
             read(tmp_path / name)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes that are files are POSIX's")
+def test_a_device_or_a_pipe_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is there already, and is no file"):
+        write_atomically(tmp_path / "pipe", lambda temporary: temporary.write_text("x"))
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_the_same_weights_are_the_same_bytes_in_a_file_that_others_may_read(tmp_path):
     network = nn.Linear(3, 4)
     before = os.umask(0o022)

@@ -67,8 +67,8 @@ def search(cfg: DictConfig) -> None:
 
     recipe = refuse(cfg)
     data = recipe.data()
-    if data.val is None:
-        raise UserError("dataset.validation", 0, "above 0: epsilon is chosen on a validation split")
+    recipe.refuse_uncalibrated(data)
+    assert data.val is not None
     teacher = obtain(recipe.need_teacher("a network: an epsilon belongs to a teacher"), recipe, data)
     images = [data.fingerprint, data.val.rows.tolist(), data.val.labels.tolist()]
     if bool((data.val.rows < 0).all()) and data.content.val is not None:  # not of the training images

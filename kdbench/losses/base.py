@@ -92,6 +92,11 @@ class DistillationLoss(nn.Module):
         """Whether `calibrate` must be called before training."""
         return False
 
+    @property
+    def least_calibration(self) -> int:
+        """Labelled validation samples that `calibrate` takes at least."""
+        return 1
+
     def calibrate(self, teacher_logits: Tensor, label: Tensor) -> Calibration:
         """Choose the loss's own coefficients from the teacher's logits [N, C] on the validation split and its labels
         [N].

@@ -72,6 +72,10 @@ class Sum(DistillationLoss):
     def needs_calibration(self) -> bool:
         return any(part.needs_calibration for _, part in self.named_losses())
 
+    @property
+    def least_calibration(self) -> int:
+        return max((part.least_calibration for _, part in self.named_losses()), default=1)
+
     def calibrate(self, teacher_logits: Tensor, label: Tensor) -> Calibration:
         wanting = [(name, part) for name, part in self.named_losses() if part.needs_calibration]
         if len(wanting) > 1:

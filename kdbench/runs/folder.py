@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 NETWORK = "network.json"
 EXPORT = "export"  # files of the student for other programs
-_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, PREDICTIONS, START, FAILURE, "config.yaml", "metrics.jsonl")
+_TEXTS = ("config.yaml", "metrics.jsonl", "epsilon.json")
+_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, PREDICTIONS, START, FAILURE, *_TEXTS)
 
 
 def clear(folder: Path) -> None:

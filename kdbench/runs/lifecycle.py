@@ -198,7 +198,7 @@ def _member(
     if epochs_done:
         log.info("%s: continues after epoch %d", stage.folder, epochs_done, extra=_about(stage))
     learner = make_learner(stage, teacher, batches, sets, placement)
-    calibration = _calibrate(learner.distiller.loss, stage, teacher, sets) if state is None else None
+    calibration = _calibrate(learner.distiller.loss, stage, teacher) if state is None else None
     recipe, record = stage.recipe, stage.recipe.record
     begun = {"started": _now(), "epochs_done": epochs_done}
     about_run = {**begun, "choices": dict(record.choices), "config": record.config}
@@ -220,15 +220,12 @@ def _member(
     return member
 
 
-def _calibrate(
-    loss: DistillationLoss, stage: Stage, teacher: TaughtBy | None, sets: Mapping[str, EvaluationBatches]
-) -> Calibration | None:
+def _calibrate(loss: DistillationLoss, stage: Stage, teacher: TaughtBy | None) -> Calibration | None:
     """Let a loss choose its own coefficients on the validation split, and keep what it found in the run folder."""
     if not loss.needs_calibration:
         return None
-    name = stage.recipe.loss.name
-    require(teacher is not None, "teacher", "none", f"a network, since loss={name} is fitted to one")
-    require("val" in sets, "dataset.validation", 0, f"above 0: loss={name} is fitted on a validation split")
+    stage.recipe.refuse_uncalibrated(stage.data)
+    require(teacher is not None, "teacher", "none", f"a network, since loss={stage.recipe.loss.name} is fitted to one")
     assert teacher is not None and stage.data.val is not None
     logits = teacher.reference["val"]
     found = loss.calibrate(logits, stage.data.val.labels.to(logits.device))

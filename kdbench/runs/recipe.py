@@ -178,6 +178,18 @@ class Recipe:
         allowed = f"another with dataset={data.name}: it is for classes, and that is for {data.task.name}"
         require(data.task is CLASSIFICATION, "procedure", procedure, allowed)
 
+    def refuse_uncalibrated(self, data: Bundle) -> None:
+        """Raises UserError for a loss that chooses its own coefficients where there is too little to choose them by."""
+        loss, name = self.loss.make(), self.loss.name
+        if not loss.needs_calibration:
+            return
+        require(self.teacher is not None, "teacher", "none", f"a network, since loss={name} is fitted to one")
+        require(data.val is not None, "dataset.validation", 0, f"above 0: loss={name} is fitted on a validation split")
+        labelled = 0 if data.val is None else int((data.val.labels >= 0).sum())
+        least = loss.least_calibration
+        allowed = f"more: loss={name} is fitted on at least {least} labelled validation samples, there are {labelled}"
+        require(labelled >= least, "dataset.validation", self.record.config.get("dataset.validation"), allowed)
+
     def refuse_features(self, teacher: str, given: Collection[str] = ()) -> None:
         """Raises UserError for a loss that reads features, of a teacher that has none but those `given`."""
         needed = [name for name in self.loss.make().needs if name not in given]

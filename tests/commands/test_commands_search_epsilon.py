@@ -98,6 +98,21 @@ def test_it_needs_a_validation_split(kdbench):
     assert code == 1 and "dataset.validation = 0: must be above 0" in err
 
 
+@pytest.mark.parametrize("command", ["search-epsilon", "train", "train -m hydra/launcher=cohort loss.tau=1,2"])
+def test_too_few_validation_images_are_refused_before_a_teacher_is_trained(kdbench, command):
+    code, out, err = kdbench(*command.split(), *TINY, "loss=ptloss", "loss.epsilon=search", "dataset.validation=10")
+    assert code == 1 and "trained now" not in out + err and not Path("outputs/teachers").exists()
+    assert "dataset.validation = 10: must be more: loss=ptloss is fitted on at least 20" in err
+    assert "there are 10" in err and not list(Path().rglob("checkpoint.pt"))
+
+
+def test_force_leaves_no_earlier_choice(kdbench):
+    words = ["train", *TINY, "loss=ptloss", "loss.epsilon=search", "loss.search.count=3", "hydra.run.dir=run"]
+    assert kdbench(*words)[0] == 0 and Path("run/epsilon.json").exists()
+    assert kdbench("train", *TINY, "loss=kl", "hydra.run.dir=run", "force=true")[0] == 0
+    assert not Path("run/epsilon.json").exists() and Path("run/result.json").exists()
+
+
 def test_help(kdbench):
     code, out, _ = kdbench("search-epsilon", "--help")
     assert code == 0 and out.startswith("kdbench search-epsilon") and "loss.search.count=200" in out

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.killing import PATHS
+from tests.support.shell import kdbench, result
 
 RUN = (
     "train dataset=fake dataset.n=32 dataset.size=8 teacher=none loss=ce student=mlp schedule.epochs=2 "
@@ -58,6 +60,36 @@ def test_unbuffered_streams_stay_so():
 def test_a_log_file_on_a_full_disk_is_no_traceback():
     done = shell(f"$KD {RUN} hydra.job_logging.handlers.file.filename=/dev/full")
     assert done.returncode == 0 and finished() == 1 and done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_under_standard_output_is_named():
+    done = shell("$KD list loss >/dev/full")
+    assert done.returncode == 1 and "No space left on device: 'standard output'" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once elsewhere")
+def test_who_ends_a_run_in_order_loses_no_epoch():
+    """SIGTERM, as schedulers and systemd send it: one sentence, 143, and the run goes on to the same weights."""
+    words = [*RUN.split(), "dataset.n=512", "schedule.batch_size=16", "schedule.epochs=20", "trainer.checkpoint_every=2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdbench", *words, "hydra.run.dir=cut"], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not Path("cut/checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    said = "stopped by SIGTERM. The same command goes on from the last complete epoch."
+    assert process.returncode == 128 + signal.SIGTERM and said in err and "Traceback" not in err
+    assert said in Path("cut/train.log").read_text() and not Path("cut/result.json").exists()
+    done = len(Path("cut/metrics.jsonl").read_text().splitlines())
+    quiet = [word for word in words if not word.startswith("trainer.progress")] + ["trainer.progress=none"]
+    assert kdbench(*quiet, "hydra.run.dir=cut") == 0 == kdbench(*quiet, "hydra.run.dir=whole")
+    assert 0 < done < 20 and f"continues after epoch {done - done % 2}" in Path("cut/train.log").read_text()
+    assert result(Path("cut"))["student"]["weights"] == result(Path("whole"))["student"]["weights"]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no hang-up")

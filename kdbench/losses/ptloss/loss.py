@@ -13,7 +13,7 @@ from torch import Tensor
 from kdbench.arguments.ranges import Positive, within
 from kdbench.errors import UserError, require
 from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
-from kdbench.losses.ptloss.calibration import calibrate
+from kdbench.losses.ptloss.calibration import FEWEST, calibrate
 from kdbench.losses.ptloss.candidates import SearchOptions
 from kdbench.losses.ptloss.coefficients import source_of
 from kdbench.losses.ptloss.functional import Series, perturbed_kl
@@ -108,6 +108,10 @@ class PTLoss(DistillationLoss):
     @property
     def needs_calibration(self) -> bool:
         return not self.known
+
+    @property
+    def least_calibration(self) -> int:
+        return 1 if self.known else FEWEST
 
     def calibrate(self, teacher_logits: Tensor, label: Tensor) -> Calibration:
         """Choose epsilon on the validation split; see calibration.py for the method and SearchOptions for the
