@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -54,7 +55,7 @@ def launch(
     failures: list[Exception] = []
     sweep = Sweep(refuse, finished)
     try:
-        with _hydra_raises(), sweep.watching():
+        with _hydra_raises(), sweep.watching(), _resolving_first("--resolve" in arguments):
             main = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
             main(_job(task, failures, finished))()
     except SystemExit:
@@ -151,6 +152,25 @@ def _hydra_raises() -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _resolving_first(asked: bool) -> Iterator[None]:
+    """Of `--cfg hydra --resolve`: Hydra cuts its own node out before it resolves it, though its folders refer to
+    kdbench's paths."""
+    cut = Hydra.get_sanitized_hydra_cfg
+
+    def resolved(cfg: DictConfig) -> DictConfig:
+        point = cfg.hydra.sweep.subdir  # asks how sweep.dir is written, which is gone then
+        OmegaConf.resolve(cfg.hydra)
+        cfg.hydra.sweep.subdir = point
+        return cut(cfg)
+
+    Hydra.get_sanitized_hydra_cfg = staticmethod(resolved if asked else cut)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_sanitized_hydra_cfg = staticmethod(cut)  # type: ignore[method-assign]
 
 
 def _tidy(out: Path) -> None:

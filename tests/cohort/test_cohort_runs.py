@@ -113,6 +113,17 @@ def test_finished_runs_are_not_run_again_and_cohorts_are_no_larger_than_asked(ca
     assert capfd.readouterr().out.count("was finished before") == 1
 
 
+def test_a_finished_sweep_is_shown_without_torch():
+    alone = ["teacher=none", "loss=ce", "student=mlp", "schedule.epochs=1", "trainer.progress=none"]
+    words = ["train", "-m", "dataset=fake", "dataset.n=32", "dataset.size=8", *alone, "seed=0,1", COHORT]
+    assert kdbench(*words) == 0
+    shown = in_its_own_process(
+        f"import sys; sys.argv = ['kdbench', *{words!r}]\n"
+        "from kdbench import cli; assert cli.main() == 0; assert not {'torch', 'timm'} & set(sys.modules)"
+    )
+    assert shown.returncode == 0 and shown.stdout.count("was finished before") == 2, shown.stderr
+
+
 def test_runs_that_fail_are_reported_and_the_others_are_as_alone(capfd, monkeypatch):
     update = Learner.update
 

@@ -148,6 +148,17 @@ def test_a_command_line_is_composed_once_and_so_are_its_choices_alone(monkeypatc
         launch(lambda cfg: None, words=["seed=4,5"])
 
 
+@pytest.mark.parametrize("kind", ["hydra", "all", "job"])
+def test_a_composed_configuration_is_shown_with_its_values(kind, capsys):
+    assert kdbench_command("train", "--cfg", kind, "--resolve") == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    if kind == "job":
+        assert shown.seeds.init == 0 and "hydra" not in shown
+    else:
+        name = shown.hydra.run.dir.removeprefix("outputs/runs/")
+        assert name.startswith("digits/resnet20-resnet8-kl-") and shown.hydra.sweep.subdir.endswith(name)
+
+
 def test_help_lists_every_group_from_one_copy_of_the_repository(monkeypatch, capsys):
     """Hydra makes a copy for each of 120 questions, which takes a second."""
     made = []

@@ -108,12 +108,18 @@ class CohortLauncher(Launcher):
         return _Job(config, task, result)
 
     def _groups(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
-        from kdbench import cohort
         from kdbench.commands.train import train
 
         if unwrap(self.task) is not train:
             return [[job] for job in jobs]
-        return [[jobs[i] for i in group] for group in cohort.plan([_run(job) for job in jobs])]
+        done, left = [], []
+        for job in jobs:
+            (done if _is_finished(job) else left).append(job)
+        if not left:  # no torch is loaded
+            return [[job] for job in done]
+        from kdbench import cohort
+
+        return [*([job] for job in done), *([left[i] for i in group] for group in cohort.plan([*map(_run, left)]))]
 
     def _alone(self, job: _Job) -> None:
         job.result = run_job(
@@ -163,6 +169,13 @@ class CohortLauncher(Launcher):
                 trace = "".join(traceback.format_exception(outcome))
                 file.handle(logging.makeLogRecord({"name": __name__, "levelname": "ERROR", "msg": trace}))
         self.context.callbacks.on_job_end(config=job.config, job_return=job.result)
+
+
+def _is_finished(job: _Job) -> bool:
+    from kdbench.commands.train import finished
+
+    HydraConfig.instance().set_config(job.config)
+    return finished(job.task, job.out) is not None
 
 
 def _run(job: _Job) -> Any:
