@@ -166,11 +166,11 @@ def _resolving_first(asked: bool) -> Iterator[None]:
         cfg.hydra.sweep.subdir = point
         return cut(cfg)
 
-    Hydra.get_sanitized_hydra_cfg = staticmethod(resolved if asked else cut)  # type: ignore[method-assign]
+    Hydra.get_sanitized_hydra_cfg = staticmethod(resolved if asked else cut)  # type: ignore
     try:
         yield
     finally:
-        Hydra.get_sanitized_hydra_cfg = staticmethod(cut)  # type: ignore[method-assign]
+        Hydra.get_sanitized_hydra_cfg = staticmethod(cut)  # type: ignore
 
 
 def _tidy(out: Path) -> None:

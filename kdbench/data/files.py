@@ -28,11 +28,11 @@ class LeftOut(Counter[str]):
     """What is no image of the set, counted by kind."""
 
     def tell(self, where: str | Path) -> None:
-        if self:
+        if self.total():
             log.warning("%s: left out %s", where, self)
 
     def __str__(self) -> str:
-        return ", ".join(f"{number:,} {kind}" for kind, number in sorted(self.items(), key=lambda item: -item[1]))
+        return ", ".join(f"{number:,} {kind}" for kind, number in self.most_common() if number)
 
 
 class Entries(NamedTuple):

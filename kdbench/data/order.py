@@ -35,7 +35,7 @@ class Order:
         whole = n // batch_size
         steps = whole + (tail > 1 and not drop_last)
         if steps == 0:
-            raise UserError("schedule.batch_size", batch_size, f"at most {n}, the number of training images")
+            raise UserError("schedule.batch_size", batch_size, f"at most {n}, the number of training samples")
         self.seed, self.batch_size, self.repeats = seed, batch_size, repeats
         self.samples = n
         self.steps = min(steps, limit_steps or steps)

@@ -29,10 +29,10 @@ def count_of(amount: float, total: int, key: str, whole: bool) -> int:
     # 1e-9: 0.29 * 100 is 28.999999999999996.
     count = int(amount) if amount > 1 else int(amount * total + 1e-9)
     if count > total or (count == total and not whole):
-        less = f"below {total}, to leave images to train on"
-        raise UserError(key, amount, f"at most {total}, all the images that there are" if whole else less)
+        less = f"below {total}, to leave samples to train on"
+        raise UserError(key, amount, f"at most {total}, all that there are" if whole else less)
     if amount > 0 and count == 0:
-        raise UserError(key, amount, f"at least one of the {total} images")
+        raise UserError(key, amount, f"at least one of the {total} samples")
     return count
 
 

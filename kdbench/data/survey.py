@@ -48,11 +48,12 @@ def survey(name: str, source: Source, cache: str) -> Source:
     _complete(name, source)
     if isinstance(source.inputs, ImageFiles):
         source, found = _streamed(name, source, cache)
-    elif source.inputs.dtype == torch.uint8 and isinstance(source.test_inputs, Tensor):
+    elif isinstance(source.test_inputs, Tensor) and source.test_inputs.dtype == source.inputs.dtype:
         found = _resident(source.inputs, source.labels, source.test_inputs)
     else:
         return source
-    _tell(name, found, len(source.labels), len(source.test_labels))
+    pixels = isinstance(source.inputs, ImageFiles) or source.inputs.dtype == torch.uint8
+    _tell(name, found, (len(source.labels), len(source.test_labels)), "images" if pixels else "samples")
     return source
 
 
@@ -67,26 +68,37 @@ def _complete(name: str, source: Source) -> None:
             )  # fmt: skip
 
 
-def _tell(name: str, found: Findings, train: int, held_out: int) -> None:
-    seen = [f"{n:,}{' looked at' if n < total else ''}" for n, total in zip(found.looked_at, (train, held_out))]
+def _tell(name: str, found: Findings, totals: tuple[int, int], what: str) -> None:
+    """what: "images" or "samples"."""
+    seen = [f"{n:,}{' looked at' if n < total else ''}" for n, total in zip(found.looked_at, totals)]
     if found.constant:
         log.warning("%s: %s of %s training images are constant: one colour, no content", name, found.constant, seen[0])
     if found.crossed:
         log.warning(
-            "%s: %s of %s training images are identical to one of another class: no network can tell them apart",
-            name, f"{found.crossed:,}", seen[0],
+            "%s: %s of %s training %s are identical to one of another class: no network can tell them apart",
+            name, f"{found.crossed:,}", seen[0], what,
         )  # fmt: skip
     if found.trained:
         log.warning(
-            "%s: %s of %s test images are also in the training set, pixel for pixel: accuracy on them says nothing of "
-            "new images", name, f"{found.trained:,}", seen[1],
+            "%s: %s of %s test %s are also in the training set, %s: accuracy on them says nothing of new %s",
+            name, f"{found.trained:,}", seen[1], what, "pixel for pixel" if what == "images" else "to the last bit",
+            what,
         )  # fmt: skip
 
 
 def _resident(images: Tensor, labels: Tensor, held_out: Tensor) -> Findings:
+    constant = _constant(images) if images.dtype == torch.uint8 else 0
+    images, held_out = (each if each.dtype == torch.uint8 else _bytes(each) for each in (images, held_out))
     train = row_hashes(images)
     trained = copies(images, train, held_out)
-    return Findings(_constant(images), crossed(train, labels), trained, (len(images), len(held_out)))
+    mixed = crossed(train, labels) if labels.ndim == 1 else 0
+    return Findings(constant, mixed, trained, (len(images), len(held_out)))
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    """Vectors or token ids [N, ...] as uint8 [N, bytes]; -0.0 is 0.0."""
+    rows = (rows + 0.0 if rows.is_floating_point() else rows).flatten(1).contiguous()
+    return rows.view(torch.uint8)
 
 
 def row_hashes(images: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Evaluator:
 def keepable(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> Predictions | None:
     """Logits [N, C] of a network, and of its teacher, with labels [N], as a run keeps them; None of too many images."""
     if len(label) > MOST:
-        log.info("predictions of %d test images are not kept: a run keeps those of up to %d", len(label), MOST)
+        log.info("predictions of %d test samples are not kept: a run keeps those of up to %d", len(label), MOST)
         return None
     answer, probability = logits.argmax(1), logits.float().softmax(1).amax(1)
     theirs = None if teacher is None else teacher.argmax(1).cpu().numpy()

@@ -11,7 +11,7 @@ import yaml
 from kdbench.errors import UserError, nearest
 from kdbench.results.read import Run
 from kdbench.results.render import figure, setting
-from kdbench.results.rows import Comparison, Row
+from kdbench.results.rows import Comparison, Row, named_choices
 
 
 def conditions(text: str, option: str) -> dict[str, str]:
@@ -26,10 +26,17 @@ def conditions(text: str, option: str) -> dict[str, str]:
 
 
 def value_of(run: Run, key: str) -> Any:
-    """What a run chose or was set to, or its `task`; None for a key that it lacks."""
+    """What a run chose, as tables name it, or was set to, or its `task`; None for a key that it lacks."""
     if key == "task":
         return run.result.task
-    return run.result.choices.get(key, run.result.config.get(key))
+    if key in run.result.choices:
+        return named_choices(run).get(key, run.result.choices[key])
+    return run.result.config.get(key)
+
+
+def _fits(run: Run, key: str, text: str) -> bool:
+    """Whether it was set so; a library's network, or a run that teaches, goes by the option of its group, too."""
+    return _is(value_of(run, key), text) or _is(run.result.choices.get(key, ...), text)
 
 
 def meets(values: Mapping[str, object], wanted: Mapping[str, str]) -> bool:
@@ -42,7 +49,7 @@ def where(runs: Sequence[Run], wanted: Mapping[str, str]) -> list[Run]:
     left = list(runs)
     for key, text in wanted.items():
         known = known_key(left, key, "--where")
-        kept = [run for run in left if _is(value_of(run, known), text)]
+        kept = [run for run in left if _fits(run, known, text)]
         if left and not kept:
             values = ", ".join(sorted({str(value_of(run, known)) for run in left}))
             raise UserError(f"--where {key}={text}: no run has it; their values: {values}")
@@ -69,7 +76,7 @@ def known_key(runs: Sequence[Run], key: str, option: str) -> str:
 def baseline(comparison: Comparison, text: str) -> Row:
     """The one setting that --against names. Raises UserError if it names none, or several."""
     wanted = conditions(text, "--against")
-    fitting = [row for row in comparison.rows if all(_is(value_of(row.runs[0], k), v) for k, v in wanted.items())]
+    fitting = [row for row in comparison.rows if all(_fits(row.runs[0], k, v) for k, v in wanted.items())]
     if len(fitting) == 1:
         return fitting[0]
     shown = "; ".join(setting(row, comparison.columns) for row in (fitting or comparison.rows)[:5])

@@ -165,9 +165,10 @@ def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exce
                 _finish(stage, member, teacher, batches.size)
             member.log.hparams_end(member.learner.failure is None)
     finally:
-        view.close()
-        for member in members:
-            member.log.close()
+        with contextlib.ExitStack() as closing:  # whatever one of them raises, all are closed
+            for member in members:
+                closing.callback(member.log.close)
+            closing.callback(view.close)
     left = {s.folder: m.learner.failure for s, m in zip(stages, members, strict=True)}
     return failures | {folder: failure for folder, failure in left.items() if failure is not None}
 

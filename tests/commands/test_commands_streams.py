@@ -71,7 +71,8 @@ def test_a_full_disk_under_standard_output_is_named():
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once elsewhere")
 def test_who_ends_a_run_in_order_loses_no_epoch():
     """SIGTERM, as schedulers and systemd send it: one sentence, 143, and the run goes on to the same weights."""
-    words = [*RUN.split(), "dataset.n=512", "schedule.batch_size=16", "schedule.epochs=20", "trainer.checkpoint_every=2"]
+    words = [*RUN.split(), "dataset.n=512", "schedule.batch_size=16", "schedule.epochs=20"]
+    words += ["trainer.checkpoint_every=2"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     process = subprocess.Popen(
         [sys.executable, "-m", "kdbench", *words, "hydra.run.dir=cut"], env=environment, text=True,

@@ -262,3 +262,12 @@ def test_a_folder_without_permission_is_named(tmp_path):
         pytest.skip("this user may read everything")
     with pytest.raises(UserError, match=r"cannot read the folder .*shut"):
         find_images(root, "dataset.root")
+
+
+def test_a_folder_of_the_caches_beside_the_parts_is_not_counted(tmp_path, caplog):
+    """dataset.root=data, where kdbench keeps its own."""
+    for part in ("train", "test"):
+        grow(tmp_path / "data" / part, ("elm", "oak"), 3, seed=len(part))
+    (tmp_path / "data" / "cache").mkdir()
+    load(tmp_path / "data")
+    assert "left out" not in caplog.text

@@ -136,13 +136,13 @@ def test_stratified_counts():
     ("keys", "words"),
     [
         ({"validation": 1.0}, r"dataset.validation = 1.0: must be a share in \[0, 1\) or a count from 2 to 99"),
-        ({"validation": 100}, "dataset.validation = 100.0: must be below 100, to leave images to train on"),
+        ({"validation": 100}, "dataset.validation = 100.0: must be below 100, to leave samples to train on"),
         ({"validation": -0.1}, "dataset.validation = .*: must be"),
         ({"validation": 2.5}, "dataset.validation = .*: must be"),
         ({"validation": float("nan")}, "dataset.validation = .*: must be"),
-        ({"validation": 0.001}, "dataset.validation = 0.001: must be at least one of the 100 images"),
+        ({"validation": 0.001}, "dataset.validation = 0.001: must be at least one of the 100 samples"),
         ({"subset": 0}, r"dataset.subset = 0.0: must be a share in \(0, 1\]"),
-        ({"subset": 101}, "dataset.subset = 101.0: must be at most 100, all the images"),
+        ({"subset": 101}, "dataset.subset = 101.0: must be at most 100, all that there are"),
         ({"subset": 0.01}, "dataset.subset = 0.01: must be what leaves at least 2 images to train on: it leaves 1"),
         ({"classes": []}, "dataset.classes = .*: must be a list of two classes or more"),
         (

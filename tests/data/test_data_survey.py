@@ -65,6 +65,21 @@ def test_constant_and_crossed_images_are_counted(tmp_path, caplog, limit):
         assert "4 of 24 training images are identical to one of another class" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+def test_copies_of_vectors_and_of_texts_are_counted(caplog, kind):
+    train = torch.arange(60).reshape(20, 3).to(kind)
+    held_out = (train + 100)[:10].clone()
+    source = Source(("a", "b"), train, torch.arange(20) % 2, held_out, torch.arange(10) % 2)
+    survey.survey("rows", source, "cache")
+    assert not caplog.text
+    held_out[2], held_out[5], train[1] = train[7], train[8], train[0]
+    if kind.is_floating_point:
+        train[7, 0], held_out[2, 0] = 0.0, -0.0
+    survey.survey("rows", source, "cache")
+    assert "rows: 2 of 10 test samples are also in the training set, to the last bit" in caplog.text
+    assert "2 of 20 training samples are identical to one of another class" in caplog.text
+
+
 def test_nothing_is_said_of_a_sound_set(tmp_path, caplog):
     load(shapes(tmp_path / "shapes"))
     load_bundle("digits", "kdbench.data.readers.digits.digits", None, "cache")

@@ -244,7 +244,7 @@ def test_a_checkpoint_carries_the_choice():
 def test_what_cannot_be_calibrated(said):
     z = truth(100, 4, seed=2)
     y = labels(z, 2)
-    with pytest.raises(UserError, match="at least 20 labelled validation images, there are 10"):
+    with pytest.raises(UserError, match="at least 20 labelled validation samples, there are 10"):
         loss("search").calibrate(z, torch.where(torch.arange(100) < 10, y, -1))
     with pytest.raises(UserError, match="logits \\[N, C\\] and labels \\[N\\]"):
         loss("search").calibrate(z, torch.rand(100, 4))

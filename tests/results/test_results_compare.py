@@ -326,6 +326,16 @@ def test_the_checklist(run_compare, clear_sweep):
     assert told["Compute"].startswith("0.08 hours") and told["Teachers"] == "resnet20 aa"
 
 
+def test_a_librarys_network_is_found_by_its_own_name_and_by_its_option(run_compare, tmp_path):
+    for name in ("resnet18", "vit_tiny"):
+        choices = {"choices": {"teacher": "timm"}, "teacher": {"name": name}}
+        write(tmp_path / name, result(0.9, teacher__name=name, **choices))
+    for words, n in ((("teacher=timm",), 2), (("teacher=resnet18",), 1)):
+        assert len(json.loads(run_compare(tmp_path, "--where", *words, "--json")[1])["rows"]) == n
+    _, out, _ = run_compare(tmp_path, "--rows", "teacher", "--columns", "student")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["resnet18", "vit_tiny"]
+
+
 def test_a_thousand_runs_in_a_second(tmp_path):
     long = {f"dataset.augment.key{i}": f"value{i}" for i in range(100)}
     for seed in range(1000):

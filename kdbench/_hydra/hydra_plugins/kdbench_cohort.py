@@ -112,9 +112,8 @@ class CohortLauncher(Launcher):
 
         if unwrap(self.task) is not train:
             return [[job] for job in jobs]
-        done, left = [], []
-        for job in jobs:
-            (done if _is_finished(job) else left).append(job)
+        done = [job for job in jobs if _is_finished(job)]
+        left = [job for job in jobs if all(job is not one for one in done)]
         if not left:  # no torch is loaded
             return [[job] for job in done]
         from kdbench import cohort

@@ -84,7 +84,7 @@ def split(logits: Tensor, label: Tensor, method: str, options: SearchOptions, ta
         )
     labelled = (label >= 0).nonzero().flatten().cpu()
     if len(labelled) < FEWEST:
-        enough = f"given: it is chosen on at least {FEWEST} labelled validation images, there are {len(labelled)}"
+        enough = f"given: it is chosen on at least {FEWEST} labelled validation samples, there are {len(labelled)}"
         raise UserError("epsilon", method, enough)
     generator = torch.Generator().manual_seed(options.seed)
     kept = labelled[torch.randperm(len(labelled), generator=generator)][: options.samples].to(logits.device)
@@ -179,6 +179,6 @@ def _doubt(options: SearchOptions, logits: Tensor) -> None:
         )
     if options.per_class and len(logits) < 10 * logits.shape[1]:
         log.warning(
-            "coefficients per class from %d images of %d classes: under 10 images a class, the choice is mostly noise",
+            "coefficients per class from %d samples of %d classes: under 10 a class, the choice is mostly noise",
             *logits.shape,
         )
