@@ -25,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it into place.
 
     A process killed at any moment leaves the old file or the new one, never a half. Of several processes of one
-    training the first writes. Raises OSError naming `path` (a full disk, a quota, a folder that may not be written), and
+    training the first writes. Raises OSError naming `path` (a full disk, a quota, a forbidden folder), and
     UserError for a device, a pipe or a folder there: a rename would put a file in its place.
     """
     if not world.first():
