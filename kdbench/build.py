@@ -371,13 +371,11 @@ def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], RunResult]:
     return functools.partial(function, **fit_arguments(function, options, "procedure", given))
 
 
-def ran(procedure: Callable[[Recipe, Path], RunResult], recipe: Recipe, out: Path) -> RunResult:
-    """What a procedure found. Raises UserError for one of the user's own that ends without a result."""
-    result = procedure(recipe, out)
+def refuse_no_result(result: object, out: Path) -> None:
+    """Raise a UserError for a procedure of the user's own that ended without a result."""
     allowed = "a function that returns what run_stage or Series.conclude returned for its folder `out` (docs/own.md)"
     found = f"it returned a {type(result).__name__}, and {'a' if is_finished(out) else 'no'} result lies in {out}"
     require(isinstance(result, RunResult) and is_finished(out), "procedure._target_", found, allowed)
-    return result
 
 
 class ConfigCatalogue:

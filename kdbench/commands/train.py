@@ -45,7 +45,8 @@ def train(cfg: DictConfig) -> float | None:
     if not done:
         build.refuse_unmeasured(cfg.monitor, recipe.data())
         build.try_networks(recipe)
-    result = read_result(out) if done else build.ran(procedure, recipe, out)
+    result = read_result(out) if done else procedure(recipe, out)
+    build.refuse_no_result(result, out)
     show(result, out, already=done)
     return result.monitored(cfg.monitor)
 

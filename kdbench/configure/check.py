@@ -89,7 +89,7 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The task's configuration as plain containers. UserError for a missing value or an interpolation that fails."""
-    task = without_hydra(cfg)
+    task = without_hydra(cfg) if "hydra" in cfg else cfg  # copying takes as long as all the rest
     try:
         tree = OmegaConf.to_container(task, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:

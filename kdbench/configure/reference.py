@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +52,7 @@ def _reference(
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """A copy without Hydra's own node, free to change."""
-    task = copy.deepcopy(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])  # which copies the nodes too
     OmegaConf.set_struct(task, False)
     OmegaConf.set_readonly(task, False)
     return task

@@ -74,8 +74,8 @@ def _figures(figures: Mapping[str, float | None], task: Task) -> Table:
     primary: dict[str, dict[str, float | None]] = {}
     single: dict[str, float | None] = {}
     for key, value in figures.items():
-        name, _, measure = key.rpartition("/")
-        name, _, split = name.rpartition("/")
+        place, _, measure = key.rpartition("/")
+        name, _, split = place.rpartition("/")
         if measure == task.primary.name:
             primary.setdefault(name, {})[split] = value
         elif metric_of(measure) not in task.metrics:

@@ -25,7 +25,7 @@ _SHARES = [(n / 5, f"{20 * n}") for n in range(6)]
 def reliability(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[Plot]:
     """Accuracy of the answers against their confidence, in 15 equal bins over all seeds (Guo et al. 2017)."""
     series = []
-    for i, row in enumerate(rows):
+    for colour, row in enumerate(rows):
         kept = _kept(row)
         if not kept:
             continue
@@ -36,7 +36,7 @@ def reliability(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[Plot]:
         filled = count > 0
         x = (np.bincount(slot, (level - 0.5) / LEVELS, BINS)[:BINS][filled] / count[filled]).tolist()
         y = (np.bincount(slot, hit, BINS)[:BINS][filled] / count[filled]).tolist()
-        series.append(Series(setting(row, columns), x, y, kind="marked", colour=i))
+        series.append(Series(setting(row, columns), x, y, kind="marked", colour=colour))
     if series:
         axis = Axis("confidence, %", 0.0, 1.0, ticks=_SHARES)
         ideal = Series("as often right as it says", [0.0, 1.0], [0.0, 1.0], colour=-1)
