@@ -37,6 +37,7 @@ from kdbench.data.augment.views import Augment, Identity, is_augment
 from kdbench.data.bundle import Bundle
 from kdbench.data.order import Order
 from kdbench.data.stamp import reading
+from kdbench.engine.loggers import Logger
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.engine.schedule import check_durations
@@ -103,6 +104,7 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
         catalogue=catalogue,
         teachers=Path(str(tree["paths"]["teachers"])),
         force=bool(cfg.force),
+        logger=make_logger(tree.get("logger") or {}),
     )
 
 
@@ -358,6 +360,14 @@ def make_schedule(node: Mapping[str, Any], prefix: str) -> ScheduleOptions:
     with under(prefix):
         check_durations(options)
     return options
+
+
+def make_logger(node: Node) -> Callable[[], Logger] | None:
+    """A service's logger, one for each run; none for logger=tensorboard. Raises UserError for one not installed."""
+    if node.get("_target_") is None:
+        return None
+    construct(node, "logger")
+    return lambda: construct(node, "logger")
 
 
 def make_procedure(node: DictConfig) -> Callable[[Recipe, Path], RunResult]:

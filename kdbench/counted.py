@@ -14,6 +14,7 @@ UNCOUNTED = (
     "name",  # a label
     "tags",
     "monitor",  # what a sweeper reads
+    "logger",  # who is shown the rows
     "paths",  # where things are kept; its values inside other keys do not count either
     "experiment",  # overlays: what they set counts, not their names
     "debug",

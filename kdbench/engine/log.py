@@ -14,6 +14,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from kdbench.engine.loggers import Guarded
 from kdbench.files import naming, write_atomically
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,12 @@ class RunLog:
     sums: checksums of the rows so far, as a checkpoint has them: a row that is another one now is left out.
     """
 
-    def __init__(self, folder: Path, resume_epoch: int = 0, sums: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, resume_epoch: int = 0, sums: Sequence[int] | None = None, shown: Guarded | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._shown = shown
+        self._in_hparams = False
         self._file = folder / "metrics.jsonl"
         kept = _lines_up_to(self._file, resume_epoch, sums)
         self.sums = [zlib.crc32(line) for line in kept]
@@ -52,7 +57,9 @@ class RunLog:
             for name, value in values.items():
                 if name == "step":  # for reading the file; as a curve it would be a straight line
                     continue
-                self._board.add_scalar(name, value, epoch)
+                self._board.add_scalar(board_tag(name), value, epoch)
+        if self._shown is not None:
+            self._shown.write(epoch, values)
 
     def text(self, name: str, text: str) -> None:
         with naming(self._file.parent):
@@ -70,8 +77,16 @@ class RunLog:
         """
         from tensorboard.plugins.hparams import summary_v2
 
+        self._in_hparams = True
         scalars = {name: _hparam(value) for name, value in values.items() if value is not None}
         self._add_summary(summary_v2.hparams_pb(scalars, trial_id=trial))
+
+    def end(self, ok: bool) -> None:
+        """Say how the run ended, where it is shown."""
+        if self._in_hparams:
+            self.hparams_end(ok)
+        if self._shown is not None:
+            self._shown.end(ok)
 
     def hparams_end(self, ok: bool) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -101,6 +116,7 @@ class NoLog(RunLog):
 
     def __init__(self) -> None:
         self.sums = []
+        self._shown, self._in_hparams = None, False
 
     def write(self, epoch: int, values: dict[str, float]) -> None:
         pass
@@ -116,6 +132,14 @@ class NoLog(RunLog):
 
     def close(self) -> None:
         pass
+
+
+def board_tag(name: str) -> str:
+    """A figure's name in TensorBoard, which sorts by it: accuracies come first, in charts and in the HParams tab."""
+    split, _, metric = name.rpartition("/")
+    if metric == "top1" and split:
+        return f"accuracy/{split}"
+    return f"time/{name}" if name == "images_per_second" else name
 
 
 def _keep_quiet(board: SummaryWriter) -> None:

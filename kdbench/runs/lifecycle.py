@@ -21,6 +21,7 @@ from kdbench.engine.checkpoint import STUDENT, Checkpoints, resume_epoch, save_w
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.log import NoLog, RunLog
+from kdbench.engine.loggers import About, Guarded
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Member, fit
 from kdbench.errors import Busy, UserError, require
@@ -163,7 +164,7 @@ def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exce
         for stage, member in zip(stages, members, strict=True):
             if member.learner.failure is None:
                 _finish(stage, member, teacher, batches.size)
-            member.log.hparams_end(member.learner.failure is None)
+            member.log.end(member.learner.failure is None)
     finally:
         with contextlib.ExitStack() as closing:  # whatever one of them raises, all are closed
             for member in members:
@@ -206,7 +207,7 @@ def _member(
     keep(stage.folder, identity_of(stage, teacher), stage.data.stamp, about_run)
     save_config(stage.folder, record.tree)
     rows = None if state is None else state.get("rows")
-    run_log = RunLog(stage.folder, epochs_done, rows) if world.first() else NoLog()
+    run_log = RunLog(stage.folder, epochs_done, rows, _shown(stage, epochs_done)) if world.first() else NoLog()
     if not epochs_done:
         _announce(run_log, stage, learner.distiller.loss, calibration)
     evaluator = Evaluator(sets, teacher.reference if teacher else {}, recipe.trainer.evaluate_every)
@@ -219,6 +220,14 @@ def _member(
     if state is not None:
         member.restore(state)
     return member
+
+
+def _shown(stage: Stage, epochs_done: int) -> Guarded | None:
+    """The service that is shown this run's rows."""
+    recipe = stage.recipe
+    if recipe.logger is None:
+        return None
+    return Guarded(recipe.logger(), About(stage.folder, recipe.record.config, recipe.record.tags), bool(epochs_done))
 
 
 def _calibrate(loss: DistillationLoss, stage: Stage, teacher: TaughtBy | None) -> Calibration | None:
@@ -240,7 +249,10 @@ def _announce(run_log: RunLog, stage: Stage, loss: DistillationLoss, calibration
     rows = "\n".join(f"| {key} | {value} |" for key, value in record.config.items())
     run_log.text("config", f"| key | value |\n|---|---|\n{rows}")
     run_log.text("formula", loss.formula)
-    run_log.hparams_start(_hparams(record), trial=stage.folder.name)
+    if not stage.folder.is_relative_to(stage.recipe.teachers):  # teachers would fill the tab with keys of their own
+        plain = ("hydra", "paths", "trainer.progress")
+        typed = " ".join(word for word in record.overrides if not word.startswith(plain))
+        run_log.hparams_start(_hparams(record), trial=f"{record.hash[:8]} {typed}".strip())
     if calibration is not None:
         for name, figure in calibration.figures.items():
             run_log.figure(f"{calibration.name}/{name}", figure)

@@ -15,6 +15,7 @@ from kdbench.arguments.ranges import Count, Seed, from_to
 from kdbench.arguments.source import Code
 from kdbench.counted import RESULT_FORMAT
 from kdbench.data.bundle import Bundle
+from kdbench.engine.loggers import Logger
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.errors import UserError, require
 from kdbench.losses.base import DistillationLoss
@@ -157,6 +158,7 @@ class Recipe:
     catalogue: Catalogue
     teachers: Path  # the teacher store
     force: bool = False
+    logger: Callable[[], Logger] | None = None  # a service that is shown the rows
 
     def need_teacher(self, allowed: str) -> TeacherSpec:
         """Its teacher. Raises UserError for `teacher=none`; `allowed` says what must be there and why."""

@@ -33,15 +33,16 @@ def test_curves_text_and_ends():
         "train/loss",
         "train/loss_task",
         "train/loss_distill",
-        "train/top1",
+        "accuracy/train",
         "train/agreement",
         "lr",
-        "images_per_second",
+        "time/images_per_second",
     }
-    wanted |= {f"{s}/{k}" for s in ("val", "test") for k in ("top1", "top5", "nll", "ece", "agreement")}
+    wanted |= {f"{s}/{k}" for s in ("val", "test") for k in ("top5", "nll", "ece", "agreement")}
+    wanted |= {"accuracy/val", "accuracy/test"}
     assert wanted <= tags
-    assert [e.step for e in board.Scalars("test/top1")] == [1, 2, 3]
-    assert board.Scalars("test/top1")[-1].value == pytest.approx(result(folder)["last"]["test/top1"])
+    assert [e.step for e in board.Scalars("accuracy/test")] == [1, 2, 3]
+    assert board.Scalars("accuracy/test")[-1].value == pytest.approx(result(folder)["last"]["test/top1"])
     assert any("formula" in tag for tag in board.Tags()["tensors"]) and any(
         "config" in tag for tag in board.Tags()["tensors"]
     )

@@ -1,0 +1,267 @@
+"""Command lines and files of other programs as kdbench's words: RepDistiller, mdistiller, timm. Nothing of them is run.
+
+What has no word here is named, never guessed. Sources: RepDistiller's train_student.py, mdistiller's engine/cfg.py, the
+help of timm's train.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdbench.errors import UserError
+
+# Networks that are called otherwise.
+_NETWORKS = {
+    "MobileNetV2": "mobilenetv2_half", "mobile_half": "mobilenetv2_half", "mobile_full": "mobilenetv2",
+    "ShuffleV1": "shufflenetv1", "ShuffleV2": "shufflenetv2", "ResNet50": "resnet50", "ResNet18": "resnet18",
+    "ResNet34": "resnet34",
+}  # fmt: skip
+_SLOW = ("mobilenetv2_half", "mobilenetv2", "shufflenetv1", "shufflenetv2")  # RepDistiller trains these with lr 0.01
+# RepDistiller's --distill, and mdistiller's TYPE.
+_METHODS = {
+    "kd": "kl", "hint": "fitnet", "attention": "at", "similarity": "sp", "correlation": "cc", "vid": "vid",
+    "crd": "crd", "fsp": "fsp", "rkd": "rkd", "pkt": "pkt", "nst": "nst", "fitnet": "fitnet", "at": "at", "sp": "sp",
+    "dkd": "dkd", "reviewkd": "reviewkd",
+}  # fmt: skip
+
+
+@dataclass
+class Translation:
+    """A command of kdbench's, and what of the other could not be said in it."""
+
+    words: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def line(self) -> str:
+        return " ".join(["kdbench train", *self.words])
+
+
+def translate(line: str, words: Sequence[str]) -> Translation:
+    """What `kdbench train` takes in place of this line (a shell's words of it), or of a mdistiller YAML.
+
+    Raises UserError for what is none of the three programs' and for a method that kdbench has not.
+    """
+    script = next((Path(word).name for word in words if word.endswith(".py")), "")
+    rest = list(words[next((i for i, w in enumerate(words) if w.endswith(".py")), -1) + 1 :])
+    if script == "train_student.py":
+        return _repdistiller(rest)
+    if script == "train.py" and "--cfg" in rest:
+        at = rest.index("--cfg")
+        return _mdistiller(_config(rest[at + 1]), rest[at + 2 :])
+    if script == "train.py" or (script == "" and "--kd-model-name" in words):
+        return _timm(rest if script else list(words))
+    if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
+        return _mdistiller(_config(words[0]), [])
+    known = "train_student.py of RepDistiller, train.py --cfg of mdistiller or its YAML, or timm's train.py"
+    raise UserError("kdbench import", line, f"a command of {known}")
+
+
+def _network(name: str) -> str:
+    return _NETWORKS.get(name, name)
+
+
+def _method(name: str) -> str:
+    found = _METHODS.get(name.lower())
+    if found is None:
+        raise UserError(
+            "method", name, f"one that kdbench has ({', '.join(sorted(_METHODS))}); kdbench list loss has more"
+        )
+    return found
+
+
+def _repdistiller(words: Sequence[str]) -> Translation:
+    parser = argparse.ArgumentParser("train_student.py", add_help=False, exit_on_error=False)
+    for name, default in (
+        ("--path_t", None), ("--model_s", "resnet8"), ("--distill", "kd"), ("--dataset", "cifar100"), ("--trial", None),
+        ("--lr_decay_epochs", None), ("--kd_T", "4"), ("--epochs", None), ("--batch_size", None),
+        ("--learning_rate", None), ("--lr_decay_rate", None), ("--weight_decay", None), ("--momentum", None),
+        ("--nce_k", None), ("--nce_t", None), ("--nce_m", None), ("--feat_dim", None), ("--hint_layer", None),
+    ):  # fmt: skip
+        parser.add_argument(name, default=default)
+    parser.add_argument("-r", "--gamma", default="1")
+    parser.add_argument("-a", "--alpha", default="0")
+    parser.add_argument("-b", "--beta", default="0")
+    given, unknown = _parsed(parser, words)
+    made = Translation([f"dataset={given.dataset}", "schedule=crd240"])
+    student = _network(given.model_s)
+    if given.path_t:
+        segments = Path(given.path_t).parent.name.split("_")
+        name = "_".join(segments[:3]) if segments[0] == "wrn" else segments[0]
+        made.words += [f"teacher={_network(name)}", f"teacher.checkpoint={given.path_t}"]
+    made.words.append(f"student={student}")
+    made.words += _sum_of(_method(given.distill), given)
+    if student in _SLOW:
+        given.learning_rate = "0.01"  # whatever was typed
+    _keys(made, given, {
+        "epochs": "schedule.epochs", "batch_size": "schedule.batch_size", "learning_rate": "schedule.lr",
+        "weight_decay": "schedule.weight_decay", "momentum": "optimizer.momentum", "lr_decay_rate": "schedule.gamma",
+        "trial": "seed",
+    })  # fmt: skip
+    if given.lr_decay_epochs:
+        made.words.append(f"'schedule.milestones=[{given.lr_decay_epochs}]'")
+    where = "loss.parts.crd" if float(given.alpha) and given.distill == "crd" else "loss"
+    if given.distill == "crd":
+        _keys(made, given, {"nce_k": f"{where}.negatives", "nce_t": f"{where}.tau", "nce_m": f"{where}.momentum"})
+    if given.distill == "hint" and given.hint_layer:
+        made.notes.append(f"--hint_layer {given.hint_layer}: layers have names here; see kdbench explain loss=fitnet")
+    made.notes += _left(unknown)
+    made.notes.append("RepDistiller reports the best epoch by the test set; kdbench's test figure is the last epoch's")
+    return made
+
+
+def _sum_of(loss: str, given: argparse.Namespace) -> list[str]:
+    """gamma CE + alpha KL + beta of the method."""
+    gamma, alpha, beta = (f"{float(value):g}" for value in (given.gamma, given.alpha, given.beta))
+    if loss == "kl":
+        tau = f"loss.tau={float(given.kd_T):g}"
+        return ["loss=kl", f"loss.weights.task={gamma}", f"loss.weights.distill={alpha}", tau]
+    if float(alpha) == 0:
+        return [f"loss={loss}", f"loss.weights.task={gamma}", f"loss.weights.distill={beta}"]
+    part = [] if loss == "crd" else [f"loss@loss.parts.crd={loss}"]
+    return [
+        "loss=sum", *part, f"loss.weights.task={gamma}", f"loss.parts.kl.weights.distill={alpha}",
+        f"loss.parts.kl.tau={float(given.kd_T):g}", f"loss.parts.crd.weights.distill={beta}",
+    ]  # fmt: skip
+
+
+def _config(path: str) -> Mapping[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable configuration ({type(error).__name__})") from error
+    if not isinstance(tree, dict) or "DISTILLER" not in tree:
+        raise UserError(f"{path}: no configuration of mdistiller (it has no DISTILLER)")
+    return tree
+
+
+def _mdistiller(tree: Mapping[str, Any], changes: Sequence[str]) -> Translation:
+    """Its defaults stand in the code: the CIFAR-100 protocol, but for the weight decay of 1e-4."""
+    flat = {**_flat(tree), **dict(zip(changes[::2], map(yaml.safe_load, changes[1::2])))}
+    kind = str(flat.get("DISTILLER.TYPE", "NONE"))
+    made = Translation([f"dataset={flat.get('DATASET.TYPE', 'cifar100')}", "schedule=crd240"])
+    student = _network(str(flat.get("DISTILLER.STUDENT", "resnet32")))
+    if kind in ("NONE", "Vanilla"):
+        made.words += ["teacher=none", f"student={student}", "loss=ce"]
+    else:
+        made.words += [f"teacher={_network(str(flat.get('DISTILLER.TEACHER', 'ResNet50')))}", f"student={student}"]
+        made.words += _method_of(kind, flat)
+        made.notes.append("its teacher's weights: teacher.checkpoint=download_ckpts/.../ckpt, trained here otherwise")
+    solver = {
+        "SOLVER.EPOCHS": "schedule.epochs", "SOLVER.BATCH_SIZE": "schedule.batch_size", "SOLVER.LR": "schedule.lr",
+        "SOLVER.LR_DECAY_RATE": "schedule.gamma", "SOLVER.MOMENTUM": "optimizer.momentum",
+    }  # fmt: skip
+    made.words += [f"{key}={flat[name]:g}" for name, key in solver.items() if name in flat]
+    made.words.append(f"schedule.weight_decay={flat.get('SOLVER.WEIGHT_DECAY', 1e-4):g}")
+    stages = flat.get("SOLVER.LR_DECAY_STAGES")
+    if stages and list(stages) != [150, 180, 210]:
+        made.words.append(f"'schedule.milestones=[{','.join(map(str, stages))}]'")
+    return made
+
+
+def _method_of(kind: str, flat: Mapping[str, Any]) -> list[str]:
+    loss, start = _method(kind), f"{kind.upper()}."
+    own = {key.removeprefix(start): value for key, value in flat.items() if key.startswith(start)}
+    names = {
+        "LOSS.CE_WEIGHT": "weights.task", "CE_WEIGHT": "weights.task", "LOSS.KD_WEIGHT": "weights.distill",
+        "LOSS.FEAT_WEIGHT": "weights.distill", "REVIEWKD_WEIGHT": "weights.distill", "TEMPERATURE": "tau", "T": "tau",
+        "ALPHA": "tckd", "BETA": "nckd", "P": "power", "NCE.K": "negatives", "NCE.MOMENTUM": "momentum",
+        "NCE.TEMPERATURE": "tau", "FEAT.DIM": "dimensions",
+    }  # fmt: skip
+    usual = {"kl": ["weights.task=0.1", "weights.distill=0.9", "tau=4"], "reviewkd": ["weights.distill=1"]}.get(
+        loss, []
+    )
+    typed = [f"{names[name]}={value:g}" for name, value in own.items() if name in names]
+    known = {word.partition("=")[0] for word in typed}
+    warm = own.get("WARMUP", own.get("WARMUP_EPOCHS"))
+    if warm is not None:
+        typed.append(f"warmup={float(warm) / float(flat.get('SOLVER.EPOCHS', 240)):.4g}")
+    return [f"loss={loss}", *(f"loss.{w}" for w in [*(u for u in usual if u.partition("=")[0] not in known), *typed])]
+
+
+def _timm(words: Sequence[str]) -> Translation:
+    parser = argparse.ArgumentParser("train.py", add_help=False, exit_on_error=False)
+    parser.add_argument("data", nargs="?")
+    for name in (
+        "--data-dir", "--dataset", "--model", "--kd-model-name", "--kd-distill-type", "--distill-loss-weight",
+        "--task-loss-weight", "--kd-temperature", "--img-size", "--lr", "--epochs", "--opt", "--weight-decay",
+        "--sched",
+        "--warmup-epochs", "--model-ema-decay", "--smoothing", "--mixup", "--cutmix", "--clip-grad", "--seed",
+        "--momentum", "--drop-path", "--drop", "--workers",
+    ):  # fmt: skip
+        parser.add_argument(name)
+    parser.add_argument("-b", "--batch-size")
+    for flag in ("--pretrained", "--model-ema", "--amp", "--channels-last", "--pin-mem"):
+        parser.add_argument(flag, action="store_true")
+    given, unknown = _parsed(parser, words)
+    root = given.data_dir or given.data
+    size = f"dataset.size={given.img_size or 224}"
+    data = ["dataset=imagenet"] if root and "imagenet" in root.lower() else ["dataset=imagefolder", size]
+    made = Translation([*data, *([f"dataset.root={root}"] if root else [])])
+    if given.kd_model_name:
+        name = re.sub(r"^timm/", "", given.kd_model_name)
+        made.words += ["teacher=timm", f"teacher.name={name}", "teacher.pretrained=true"]
+    made.words += ["student=timm", f"student.name={given.model or 'resnet50'}"]
+    made.words += ["student.pretrained=true", "student.new_head=true"] if given.pretrained else []
+    made.words += _timm_loss(given, made)
+    optimizer = {None: "sgd", "sgd": "sgd", "adamw": "adamw"}.get(given.opt)
+    made.words += [f"optimizer={optimizer}"] if optimizer else ["optimizer=timm", f"optimizer.name={given.opt}"]
+    made.words.append("schedule=step" if given.sched == "step" else "schedule=cosine")
+    _keys(made, given, {
+        "epochs": "schedule.epochs", "batch_size": "schedule.batch_size", "lr": "schedule.lr",
+        "weight_decay": "schedule.weight_decay", "warmup_epochs": "schedule.warmup", "momentum": "optimizer.momentum",
+        "clip_grad": "trainer.clip", "smoothing": "loss.label_smoothing", "seed": "seed", "workers": "dataset.workers",
+    })  # fmt: skip
+    if given.model_ema or given.model_ema_decay:
+        made.words.append(f"trainer.ema={given.model_ema_decay or 0.9998}")
+    for kind in ("mixup", "cutmix"):
+        if getattr(given, kind) and float(getattr(given, kind)):
+            made.words += [f"dataset.mix.kind={kind}", f"dataset.mix.alpha={float(getattr(given, kind)):g}"]
+    made.words += ["trainer.channels_last=on"] if given.channels_last else []
+    if given.drop_path:
+        made.words.append(f"+student.options.drop_path_rate={given.drop_path}")
+    made.notes += _left(unknown)
+    return made
+
+
+def _timm_loss(given: argparse.Namespace, made: Translation) -> list[str]:
+    """task CE + distill KL; with the task's weight alone the other is what is left of 1; 1 and 1 without both."""
+    if not given.kd_model_name:
+        return ["teacher=none", "loss=ce"]
+    if given.kd_distill_type not in (None, "logit"):
+        made.notes.append(
+            f"--kd-distill-type {given.kd_distill_type}: not translated; kdbench list loss has feature losses"
+        )
+    task, distill = given.task_loss_weight, given.distill_loss_weight
+    other = 1 - float(task) if task and not distill else float(distill or 1)
+    weights = [f"loss.weights.task={float(task or 1):g}", f"loss.weights.distill={other:g}"]
+    return ["loss=kl", *weights, f"loss.tau={float(given.kd_temperature or 4):g}"]
+
+
+def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    try:
+        return parser.parse_known_args(list(words))
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise UserError(f"kdbench import: not a command line of {parser.prog}: {error}") from error
+
+
+def _keys(made: Translation, given: argparse.Namespace, names: Mapping[str, str]) -> None:
+    made.words += [f"{key}={getattr(given, name)}" for name, key in names.items() if getattr(given, name) is not None]
+
+
+def _left(unknown: Sequence[str]) -> list[str]:
+    return [f"not translated: {' '.join(unknown)}"] if unknown else []
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

@@ -1,0 +1,58 @@
+"""Other programs' command lines as kdbench's: every translation composes, and what has no word here is named."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+import kdbench as package
+from kdbench.configure.peers import translate
+from kdbench.errors import UserError
+from tests.support.shell import kdbench
+
+DKD = """
+DISTILLER: {TYPE: "DKD", TEACHER: "resnet32x4", STUDENT: "ShuffleV2"}
+SOLVER: {BATCH_SIZE: 64, EPOCHS: 240, LR: 0.01, LR_DECAY_STAGES: [150, 180, 210], WEIGHT_DECAY: 0.0005}
+DKD: {CE_WEIGHT: 1.0, ALPHA: 1.0, BETA: 6.0, T: 4.0, WARMUP: 20}
+"""
+REP = "python train_student.py --path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --model_s resnet8x4"
+LINES = {
+    f"{REP} --distill kd -r 0.1 -a 0.9 -b 0": "teacher=resnet32x4 student=resnet8x4 loss=kl loss.weights.task=0.1 "
+    "loss.weights.distill=0.9 loss.tau=4 schedule=crd240",
+    f"{REP} --distill kd --kd_T 2 -a 1 --trial 3": "loss.tau=2 loss.weights.task=1 seed=3",
+    f"{REP} --distill attention -a 0 -b 1000": "loss=at loss.weights.distill=1000",
+    f"{REP} --distill similarity -a 1 -b 3000": "loss=sum loss@loss.parts.crd=sp loss.parts.kl.weights.distill=1 "
+    "loss.parts.crd.weights.distill=3000",
+    f"{REP} --distill crd -a 1 -b 0.8 --nce_k 4096": "loss=sum loss.parts.crd.negatives=4096",
+    f"{REP.replace('resnet8x4', 'ShuffleV1')} --distill pkt -a 0 -b 30000": "student=shufflenetv1 schedule.lr=0.01",
+    "python tools/train.py --cfg dkd.yaml": "loss=dkd loss.nckd=6 loss.warmup=0.08333 student=shufflenetv2",
+    "dkd.yaml": "teacher=resnet32x4 schedule.weight_decay=0.0005",
+    "python tools/train.py --cfg dkd.yaml DKD.BETA 2.0": "loss.nckd=2",
+    "python train.py /data/photos --model resnet18 --kd-model-name timm/resnet50 --lr 0.1 -b 256 --epochs 90 "
+    "--task-loss-weight 0.3 --kd-temperature 2": "teacher=timm teacher.name=resnet50 "
+    "student=timm student.name=resnet18 loss.weights.task=0.3 loss.weights.distill=0.7 loss.tau=2 "
+    "schedule.batch_size=256",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_translation_says_what_the_line_said_and_composes(line):
+    Path("dkd.yaml").write_text(DKD)
+    made = translate(line, shlex.split(line))
+    words = shlex.split(made.line)[2:]
+    assert set(LINES[line].split()) <= set(words), made.line
+    package.compose(words)
+
+
+def test_the_command_prints_it_and_what_it_left_out(capsys):
+    assert kdbench("import", f"{REP} --distill kd -r 0.1 -a 0.9 -b 0 --tb_freq 3") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("kdbench train dataset=cifar100") and "# not translated: --tb_freq 3" in out
+
+
+@pytest.mark.parametrize("line", [f"{REP} --distill abound", "make", "nowhere.yaml", "python train_student.py --kd_T"])
+def test_what_is_not_understood_is_refused(line):
+    with pytest.raises(UserError):
+        translate(line, shlex.split(line))
