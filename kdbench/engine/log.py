@@ -31,7 +31,6 @@ class RunLog:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._shown = shown
-        self._in_hparams = False
         self._file = folder / "metrics.jsonl"
         kept = _lines_up_to(self._file, resume_epoch, sums)
         self.sums = [zlib.crc32(line) for line in kept]
@@ -77,14 +76,12 @@ class RunLog:
         """
         from tensorboard.plugins.hparams import summary_v2
 
-        self._in_hparams = True
         scalars = {name: _hparam(value) for name, value in values.items() if value is not None}
         self._add_summary(summary_v2.hparams_pb(scalars, trial_id=trial))
 
     def end(self, ok: bool) -> None:
         """Say how the run ended, where it is shown."""
-        if self._in_hparams:
-            self.hparams_end(ok)
+        self.hparams_end(ok)
         if self._shown is not None:
             self._shown.end(ok)
 
@@ -99,6 +96,8 @@ class RunLog:
         self._add_summary(Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about)]))
 
     def close(self) -> None:
+        if self._shown is not None:
+            self._shown.end(False)  # of a training that was stopped; one that ended has said so
         try:
             with naming(self._file):
                 self._lines.close()
@@ -116,7 +115,7 @@ class NoLog(RunLog):
 
     def __init__(self) -> None:
         self.sums = []
-        self._shown, self._in_hparams = None, False
+        self._shown = None
 
     def write(self, epoch: int, values: dict[str, float]) -> None:
         pass

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -168,6 +174,55 @@ def _check_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
     wanted = read_result(folder).student.weights if is_finished(folder) else ""
     if wanted and weight_hash(state) != wanted:
         raise UserError(f"{folder / STUDENT}: these are not the weights that {RESULT} is of (their hash differs)")
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Where a run was trained, and what it took there: host, processor, GPU, and the most memory so far in bytes."""
+    gpu = device.type == "cuda"
+    return {
+        "host": platform.node(),
+        "system": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 0,
+        "gpu": torch.cuda.get_device_name(device) if gpu else None,
+        "peak_memory": _peak_memory(),
+        "peak_gpu_memory": torch.cuda.max_memory_allocated(device) if gpu else None,
+    }
+
+
+def _processor() -> str:
+    """The CPU's name as Linux knows it; what Python knows elsewhere."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _peak_memory() -> int | None:
+    """The largest resident set of this process so far; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@functools.cache
+def describe_git() -> dict[str, Any] | None:
+    """The commit that the current folder's repository is at, and whether files that it knows differ from it; None
+    where there is no repository or no git. Asked once a process: 10 ms."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()
 
 
 def describe_versions() -> dict[str, str]:

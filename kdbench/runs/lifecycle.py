@@ -17,7 +17,7 @@ from filelock import Timeout
 
 from kdbench import world
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
-from kdbench.engine.checkpoint import STUDENT, Checkpoints, resume_epoch, save_weights
+from kdbench.engine.checkpoint import CHECKPOINT, STUDENT, Checkpoints, resume_epoch, save_weights
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.log import NoLog, RunLog
@@ -31,7 +31,15 @@ from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.result import NetworkResult, RunResult, is_finished, read_result
 from kdbench.results.status import LOCK, START, note_failure
-from kdbench.runs.folder import about_weights, clear, describe_versions, save_config, save_network
+from kdbench.runs.folder import (
+    about_weights,
+    clear,
+    describe_git,
+    describe_machine,
+    describe_versions,
+    save_config,
+    save_network,
+)
 from kdbench.runs.identity import keep, refuse_other
 from kdbench.runs.recipe import Record
 from kdbench.runs.serving import serve
@@ -297,7 +305,9 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
         device=str(learner.distiller.placement.device), precision=learner.distiller.placement.precision,
         versions=versions, seconds=round(member.seconds, 3),
         images_per_second=round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),
+        more={"machine": describe_machine(learner.distiller.placement.device), "git": describe_git()},
     ).write(stage.folder)  # fmt: skip
+    (stage.folder / CHECKPOINT).unlink(missing_ok=True)  # to go on from; twice the size of the weights, and more
 
 
 def _now() -> str:

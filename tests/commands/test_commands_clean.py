@@ -1,0 +1,37 @@
+"""`kdbench clean`: what of finished runs may go, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.support.shell import kdbench, train
+
+
+def files(folder: str = ".") -> set[str]:
+    return {str(path) for path in Path(folder).rglob("*") if path.is_file() and path.suffix not in (".lock", ".log")}
+
+
+def test_what_may_go_goes_and_the_run_stays_what_it_was(capsys):
+    run = train("paths.outputs=outputs", "hydra.run.dir=outputs/runs/one", "teacher.table=on")
+    machine = json.loads((run / "result.json").read_text())["machine"]
+    assert machine["host"] and machine["cores"] >= 1 and machine["peak_memory"] > 1e7
+    assert not list(Path("outputs").rglob("checkpoint.pt")), "a finished run and its teacher keep none"
+    before = files()
+    (run / "checkpoint.pt").write_bytes(b"of an earlier kdbench" * 1000)
+    (Path("outputs/runs/two")).mkdir()
+    (Path("outputs/runs/two/checkpoint.pt")).write_bytes(b"of a run that is not finished")
+    table = next(Path("outputs/teachers").rglob("*.table"))
+    orphan = table.with_name("00.table")
+    orphan.write_bytes(table.read_bytes().replace(b'"weights": "', b'"weights": "f', 1)[: table.stat().st_size])
+    assert kdbench("clean") == 1, "no answer, and no --yes"
+    out = capsys.readouterr()
+    assert "checkpoint of a finished run" in out.out and "--yes removes them" in out.err
+    assert (run / "checkpoint.pt").exists()
+    assert kdbench("clean", "--yes") == 0
+    assert files() == before | {"outputs/runs/two/checkpoint.pt"}
+    assert kdbench("clean") == 0 and "nothing to remove" in capsys.readouterr().out
+    assert kdbench("clean", "--tables", "--yes") == 0
+    assert not list(Path("outputs").rglob("*.table"))
+    assert kdbench("evaluate", str(run)) == 0
+    assert kdbench("clean", "nowhere") == 1
