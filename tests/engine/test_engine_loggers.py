@@ -127,4 +127,5 @@ def test_a_service_that_is_not_installed_is_said_before_anything_else(monkeypatc
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert kdbench("train", *SMOKE, "logger=wandb", "hydra.run.dir=run") == 1
-    assert "pip install 'kdbench[wandb]'" in capsys.readouterr().err and not Path("run").exists()
+    assert "pip install 'kdbench[wandb]'" in capsys.readouterr().err
+    assert not Path("run/config.yaml").exists()
