@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from kdbench.configure.comments import explain
+from kdbench.configure.options import groups, options
+from kdbench.errors import UserError
+from kdbench.paths import CONFIG_DIR
 from tests.support.shell import kdbench
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -65,3 +72,80 @@ def test_the_notebook_runs(repository, monkeypatch):
         shown.append(eval(last, names) if not re.match(r"\w+ = ", last) else exec(last.replace("=8", "=2"), names))
     assert shown[0] >= 0.1 and [row[:2] for row in shown[1]] == [("kl", 0), ("kl", 1), ("dkd", 0), ("dkd", 1)]
     assert shown[3][0] in "0123456789" and shown[4][0] == (1, 10)
+
+
+def test_every_option_and_key_that_a_page_names_exists(repository):
+    places = [Path(CONFIG_DIR)]
+    known = {group: set(options(group, places)) for group in groups(places)}
+    wrong = []
+    for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
+        own = {
+            Path(name).stem for name in files_of(page.read_text(encoding="utf-8"))
+        }  # that the page itself tells to write
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for word in re.findall(r"`([a-z][\w./@]*(?:=[^`\s]*)?)`", text) + re.findall(
+            r"`(?:[^`]*\s)?([a-z][\w./@]*=[\w.]+)[^`]*`", text
+        ):
+            key, _, value = word.partition("=")
+            group = key.partition("@")[0]
+            if group in known and re.fullmatch(r"\w+", value) and value not in known[group] | own | {"mine", "NAME"}:
+                wrong.append(f"{page.name}: {word}")
+            root = key.partition(".")[0]
+            if (
+                "." in key
+                and "/" not in key
+                and "@" not in key
+                and root in known
+                and not key.endswith((".md", ".py", ".json"))
+            ):
+                try:
+                    explain(key, {}, places)
+                except UserError as error:
+                    wrong.append(f"{page.name}: {word}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_reference_has_every_option_with_its_keys(repository):
+    docs = runpy.run_path(str(repository / "scripts" / "docs.py"))
+    loss = docs["group_page"]("loss")
+    for name in options("loss", [Path(CONFIG_DIR)]):
+        assert f"\n## loss={name}\n" in loss
+    assert loss.count("**Formula:**") == len(options("loss", [Path(CONFIG_DIR)]))
+    assert "| `trainer.clip` | `null` | largest gradient norm" in docs["group_page"]("trainer")
+    commands, python = docs["commands_page"](), docs["python_page"]()
+    for command in (repository / "kdbench" / "commands").glob("[a-z]*.py"):
+        assert f"## kdbench {command.stem.replace('_', '-')}\n" in commands
+    assert "### `kdbench.train(" in python and "### `Student.predict(" in python
+    assert "largest difference" not in python and "usage: kdbench predict" in commands
+
+
+def test_the_site_is_built(repository, tmp_path):
+    pytest.importorskip("material")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "-q",
+        "-d",
+        str(tmp_path / "site"),
+        "-f",
+        str(repository / "mkdocs.yml"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(repository)})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "reference" / "loss" / "index.html").exists()
+
+
+def test_own_photos_become_a_table_by_the_pages_lines(photos, monkeypatch):
+    os.symlink(photos, "photos")
+    os.symlink(photos / "red", "new_photos")
+    lines = [line for line in lines_of((DOCS / "after.md").read_text(encoding="utf-8")) if "--int8" not in line]
+    assert len(lines) == 5 and lines[0].startswith("kdbench train dataset=imagefolder")
+    quick = ["schedule.epochs=1", "teacher.schedule.epochs=1", "teacher.allow_chance=true", "trainer.progress=none"]
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if "export" in words:
+            pytest.importorskip("onnxscript")
+        assert kdbench(*words, *(quick if words[0] == "train" else [])) == 0, line
+    assert len(Path("answers.csv").read_text(encoding="utf-8").splitlines()) == 21

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kdbench import configure
+from kdbench.arguments import trusting
 from kdbench.counted import RESULT_FORMAT
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.results.report import show
 from kdbench.results.result import is_finished, read_result
 from kdbench.runs.identity import Kept
 
 TAKES_KEYS = True
+_DROPPED = re.compile(
+    r"[+~]*(hydra[./]|force=|teacher\.trust=|paths\.|monitor=)"
+)  # words of a run that are not its own
 
 
 def main() -> int:
@@ -26,7 +34,39 @@ def main() -> int:
         from kdbench.commands.explain import main  # kdbench train --help trainer
 
         return main()
-    return configure.launch(train, refuse, ended=ended, finished=finished)
+    own, words = from_run(sys.argv[1:])
+    return configure.launch(train, refuse, own=own, words=words, ended=ended, finished=finished)
+
+
+def from_run(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What was typed for the finished run that `--from RUN` names, less what is typed anew, and the other words.
+
+    With another option of a group the old one's keys are left out; where a run lies, and that it was forced, is not
+    taken over. `--trust` is for a run whose words name code that is not kdbench's. Raises UserError for no such run.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--from", dest="run", metavar="RUN")
+    parser.add_argument("--trust", action="store_true")
+    options, rest = parser.parse_known_args(list(words))
+    if options.run is None:
+        return [], list(words)
+    folder = Path(options.run)
+    require(is_finished(folder), "--from", options.run, "the folder of a finished run (one with a result.json)")
+    before = [word for word in read_result(folder).overrides if not _DROPPED.match(word)]
+    if not options.trust:
+        named = [{configure.key_of(word).rpartition(".")[2]: word.partition("=")[2]} for word in before]
+        trusting().check([*named, *(_mapping(word) for word in before)], str(folder / "result.json"))
+    typed = {configure.key_of(word) for word in rest}
+    groups = {key for key in typed if "." not in key}
+    return [word for word in before if configure.key_of(word).partition(".")[0] not in groups], rest
+
+
+def _mapping(word: str) -> Any:
+    """The value of a word as a mapping, if it is one."""
+    try:
+        return yaml.safe_load(word.partition("=")[2])
+    except yaml.YAMLError:
+        return None
 
 
 def train(cfg: DictConfig) -> float | None:
