@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
         _check_launcher(root)
     for name, annotation in get_type_hints(RunOptions, include_extras=True).items():
         if name in tree:
+            _refuse_span(name, tree[name])
             fit(tree[name], annotation, name)
     for key, target in OPTIONS.items():
         options = _select(tree, key)
@@ -85,6 +87,13 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
             fit_node(own_options(node, target)[0] if key == "student" else node, target, key)
         if key == "dataset":
             _check_dataset(node)
+
+
+def _refuse_span(name: str, value: Any) -> None:
+    """Raise the UserError for seeds written as 0..3, 0-3 or 0:3."""
+    span = re.fullmatch(r"(\d+)(?:\.\.|-|:)(\d+)", value) if isinstance(value, str) and name == "seed" else None
+    if span is not None:
+        raise UserError(name, value, "a whole number", f"For several runs: -m 'seed=range({span[1]},{span[2]})'")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

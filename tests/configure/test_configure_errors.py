@@ -51,6 +51,7 @@ MISTAKES = [
     ("train hydra/launcher=submitit_slurm", ["pip install hydra-submitit-launcher"]),
     # values
     ("train seed=1.5", ["seed = 1.5", "a whole number (int)"]),
+    ("train seed=0..3", ["seed = 0..3", "-m 'seed=range(0,3)'"]),
     ("train loss.tau=abc", ["loss.tau", "abc", "number"]),
     ("train loss.tau=-1", ["loss.tau", "-1"]),
     ("train loss.scale=tau", ["loss.scale = tau", "one of tau2, none", "Did you mean tau2?"]),
