@@ -6,21 +6,26 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from scipy import stats
 
 
-@pytest.fixture(scope="module")
-def claims():
-    path = Path(__file__).parent.parent / "scripts" / "claims.py"
-    spec = importlib.util.spec_from_file_location("claims", path)
+def loaded(name: str) -> ModuleType:
+    path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["claims"] = module  # named tuples look their module up
+    sys.modules[name] = module  # named tuples look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def claims():
+    return loaded("claims")
 
 
 def finished(folder: Path, seed: int, top1: float, **config: object) -> None:
@@ -94,3 +99,15 @@ def test_claims_whose_runs_are_not_there_are_left_out(claims, tmp_path, capsys):
     assert [line for line in told if line.startswith("kim2021")] == [
         f"kim2021: not run: scripts/reproduce_kim2021.sh small writes {tmp_path / 'kim2021-small'}"
     ]
+
+
+def test_the_house_is_measured_as_it_is(tmp_path, monkeypatch):
+    house = loaded("measure_house")
+    (tmp_path / "rooms.py").write_text(
+        "class Room:\n    def enter(self, *, a: dict[str, Any], **more):\n        def door(b):\n            pass\n\n\n"
+        "def leave(c, /, d, *e): return 1\n"
+    )
+    monkeypatch.setattr(house, "PACKAGE", tmp_path)
+    found = house.source(names=True)
+    assert (found["files"], found["lines"], found["dict[str, Any]"], found["Mapping[str, Any]"]) == (1, 7, 1, 0)
+    assert found["most parameters"] == 3 and found["function lines, longest"] == 3 and found["parameters"] == {}
