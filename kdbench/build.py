@@ -37,6 +37,7 @@ from kdbench.data.augment.views import Augment, Identity, is_augment
 from kdbench.data.bundle import Bundle
 from kdbench.data.order import Order
 from kdbench.data.stamp import reading
+from kdbench.engine.apart import refuse_apart
 from kdbench.engine.loggers import Logger
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
@@ -57,6 +58,7 @@ from kdbench.runs.identity import refuse_other, restamp
 from kdbench.runs.origin import SINGLE, Trained, origin_of
 from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec, flatten
 from kdbench.runs.serving import refuse_table
+from kdbench.runs.stage import refuse_views
 from kdbench.types import MEMBERS, Info, Outputs
 
 log = logging.getLogger(__name__)
@@ -89,14 +91,19 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
     check_monitor(str(cfg.monitor))
     dataset = tree["dataset"]
     augment, _ = (make_augment(dataset.get(key), f"dataset.{key}") for key in ("augment", "teacher_augment"))
+    optimizer = make_optimizer_options(tree["optimizer"], "optimizer")
+    trainer = check_node(tree["trainer"], TrainerOptions, "trainer")
+    refuse_apart(optimizer, trainer, made, loss.name)
+    mix = make_mix(dataset.get("mix") or {})
+    refuse_views(made, loss.name, augment, mix)
     if teacher is not None and teacher.table == "on":
-        refuse_table(made, loss.name, make_mix(dataset.get("mix") or {}), augment)
+        refuse_table(made, loss.name, mix, augment)
     return Recipe(
         data=functools.partial(load_data, json.dumps(tree["dataset"])),
         student=make_network(choices["student"], tree["student"], "student"),
         teacher=teacher,
         loss=loss,
-        optimizer=make_optimizer_options(tree["optimizer"], "optimizer"),
+        optimizer=optimizer,
         schedule=make_schedule(tree["schedule"], "schedule"),
         trainer=trainer,
         seeds=check_node(tree["seeds"], Seeds, "seeds"),

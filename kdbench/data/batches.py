@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdbench import world
 from kdbench.data.augment.mix import Mixer
-from kdbench.data.augment.views import Augment
+from kdbench.data.augment.views import Augment, copies_of
 from kdbench.data.bundle import Bundle, Split, are_images
 from kdbench.data.order import Bounds, Order
 from kdbench.data.stream import FileInputs
@@ -146,8 +146,9 @@ class TrainingBatches(_Batches):
         super().__init__(data, split, loading, data.augment)
         self.augment = data.augment
         self.order = Order(
-            len(split), loading.batch_size, loading.seed, loading.drop_last, loading.limit_steps, loading.repeats
-        )
+            len(split), loading.batch_size, loading.seed, loading.drop_last, loading.limit_steps, loading.repeats,
+            copies_of(data.augment),
+        )  # fmt: skip
         size = tuple(split.inputs.shape[2:])
         self.mixer = Mixer(data.mix, len(data.classes), self.order, size) if data.mix is not None else None
         self.steps = self.order.steps

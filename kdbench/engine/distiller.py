@@ -38,7 +38,10 @@ class Distiller(nn.Module):
         """input [B, ...]; the loss itself runs outside autocast, in float32."""
         network = self._compiled or self.student
         with self.placement.autocast():
-            outputs = network(input) if self.together is None else self.together.outputs(network, input, target)
+            if self.together is not None:
+                outputs = self.together.outputs(network, input, target)
+            else:
+                outputs = network(input) if self.loss.views == 1 else by_view(network, input, self.loss.views)
         terms = self.loss(outputs, teacher, target)
         return StepOutput(terms, outputs.logits.detach())
 
@@ -49,6 +52,13 @@ class Distiller(nn.Module):
         torch._dynamo.config.recompile_limit = max(NETWORKS, torch._dynamo.config.recompile_limit)
         torch._dynamo.config.fail_on_recompile_limit_hit = strict
         self._compiled = CompiledForward(self.student)
+
+
+def by_view(network: Callable[[Tensor], Outputs], input: Tensor, views: int) -> Outputs:
+    """A network's outputs where each view goes through by itself: batch norm is of one kind of image."""
+    parts = [network(part) for part in input.chunk(views)]
+    features = {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features}
+    return Outputs(torch.cat([part.logits for part in parts]), features)
 
 
 class CompiledForward:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine.apart import APART, ApartOptimizer
 from kdbench.engine.checkpoint import LearnerState
 from kdbench.engine.distiller import Distiller, wants_compilation
 from kdbench.engine.ema import Average
@@ -17,7 +18,7 @@ from kdbench.engine.metrics import Meters
 from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.together import only, whole
-from kdbench.types import Batch, OptimizerState, Outputs, Teacher
+from kdbench.types import Batch, LossTerms, OptimizerState, Outputs, Teacher
 
 
 def train_epoch(
@@ -74,7 +75,7 @@ class Learner:
     ) -> None:
         device = distiller.placement.device
         self.distiller = distiller
-        if wants_compilation(trainer, device, len(factors)):
+        if wants_compilation(trainer, device, len(factors)) and optimizer.name not in APART:
             distiller.compile_student(strict=trainer.compile == "on")
         self.recorded = wants_graph(trainer, device, optimizer)  # whether its steps may be part of a graph
         self.optimizer = make_optimizer(optimizer, [distiller], on_device=self.recorded or device.type == "cuda")
@@ -103,10 +104,17 @@ class Learner:
             self.steps_done += 1
             self.leave()
 
+    def backward(self, terms: LossTerms) -> None:
+        """The gradient of the loss; of each of its terms, where the optimizer keeps them apart."""
+        if isinstance(self.optimizer, ApartOptimizer):
+            self.optimizer.backward(terms.weighted)
+        else:
+            self.scaler.scale(terms.total).backward()
+
     def update(self, batch: Batch, teacher: Outputs | None) -> None:
         """The device's part of a step: the same work every time, and nothing counted in Python."""
         output = self.distiller(batch.input, teacher, batch.target)
-        self.scaler.scale(output.terms.total).backward()
+        self.backward(output.terms)
         if self.distiller.together is not None:
             self.distiller.together.add_gradients()
         if self.clip is not None:

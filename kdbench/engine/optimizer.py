@@ -1,4 +1,4 @@
-"""Optimizers by name: torch's SGD and AdamW, and all others from timm."""
+"""Optimizers by name: torch's SGD and AdamW, those that keep terms apart, and all others from timm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine.apart import APART
 from kdbench.engine.options import OptimizerOptions
 from kdbench.errors import UserError
 from kdbench.types import OptimizerState
@@ -41,6 +42,8 @@ def make_optimizer(
                 extra["capturable"] = True
             lr = torch.tensor(options.lr, device=parameters[0].device) if on_device else options.lr
             return _TORCH[options.name](groups, lr=lr, **extra)
+        if options.name in APART:
+            return APART[options.name](groups, lr=options.lr, **extra)
         return _from_timm(options, groups, extra)
     except UserError:
         raise
@@ -147,7 +150,7 @@ def _from_timm(
 
     known = [str(name) for name in list_optimizers()]
     if options.name not in known:
-        names = sorted({*_TORCH, *known})
+        names = sorted({*_TORCH, *APART, *known})
         near = difflib.get_close_matches(options.name, names, n=5) or [*_TORCH, "lamb", "lion", "muon"]
         raise UserError("name", options.name, "sgd, adamw, adam or an optimizer of timm", f"Nearest: {', '.join(near)}")
     return create_optimizer_v2(groups, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, **extra)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, ClassVar
 
 import torch
@@ -27,12 +26,16 @@ def shortest(gram: Tensor, bound: float) -> Tensor:
     gram = gram.detach().to(torch.float32 if device.type == "mps" else torch.float64)
     gram = gram + 1e-12 * (gram.diagonal().sum() + 1e-30) * torch.eye(count, dtype=gram.dtype, device=device)
     bound = max(bound, 1 / count)
-    states = torch.tensor(list(itertools.product((0.0, 1.0, -1.0), repeat=count)), dtype=gram.dtype, device=device)
-    free, fixed = (states < 0).to(gram.dtype), states.clamp_min(0) * bound
+    # Each weight is 0, at the bound, or free (the ternary digits 0, 1 and 2): made on the device.
+    place = 3 ** torch.arange(count, device=device)
+    states = torch.arange(3**count, device=device).unsqueeze(-1) // place % 3
+    free, fixed = (states == 2).to(gram.dtype), (states == 1).to(gram.dtype) * bound
     system = torch.zeros(len(states), count + 1, count + 1, dtype=gram.dtype, device=device)
     scaled = gram / gram.diagonal().mean()
     system[:, :count, :count] = free[:, :, None] * scaled + torch.diag_embed(1 - free)
-    system[:, :count, count], system[:, count, :count], system[:, count, count] = free, 1.0, 1e-14
+    system[:, :count, count] = free
+    system[:, count, :count].fill_(1.0)
+    system[:, count, count].fill_(1e-14)
     wanted = torch.cat([fixed, torch.ones_like(fixed[:, :1])], -1)
     found = torch.linalg.solve_ex(system, wanted.unsqueeze(-1))[0].squeeze(-1)[:, :count]
     found = torch.cat([found, torch.full_like(found[:1], 1 / count)])

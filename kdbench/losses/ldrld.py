@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from itertools import combinations
 from typing import Annotated, ClassVar
 
 import torch
@@ -23,10 +21,10 @@ def pair_rows(student: Tensor, teacher: Tensor) -> Tensor:
     return p * own + (1 - p) * other
 
 
-def decayed(first: int, second: int, decay: float) -> float:
+def decayed(first: Tensor, second: Tensor, decay: float) -> Tensor:
     """2 exp(-decay (i + j)) / (1.5 + |i - j|): what the pair of the classes ranked i and j (from 1) counts for (Xu et
     al. 2025, adaptive decay weight)."""
-    return 2 / (1.5 + abs(first - second)) * math.exp(-decay * (first + second))
+    return 2 / (1.5 + (first - second).abs()) * (-decay * (first + second)).exp()
 
 
 class LDRLD(DistillationLoss):
@@ -60,12 +58,12 @@ class LDRLD(DistillationLoss):
 
     def local(self, student: Tensor, teacher: Tensor) -> Tensor:
         """L a sample [B], from the logits [B, k] of the likeliest classes in their order."""
-        pairs = list(combinations(range(student.shape[-1]), 2))
-        first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-        weight = student.new_tensor([decayed(i + 1, j + 1, self.decay) for i, j in pairs])
-        gap_s, gap_t = ((z[..., first] - z[..., second]) / self.tau for z in (student, teacher))
+        rank = torch.arange(1, student.shape[-1] + 1, dtype=student.dtype, device=student.device)
+        weight = decayed(rank.unsqueeze(-1), rank, self.decay).triu(1)  # each pair once
+        gap_s, gap_t = ((z.unsqueeze(-1) - z.unsqueeze(-2)) / self.tau for z in (student, teacher))
         whole = kl_rows(log_probs(teacher, self.tau), log_probs(student, self.tau))
-        return self.tau**2 * ((weight * pair_rows(gap_s, gap_t)).sum(-1) + whole) / (len(pairs) + 1)
+        pairs = len(rank) * (len(rank) - 1) // 2
+        return self.tau**2 * ((weight * pair_rows(gap_s, gap_t)).sum((-1, -2)) + whole) / (pairs + 1)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         t, s = detached(teacher, "ldrld"), real(student.logits)

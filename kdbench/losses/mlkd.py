@@ -32,7 +32,9 @@ def views_of(tensor: Tensor, views: int, loss: str) -> tuple[Tensor, ...]:
 
 def at_most_median(values: Tensor) -> Tensor:
     """Which of the values [N] are at most their median, as 0 or 1."""
-    return (values <= values.quantile(0.5)).to(values.dtype)
+    ordered, middle = values.sort().values, len(values) // 2
+    low, high = ordered[(len(values) - 1) // 2], ordered[middle]
+    return (values <= low + (high - low) * 0.5).to(values.dtype)
 
 
 def alike(student: Tensor, teacher: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ def _weigh(
     costs = Costs(
         epochs=epochs,
         images=len(batches.plan(0)[0]),
-        views=batches.views,
+        views=batches.views // batches.order.copies,  # each copy of an image meets its own part of them
         filled=min(1.0, there / (batches.size * batches.views)),
         size=shape.bytes,
         teacher=_flops(teacher.teacher.network, (teacher.reads or data).info),

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdbench import world
+from kdbench.data.augment.views import Augment, copies_of
 from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.device import Placement, evaluation_batch
@@ -18,7 +20,7 @@ from kdbench.engine.evaluate import evaluating
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.schedule import lr_factors
-from kdbench.errors import under
+from kdbench.errors import require, under
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.adopt import checkpoint_gradients
 from kdbench.models.base import last_layer
@@ -72,6 +74,17 @@ def identity_of(stage: Stage, teacher: TaughtBy | None = None) -> Identity:
     return replace(record.identity, data=data, teacher=teacher.identity if teacher else "")
 
 
+def refuse_views(loss: DistillationLoss, name: str, augment: Augment, mix: object) -> None:
+    """Raise the UserError for a loss over several views of an image that batches do not hold, or hold mixed."""
+    if loss.views == 1:
+        return
+    why = f"loss={name} compares {loss.views} views of each image"
+    allowed = f"weak_strong, or another SideBySide of {loss.views} augmentations: {why}"
+    require(copies_of(augment) == loss.views, "dataset/augment", type(augment).__name__, allowed)
+    require(mix is None, "dataset.mix.kind", type(mix).__name__.lower(), f"none: {why}")
+    require(world.size() == 1, "loss", name, f"another under torchrun: {why}, and a process has only some rows")
+
+
 def train_batches(stage: Stage, placement: Placement) -> TrainingBatches:
     recipe, trainer = stage.recipe, stage.recipe.trainer
     loading = Loading(
@@ -109,6 +122,7 @@ def make_learner(
         teacher.teacher.attach(student)
     student = placement.put(student)
     loss = recipe.loss.make()
+    refuse_views(loss, recipe.loss.name, stage.data.augment, stage.data.mix)
     with under(recipe.loss.key):
         loss.epochs = recipe.schedule.epochs
         _prepare_loss(loss, student, teacher, stage.data, sets, placement)

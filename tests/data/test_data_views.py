@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageOps
 
 from kdbench.data.augment.strong import Cutout, RandAugment, ResizedCrop
-from kdbench.data.augment.views import Compose, CropFlip, Identity, jitter
+from kdbench.data.augment.views import Compose, CropFlip, Identity, SideBySide, copies_of, jitter
+from kdbench.data.order import Order
 from kdbench.data.seeds import mixed, seed_of, uniforms
 from kdbench.errors import UserError
 
@@ -116,3 +117,25 @@ def test_what_cannot_be():
     ]:
         with pytest.raises(UserError, match=words):
             make()
+
+
+def test_side_by_side_shows_each_image_in_the_view_of_every_part():
+    """Weak views are those of a run without the strong ones; a view id says whose it is."""
+    weak, strong, images = CropFlip(pad=1), Compose([CropFlip(pad=2), Cutout(size=3)]), some_images(6, 3, 8)
+    both = SideBySide([weak, strong])
+    assert both.copies == copies_of(both) == 2 and copies_of(weak) == 1
+    assert both.views is None and SideBySide([weak, jitter(1)]).views == 2 * weak.views
+    order, alone = (Order(6, 4, 3, copies=copies) for copies in (2, 1))
+    assert order.bounds == [(0, 8), (8, 12)] and order.steps == alone.steps == 2
+    place, view = order.epoch(1, both)
+    rows, views = alone.epoch(1, weak)
+    assert place.tolist() == [*rows[:4], *rows[:4], *rows[4:], *rows[4:]]
+    assert (view % 2).tolist() == [0] * 4 + [1] * 4 + [0] * 2 + [1] * 2
+    first = torch.cat([view[:4], view[8:10]]) // 2
+    assert torch.equal(first, views)
+    shown = both(images.index_select(0, place), view)
+    assert torch.equal(torch.cat([shown[:4], shown[8:10]]), weak(images.index_select(0, rows), views))
+    again = strong(images.index_select(0, place[4:8]), view[4:8] // 2)
+    assert torch.equal(shown[4:8], again) and not torch.equal(shown[4:8], shown[:4])
+    assert torch.equal(both(images, torch.full((6,), both.no_op)), images)
+    assert SideBySide([strong, weak]).no_op == -1

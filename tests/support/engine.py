@@ -91,5 +91,5 @@ def make_learner(
     distiller = Distiller(placement.put(SmallNet()), LogitDistance(distill), placement)
     steps = (stream or Stream()).steps
     factors = lr_factors(ScheduleOptions(epochs=epochs, batch_size=8, shape="cosine"), steps)
-    momentum = 0.9 if name == "sgd" else None
+    momentum = 0.9 if name in ("sgd", "dot", "aligned_sgd") else None
     return Learner(distiller, OptimizerOptions(name, lr, momentum=momentum), trainer, factors, steps, seed)

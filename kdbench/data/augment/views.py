@@ -50,6 +50,11 @@ def is_augment(made: object) -> bool:
     return callable(made) and all(hasattr(made, name) for name in ("views", "no_op", "draw"))
 
 
+def copies_of(augment: Augment) -> int:
+    """How many times it shows an image in a batch: what `SideBySide` has parts, else once."""
+    return getattr(augment, "copies", 1)
+
+
 @dataclass(frozen=True)
 class Identity:
     """No augmentation: one view."""
@@ -181,3 +186,52 @@ class Compose:
         for part, share in zip(self.parts, self.split(view)):
             images = part(images, share)
         return images
+
+
+@checked
+@dataclass(frozen=True)
+class SideBySide:
+    """Each image once in the view of every part: a weak and a strong one, say, for losses over several views.
+
+    A batch of B images holds all B in the first part's views, then all B in the second's, ... A view id is a part's own
+    one times the number of parts, plus the part. A table of the teacher's logits serves if all parts can be enumerated.
+    """
+
+    parts: Annotated[Sequence[Augment], listed(2, "a list of two augmentations or more")]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+
+    @property
+    def copies(self) -> int:
+        return len(self.parts)
+
+    @property
+    def views(self) -> int | None:
+        counts = [part.views for part in self.parts]
+        return None if None in counts else len(counts) * max(count for count in counts if count is not None)
+
+    @property
+    def no_op(self) -> int:
+        return self.copies * self.parts[0].no_op if self.parts[0].no_op >= 0 else -1
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """n view ids: the first n / copies are the first part's, ..."""
+        own = [part.draw(n // self.copies, generator) for part in self.parts]
+        largest = SEED // self.copies  # of seeds, such that an id has 63 bits
+        return torch.cat([(view % largest) * self.copies + number for number, view in enumerate(own)])
+
+    def __call__(self, images: Tensor, view: Tensor) -> Tensor:
+        whose, own = view % self.copies, view // self.copies
+        shown = images
+        for number, part in enumerate(self.parts):
+            mine = whose == number
+            if images.device.type == "cpu":
+                place = mine.nonzero().squeeze(1)
+                if len(place):
+                    made = part(images.index_select(0, place), own.index_select(0, place))
+                    shown = shown.index_copy(0, place, made)
+            else:  # which they are is not known without a host sync: all, then choose
+                made = part(images, own if part.views is None else own % part.views)
+                shown = torch.where(mine.view(-1, *[1] * (images.dim() - 1)), made, shown)
+        return shown

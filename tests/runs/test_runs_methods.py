@@ -1,0 +1,110 @@
+"""Methods that ask more of a run than a loss: views side by side, terms apart, heads and memories of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdbench.cohort import Run, train_together
+from kdbench.configure.reference import without_hydra
+from kdbench.tables.feed import TableTeacher
+from tests.support.procedures import MLPS, TINY, composed, in_hydra, refusal, result, train
+
+PAIRED = ["dataset/augment=weak_strong", "loss=crld"]
+# Both views of an enumerable kind, so that a table can serve.
+LISTED = [
+    "dataset/augment=weak_strong", "loss=crld", "dataset.augment.parts=["
+    "{_target_: kdbench.data.augment.views.CropFlip, pad: 1},{_target_: kdbench.data.augment.views.CropFlip, pad: 0}]",
+]  # fmt: skip
+SMALL = [*MLPS, "schedule.epochs=2"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "student.safetensors")
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    mine, theirs = weights(folder), weights(other)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_two_views_are_served_by_a_table_as_by_the_live_teacher(monkeypatch):
+    asked: list[int] = []
+    ask = TableTeacher.__call__
+    monkeypatch.setattr(TableTeacher, "__call__", lambda self, one: asked.append(len(one.input)) or ask(self, one))
+    live = train(*SMALL, *LISTED, "teacher.table=off", out="live", without=["dataset/augment"])
+    assert not asked
+    table = train(*SMALL, *LISTED, "teacher.table=on", out="table", without=["dataset/augment"])
+    assert asked == [32] * 6  # 16 images twice
+    assert_same(live, table)
+
+
+@pytest.mark.parametrize("words", [["loss=crld"], ["loss=mlkd", "loss.views=2"]])
+def test_a_loss_over_two_views_needs_them(words):
+    said = refusal(*MLPS, *words)
+    assert said.startswith("dataset/augment = Identity: must be weak_strong") and "compares 2 views" in said
+    mixed = refusal(*MLPS, *PAIRED, "dataset.mix.kind=mixup", without=["dataset/augment"])
+    assert mixed.startswith("dataset.mix.kind = mixup: must be none")
+
+
+def test_an_optimizer_that_keeps_terms_apart_needs_its_terms():
+    assert refusal(*MLPS, "optimizer=deepkd").startswith("loss = kl: must be one with the terms task, nckd, tckd")
+    assert refusal(*MLPS, "optimizer=dot", "trainer.clip=1").startswith("trainer.clip = 1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["loss=deepkd", "optimizer=deepkd"], ["loss=dhkd", "optimizer=aligned_sgd", "loss.hidden=8"],
+        ["loss=kl", "optimizer=dot"], ["loss=pskd", "loss.as_published=true", "teacher=none"], PAIRED,
+    ],
+    ids=["deepkd", "dhkd", "dot", "pskd", "crld"],
+)  # fmt: skip
+def test_a_run_that_was_stopped_continues_to_the_last_bit(words, monkeypatch):
+    from kdbench.engine.trainer import Member
+
+    taught = [word for word in SMALL if not (word.startswith("teacher") and "teacher=none" in words)]
+    typed, options = [*taught, *words], {"without": ["dataset/augment"] if words is PAIRED else []}
+    whole = train(*typed, out="whole", **options)
+    end, ended = Member.end_epoch, []
+
+    def stop(self, *args):
+        found = end(self, *args)
+        ended.append(1)
+        if len(ended) == 1:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Member, "end_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(*typed, out="cut", **options)
+    monkeypatch.setattr(Member, "end_epoch", end)
+    assert not (Path("cut") / "result.json").exists() and (Path("cut") / "checkpoint.pt").exists()
+    assert_same(whole, train(*typed, out="cut", **options))
+
+
+def test_several_teachers_weighted_by_sample_and_by_batch():
+    ensemble = ["teacher=ensemble", "teacher.network=mlp", "teacher.members=[0,1]", *MLPS[2:]]
+    for name in ("camkd", "aekd"):
+        folder = train(*ensemble, f"loss={name}", out=name)
+        assert 0 <= result(folder)["last"]["test/top1"] <= 1
+    assert "reads the feature members, but the teacher has only" in refusal(*MLPS, "loss=camkd")
+
+
+def test_a_cohort_of_ten_methods_is_ten_runs():
+    losses = ("bkl", "revision", "rc", "ldrld", "hard", "deepkd", "dhkd", "mlkd", "wkd", "swap")
+
+    def run(loss: str, outputs: str) -> Run:
+        root = composed(*TINY, *MLPS, "schedule.epochs=1", f"loss={loss}")
+        return Run(without_hydra(root), Path(outputs) / loss, [], dict(root.hydra.runtime.choices))
+
+    members, others = ([run(loss, outputs) for loss in losses] for outputs in ("together", "alone"))
+    with in_hydra():
+        together = train_together(members)
+        alone = [outcome for one in others for outcome in train_together([one])]
+    assert together == alone and all(isinstance(value, float) for value in alone)
+    for loss in losses:
+        assert_same(Path("together") / loss, Path("alone") / loss)
