@@ -1,9 +1,10 @@
 """The loop that kdbench is compared with: plain PyTorch, as most public code for distillation writes it.
 
-Every image is a PIL image that is cropped, mirrored and normalised by itself in a worker process of a DataLoader; the
-teacher runs for every batch; networks are float32 in the usual memory layout; every step waits for the loss and two
-accuracies (`.item()`). Networks, loss and optimizer settings are those of the configuration. Nothing here is made slow
-on purpose: what kdbench does about each of these is what the comparison is about.
+Every image is a PIL image that is cropped, mirrored and normalised by itself in a worker process of a DataLoader, every
+text a list of ids that is padded to the longest of its batch; the teacher runs for every batch; networks are float32 in
+the usual memory layout; every step waits for the loss and two accuracies (`.item()`). Networks, loss and optimizer
+settings are those of the configuration. Nothing here is made slow on purpose: what kdbench does about each of these is
+what the comparison is about.
 """
 
 from __future__ import annotations
@@ -62,11 +63,37 @@ def _arrays(images: Inputs) -> Any:
     return arrays[..., 0] if arrays.shape[-1] == 1 else arrays
 
 
+class PlainTexts(Dataset[tuple[Tensor, int, int]]):
+    """The training texts of a bundle, one at a time, each as long as it is."""
+
+    def __init__(self, data: Bundle) -> None:
+        if data.reading is not None:
+            other = data.reading.vocabulary
+            raise UserError("dataset.teacher_tokenizer", other, "null: the plain loop reads a text once")
+        assert isinstance(data.transfer.inputs, Tensor)
+        self.texts = [ids[ids != 0] for ids in data.transfer.inputs]
+        self.labels = data.transfer.labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int, int]:
+        return self.texts[row], self.labels[row], row
+
+
+def _padded(samples: list[tuple[Tensor, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch that is as wide as its longest text."""
+    texts, labels, rows = zip(*samples, strict=True)
+    return nn.utils.rnn.pad_sequence(list(texts), batch_first=True), torch.tensor(labels), torch.tensor(rows)
+
+
 def _plain(data: Bundle) -> Dataset[Any]:
     """The training set, one sample at a time."""
     inputs, labels = data.transfer.inputs, data.transfer.labels
     if not isinstance(inputs, Tensor) or are_images(inputs):
         return PlainImages(data)
+    if inputs.dtype == torch.int64:
+        return PlainTexts(data)
     if data.mean:
         inputs = (inputs - torch.tensor(data.mean)) / torch.tensor(data.std)
     return TensorDataset(inputs, labels, torch.arange(len(labels)))
@@ -88,7 +115,11 @@ class ReferenceLoop:
         self.optimizer = _optimizer(recipe.optimizer, self.student)
         pin = self.device.type == "cuda"
         batch = recipe.schedule.batch_size
-        self.loader = DataLoader(_plain(data), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pin)
+        made = _plain(data)
+        self.loader = DataLoader(
+            made, batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pin,
+            collate_fn=_padded if isinstance(made, PlainTexts) else None,
+        )  # fmt: skip
         self._stream: Iterator[Any] | None = None
         self.sums = [0.0, 0.0, 0.0]
 

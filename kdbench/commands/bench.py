@@ -37,8 +37,8 @@ Time a configuration's training on this machine, part by part, and against the p
 It takes the keys of `kdbench train`; nothing is trained to the end and no run is written. Networks start with random
 weights. Where the dataset is not on this machine, random images of its shapes stand in for it.
 
-  --baseline     also time the plain loop: PIL transforms in a DataLoader's workers, float32, a live teacher, and
-                 `.item()` in every step; both take turns, and the ratio is taken round by round
+  --baseline     also time the plain loop: a DataLoader's workers (PIL transforms, or padding of texts), float32, a live
+                 teacher, and `.item()` in every step; both take turns, and the ratio is taken round by round
   --members N    also time N students trained side by side (a sweep of N points)
   --seconds S    how long the turns go on (default 20)
   --workers W    worker processes of the plain loop (default: one a core, at most 8)

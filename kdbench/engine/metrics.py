@@ -87,7 +87,8 @@ def measure_logits(
 
     top1, top5 and agreement are fractions; nll and teacher_kl (KL from teacher to student at temperature 1, the
     fidelity of Stanton et al. 2021) are in nats; ece is the expected calibration error with 15 equal bins (Guo et al.
-    2017); posterior_l2 the mean of |p - p*|_2, the error that bounds a student's risk (Zhang et al. 2024, section 4.1).
+    2017); f1 and mcc are of two classes alone; posterior_l2 the mean of |p - p*|_2, the error that bounds a student's
+    risk (Zhang et al. 2024, section 4.1).
     """
     logp = F.log_softmax(logits.float(), 1)
     # One answer an image, for every figure: topk breaks ties in another way than argmax does.
@@ -100,6 +101,8 @@ def measure_logits(
         "nll": F.nll_loss(logp, label),
         "ece": expected_calibration_error(logp.exp(), right),
     }
+    if logp.shape[1] == 2:
+        values |= two_classes(answer, label)
     if teacher is not None:
         logq = F.log_softmax(teacher.float(), 1)
         values["agreement"] = (answer == teacher.argmax(1)).float().mean()
@@ -107,6 +110,18 @@ def measure_logits(
     if posterior is not None:
         values["posterior_l2"] = (logp.exp() - posterior).norm(dim=1).mean()
     return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+
+
+def two_classes(answer: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """F1 of the second class and the Matthews correlation (GLUE's figures for MRPC and CoLA), of answers [N] and labels
+    [N] in {0, 1}; 0 where a denominator is 0, as scikit-learn has it."""
+    counts = torch.bincount(2 * label + answer, minlength=4).cpu().double()  # MPS has no float64
+    true_no, false_yes, false_no, true_yes = counts.unbind()
+    beside = (true_yes + false_yes) * (true_yes + false_no) * (true_no + false_yes) * (true_no + false_no)
+    f1 = 2 * true_yes / (2 * true_yes + false_yes + false_no).clamp_min(1)
+    # A correlation of integers whose product is 0 where one of the four sums is.
+    mcc = (true_yes * true_no - false_yes * false_no) / beside.sqrt().clamp_min(1)
+    return {"f1": f1.float().to(label.device), "mcc": mcc.float().to(label.device)}
 
 
 def expected_calibration_error(probs: Tensor, right: Tensor, bins: int = 15) -> Tensor:

@@ -37,6 +37,8 @@ class Metric(NamedTuple):
 _ALL = (
     Metric("top1", "%", 1, "top-1"),
     Metric("top5", "%", 1, "top-5"),
+    Metric("f1", "%", 1, "F1"),  # of the second of two classes
+    Metric("mcc", "", 1, "MCC"),  # Matthews correlation, of two classes
     Metric("ppl", "ppl", -1, "perplexity"),  # exp of the nll a token
     Metric("nll", "nats", -1),
     Metric("ece", "", -1),
@@ -125,7 +127,7 @@ def unigram_perplexity(tokens: Sequence[int], training: Sequence[int]) -> float:
 
 CLASSIFICATION = Task(
     "classification",
-    metrics=_named("top1", "top5", "nll", "ece", "agreement", "teacher_kl", "posterior_l2"),
+    metrics=_named("top1", "top5", "f1", "mcc", "nll", "ece", "agreement", "teacher_kl", "posterior_l2"),
     primary=METRICS["top1"],
     chance=lambda images, training: max(images) / sum(images),
     guess="the share of the largest class",

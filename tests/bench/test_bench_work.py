@@ -11,7 +11,7 @@ import yaml
 from hydra import initialize_config_dir
 
 from kdbench.bench import standin
-from kdbench.bench.reference import PlainImages, ReferenceLoop
+from kdbench.bench.reference import PlainImages, PlainTexts, ReferenceLoop, _padded
 from kdbench.bench.report import LIVE, TABLE, contender, measure, text, ways
 from kdbench.bench.workbench import prepare
 from kdbench.configure import construct
@@ -100,6 +100,21 @@ def test_the_plain_loop_prepares_the_same_images_one_by_one(recipe):
     assert ReferenceLoop(made, data, workers=0).turn(5) > 0
     with pytest.raises(UserError, match="loss=at"):
         ReferenceLoop(recipe("loss=at"), data, workers=0)
+
+
+def test_the_plain_loop_pads_texts_to_the_longest_of_their_batch(recipe):
+    texts = ["dataset=udhr", "dataset.subset=64", "student=text_cnn_small", "teacher=text_cnn_small"]
+    made = recipe(*texts, without=("dataset", "student", "teacher"))
+    data = made.data()
+    plain = PlainTexts(data)
+    ids, labels, rows = _padded([plain[3], plain[5]])
+    whole = data.transfer.inputs[[3, 5]]
+    assert ids.shape == (2, int((whole != 0).sum(1).max())) and torch.equal(ids, whole[:, : ids.shape[1]])
+    assert labels.tolist() == data.transfer.labels[[3, 5]].tolist() and rows.tolist() == [3, 5]
+    assert ReferenceLoop(made, data, workers=0).turn(2) > 0
+    with pytest.raises(UserError, match=r"dataset.teacher_tokenizer = words"):
+        other = recipe(*texts, "dataset.teacher_tokenizer=words", without=("dataset", "student", "teacher"))
+        ReferenceLoop(other, other.data(), workers=0)
 
 
 def test_a_report_has_every_figure_as_plain_values_and_as_text(recipe, tmp_path):

@@ -19,6 +19,20 @@ def test_report_agrees_with_torchmetrics():
     assert got["nll"] == pytest.approx(-logits.log_softmax(1)[torch.arange(200), label].mean().item())
 
 
+def test_two_classes_have_f1_and_a_correlation():
+    torch.manual_seed(0)
+    for share in (0.5, 0.1, 0.0):
+        logits, label = torch.randn(200, 2), (torch.rand(200) < share).long()
+        got = measure_logits(logits, label)
+        assert got["f1"] == pytest.approx(oracle.binary_f1_score(logits.argmax(1), label).item())
+        if share:
+            expected = oracle.binary_matthews_corrcoef(logits.argmax(1), label).item()
+            assert got["mcc"] == pytest.approx(expected, abs=1e-6)
+    one_answer = measure_logits(torch.tensor([[1.0, 0.0]] * 4), torch.tensor([0, 1, 1, 0]))
+    assert one_answer["f1"] == 0 == one_answer["mcc"]
+    assert not {"f1", "mcc"} & measure_logits(torch.randn(9, 3), torch.arange(9) % 3).keys()
+
+
 def test_fidelity_to_a_teacher():
     torch.manual_seed(0)
     student, teacher, label = torch.randn(50, 4), torch.randn(50, 4), torch.randint(4, (50,))
