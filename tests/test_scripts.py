@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kdbench.errors import UserError
+from tests.support.results import result as made_result
+from tests.support.results import write
+
 
 def loaded(name: str) -> ModuleType:
     path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
@@ -111,3 +115,22 @@ def test_the_house_is_measured_as_it_is(tmp_path, monkeypatch):
     found = house.source(names=True)
     assert (found["files"], found["lines"], found["dict[str, Any]"], found["Mapping[str, Any]"]) == (1, 7, 1, 0)
     assert found["most parameters"] == 3 and found["function lines, longest"] == 3 and found["parameters"] == {}
+
+
+def test_how_often_a_setting_is_called_better_than_itself(tmp_path, monkeypatch, capsys):
+    rate, random = loaded("aa_rate"), np.random.default_rng(0)
+    for seed in range(60):
+        made = made_result(float(0.9 + 0.01 * random.normal()), seed=seed)
+        write(tmp_path / "aa" / str(seed), made)
+    monkeypatch.setattr(sys, "argv", ["aa_rate", str(tmp_path / "aa"), "--repeats", "3", "--json"])
+    assert rate.main() == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == 60 and found["tables"] == 10 and sum(found["verdicts"].values()) == 2 * 3 * 10
+    for one in found["wrong"].values():
+        assert one["share"] <= 0.2 and one["low"] <= one["first dealing"] / 10 <= one["high"]
+    assert set(found["wrong"]) == {"other seeds, this test set", "same seeds, this test set"}
+    for seed in range(6):
+        write(tmp_path / "few" / str(seed), made_result(0.9 if seed % 2 else 0.5, seed=seed, loss__tau=seed % 2))
+    monkeypatch.setattr(sys, "argv", ["aa_rate", str(tmp_path / "few")])
+    with pytest.raises(UserError, match="holds 2 settings"):
+        rate.main()

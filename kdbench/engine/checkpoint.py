@@ -39,6 +39,7 @@ class MemberState(TypedDict):
     last: dict[str, float]
     best: dict[str, float] | None
     rows: NotRequired[list[int]]  # checksums of the rows of metrics.jsonl; the first edition kept none
+    cost: NotRequired[dict[str, float] | None]  # kdbench.engine.cost
     learner: LearnerState
     teacher: NotRequired[TeacherState]
 

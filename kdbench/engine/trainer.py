@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kdbench.engine.checkpoint import Checkpoints, MemberState
+from kdbench.engine.cost import added, counters, spent
 from kdbench.engine.device import own_stream
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.graph import cohort_graph
@@ -36,6 +37,7 @@ class Member:
     teacher: Teacher | None = None  # what it has become is kept with the student, for it may learn too
     epochs_done: int = 0
     seconds: float = 0.0
+    cost: dict[str, float] | None = None  # kdbench.engine.cost; None: nothing yet
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] | None = None
 
@@ -67,7 +69,7 @@ class Member:
     def state(self) -> MemberState:
         kept: MemberState = {
             "epochs_done": self.epochs_done, "seconds": self.seconds, "last": self.last, "best": self.best,
-            "rows": list(self.log.sums), "learner": self.learner.state(),
+            "rows": list(self.log.sums), "cost": self.cost, "learner": self.learner.state(),
         }  # fmt: skip
         if self.teacher:
             kept["teacher"] = self.teacher.state()
@@ -75,7 +77,7 @@ class Member:
 
     def restore(self, state: MemberState) -> None:
         self.epochs_done, self.seconds = state["epochs_done"], state["seconds"]
-        self.last, self.best = state["last"], state["best"]
+        self.last, self.best, self.cost = state["last"], state["best"], state.get("cost", {})
         self.learner.restore(state["learner"])
         if self.teacher:
             self.teacher.restore(state["teacher"])
@@ -96,7 +98,11 @@ def fit(members: Sequence[Member], batches: Epochs, teacher: Teacher, until: int
                 member.learner.begin_epoch(epoch)
             if active:
                 begin, stream = time.perf_counter(), batches.epoch(epoch, epochs)
+                before = counters(placement.device)
                 images = train_epoch([m.learner for m in active], stream, teacher, view.advance, graph)
+                cost = spent(before, counters(placement.device), len(active))
+                for member in active:
+                    member.cost = added(member.cost, cost)
                 view.epoch(epoch + 1, epochs, _end_epoch(active, epoch, images, time.perf_counter() - begin, writer))
 
 

@@ -127,6 +127,14 @@ def flops(model: nn.Module, info: Info) -> int:
     return counter.get_total_flops()
 
 
+def flops_of(network: nn.Module, info: Info) -> int:
+    """FLOPs of a forward pass; two for each parameter where a network cannot be run on shapes alone."""
+    try:
+        return flops(network, info)
+    except Exception:  # what a network does with its numbers (a search, a loop until convergence) may fail without them
+        return 2 * count_parameters(network)
+
+
 def forward_on_meta(model: nn.Module, inputs: Tensor) -> Any:
     """What the model returns for inputs of this shape in eval mode, as shapes without numbers; no arithmetic is done.
 

@@ -34,14 +34,41 @@ def checklist(comparison: Comparison) -> list[tuple[str, str]]:
         ("Teachers", _each(runs, _teacher)),
         ("Compute", f"{hours:.2f} hours of training on {_each(runs, lambda run: run.result.device or 'unknown')} "
                     f"({_each(runs, lambda run: run.result.precision or 'unknown')}); teachers are not in it"),
+        ("Cost", _each_cost(runs)),
+        ("Machines", _each(runs, _machine) or "unknown"),
         ("Test set", f"predictions of each test image are kept by {kept} of {len(runs)} runs: verdicts on such images "
                      "take those of both settings"),
         ("Versions", _each(runs, _versions)),
         ("Commands", "; ".join(commands) if len(commands) <= 12 else f"{_some(commands)}; each in its result.json"),
-        ("Not known", "energy, memory, what failed or was left out before, and how settings were chosen that no sweep "
+        ("Not known", f"{_unknown(runs)}what failed or was left out before, and how settings were chosen that no sweep "
                       "here varies"),
         ("Left out", "; ".join(comparison.warnings) or "nothing to warn of"),
     ]  # fmt: skip
+
+
+def _each_cost(runs: Sequence[Run]) -> str:
+    """Sums over all runs, and the most memory, of what every one of them knows."""
+    said = []
+    for name, unit, per in (("cpu_seconds", "CPU hours", 3600), ("gpu_seconds", "GPU hours", 3600),
+                            ("energy", "kJ", 1000), ("memory", "GB at most", 1e9), ("gpu_memory", "GB of GPU", 1e9)):
+        found = [run.result.figure(f"cost/{name}") for run in runs]
+        values = [value for value in found if value is not None]
+        if values and len(values) == len(runs):
+            said.append(f"{(max(values) if 'memory' in name else sum(values)) / per:.3g} {unit}")
+    return ", ".join(said) or "unknown"
+
+
+def _unknown(runs: Sequence[Run]) -> str:
+    """What some of the runs do not say of their cost: "energy, memory, "."""
+    lacking = (name for name in ("energy", "memory") if any(run.result.figure(f"cost/{name}") is None for run in runs))
+    return "".join(f"{name}, " for name in lacking)
+
+
+def _machine(run: Run) -> str:
+    about = run.result.machine
+    words = [str(about[key]) for key in ("processor", "gpu") if about.get(key)]
+    commit = f" at commit {about['commit'][:12]}" if isinstance(about.get("commit"), str) else ""
+    return f"{' with '.join(words)}{commit}" if words else ""
 
 
 def _data(run: Run) -> str:

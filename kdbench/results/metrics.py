@@ -23,7 +23,7 @@ class Metric(NamedTuple):
 
     @property
     def digits(self) -> int:
-        return {"%": 2, "ppl": 2, "s": 0, "epochs": 0}.get(self.unit, 4)
+        return {"%": 2, "ppl": 2, "s": 0, "J": 0, "bytes": 0, "FLOPs": 0, "epochs": 0}.get(self.unit, 4)
 
     def number(self, value: float | None) -> str:
         """A value without its unit: "91.23"; "-" for none."""
@@ -55,6 +55,12 @@ _ALL = (
     Metric("feature_norm", "", 1),
     Metric("teacher_feature_norm", "", 1),
     Metric("seconds", "s", -1),
+    Metric("cpu_seconds", "s", -1),
+    Metric("gpu_seconds", "s", -1),
+    Metric("energy", "J", -1),
+    Metric("memory", "bytes", -1),
+    Metric("gpu_memory", "bytes", -1),
+    Metric("flops", "FLOPs", -1),
     Metric("images_per_second", "images/s", 1),
     Metric("epoch", "epochs", -1),
 )

@@ -15,7 +15,7 @@ from rich.table import Table
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.results.metrics import METRICS, Metric
-from kdbench.results.rows import Comparison, Figure, Row
+from kdbench.results.rows import COSTS, Comparison, Figure, Row
 from kdbench.results.statistics import FEWEST, LEVEL, Judged
 from kdbench.results.verdicts import Verdicts, Versus
 
@@ -168,9 +168,10 @@ def _all_digits(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
         figures = [value for name in names for value in (row.metrics[name].mean, row.metrics[name].std)]
         differs = [row.differs.get(column) for column in comparison.columns]
         folders = " ".join(str(run.folder) for run in row.runs)
-        tail = [len(row.runs), row.agreement.mean, row.seconds.mean, folders]
+        cost = [row.cost[name].mean for name in COSTS]
+        tail = [len(row.runs), row.agreement.mean, row.seconds.mean, *cost, folders]
         rows.append([*differs, row.teacher.mean, *figures, *tail])
-    return [*header, "n", "agreement", "seconds", "folders"], rows
+    return [*header, "n", "agreement", "seconds", *COSTS, "folders"], rows
 
 
 def _cell(value: Any) -> Any:
@@ -185,6 +186,7 @@ def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]], verdict
             **{"differs": row.differs, "teacher": row.teacher._asdict()},
             "metrics": {name: figure._asdict() for name, figure in row.metrics.items()},
             **{"agreement": row.agreement._asdict(), "seconds": row.seconds._asdict(), "n": len(row.runs)},
+            "cost": {name: one._asdict() for name, one in row.cost.items() if one.n},
             "folders": [str(run.folder) for run in row.runs],
         }
         for row in comparison.rows
@@ -230,7 +232,16 @@ def _columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
     columns.append(("n", lambda row: str(len(row.runs))))
     columns.append(("agreement %", lambda row: figure(row.agreement, METRICS["agreement"])))
     columns.append(("seconds", lambda row: METRICS["seconds"].number(row.seconds.mean)))
-    return columns
+    return columns + [(title, partial(_cost, name, unit)) for name, (title, unit) in _COSTS.items()]
+
+
+# Titles and units of what runs cost; where none of them knows it there is no column.
+_COSTS = {"cpu_seconds": ("CPU s", 1.0), "gpu_seconds": ("GPU s", 1.0), "energy": ("kJ", 1e3), "flops": ("MFLOPs", 1e6)}
+
+
+def _cost(name: str, unit: float, row: Row) -> str:
+    mean = row.cost[name].mean
+    return "-" if mean is None else f"{mean / unit:.3g}" if mean < 1000 * unit else f"{mean / unit:,.0f}"
 
 
 def _one(value: Figure) -> Figure:

@@ -31,6 +31,7 @@ class NetworkResult:
     metrics: Figures = field(default_factory=dict)  # "test/top1", ...; an ensemble's also "members/test/top1": the mean
     members: Sequence[NetworkResult] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
+    flops: int = 0  # of one input's forward pass; 0: not known
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class RunResult:
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0  # of training, evaluation left out
     images_per_second: float = 0.0
+    cost: Figures = field(default_factory=dict)  # of training: cpu_seconds, gpu_seconds, energy (J), memory (bytes)
+    machine: Mapping[str, Any] = field(default_factory=dict)  # host, processor, gpu, commit, ...
     stages: Sequence[StageResult] = ()
     tables: Mapping[str, Any] = field(default_factory=dict)  # rows by name: a procedure's own
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -86,19 +89,25 @@ class RunResult:
         """A number by its name; None if this run has none of that name.
 
         "last" and "best" are the task's primary metric on the test set, after the last epoch and at the best one by
-        validation; else a name of `last` or `figures` ("test/nll", "ensemble/3/test/top1"), or of `best` as
-        "best/val/top1".
+        validation; else a name of `last` or `figures` ("test/nll", "ensemble/3/test/top1"), of `best` as
+        "best/val/top1", or of `cost` as "cost/energy"; "cost/flops" is the student's.
         """
         best = self.best or {}
         if name in ("last", "best"):
             return (self.last if name == "last" else best).get(TASKS[self.task].on("test"))
         if name.startswith("best/"):
             return best.get(name.removeprefix("best/"))
+        if name.startswith("cost/"):
+            return self._costs().get(name.removeprefix("cost/"))
         return self.last[name] if name in self.last else self.figures.get(name)
 
     def figure_names(self) -> list[str]:
         """The names that `figure` has a number for, "last" and "best" left out."""
-        return [*self.last, *self.figures, *(f"best/{name}" for name in self.best or {})]
+        best, cost = (f"best/{name}" for name in self.best or {}), (f"cost/{name}" for name in self._costs())
+        return [*self.last, *self.figures, *best, *cost]
+
+    def _costs(self) -> dict[str, float | None]:
+        return {**self.cost, **({"flops": self.student.flops} if self.student.flops else {})}
 
     def monitored(self, name: str) -> float | None:
         """The figure that a sweeper optimises: `figure`, or for "auto" the primary metric on the validation set, on the

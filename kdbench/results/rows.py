@@ -18,6 +18,9 @@ _counted, _is_seed = functools.cache(counted), functools.cache(is_seed)  # a tho
 _FOLLOWS = {"schedule": ("optimizer.", "teacher.schedule.", "teacher.optimizer."), "optimizer": ("teacher.optimizer.",)}
 
 
+COSTS = ("cpu_seconds", "gpu_seconds", "energy", "flops")  # that tables show beside every figure
+
+
 class Figure(NamedTuple):
     """A number over the n runs of one setting."""
 
@@ -40,6 +43,7 @@ class Row(NamedTuple):
     metrics: dict[str, Figure]  # the student's, by the names asked for
     agreement: Figure  # of student and teacher on the test set
     seconds: Figure
+    cost: dict[str, Figure]  # what its runs took, by the names of COSTS
     runs: list[Run]
 
     @property
@@ -214,6 +218,7 @@ def _row(runs: list[Run], columns: Sequence[str], metrics: Sequence[str]) -> Row
         metrics={name: Figure.of(run.result.figure(name) for run in runs) for name in metrics},
         agreement=Figure.of(run.result.last.get("test/agreement") for run in runs),
         seconds=Figure.of(run.result.seconds for run in runs),
+        cost={name: Figure.of(run.result.figure(f"cost/{name}") for run in runs) for name in COSTS},
         runs=runs,
     )
 

@@ -18,6 +18,7 @@ from filelock import Timeout
 from kdbench import world
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.engine.checkpoint import CHECKPOINT, STUDENT, Checkpoints, resume_epoch, save_weights
+from kdbench.engine.cost import machine, peak_memory
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.log import NoLog, RunLog
@@ -27,7 +28,7 @@ from kdbench.engine.trainer import Member, fit
 from kdbench.errors import Busy, UserError, require
 from kdbench.files import lock, read_object, remove_leftovers, write_json
 from kdbench.losses.base import DistillationLoss
-from kdbench.models.base import count_parameters
+from kdbench.models.base import count_parameters, flops_of
 from kdbench.models.weights import weight_hash
 from kdbench.results.result import NetworkResult, RunResult, is_finished, read_result
 from kdbench.results.status import LOCK, START, note_failure
@@ -299,8 +300,10 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
         teacher=teacher.record() if teacher else None,
         student=NetworkResult(
             recipe.student.name, parameters=count_parameters(learner.network),
-            weights=weight_hash(learner.network.state_dict()),
+            weights=weight_hash(learner.network.state_dict()), flops=flops_of(learner.network, data.info),
         ),
+        cost={**(member.cost or {}), **peak_memory(learner.distiller.placement.device)},
+        machine=machine(learner.distiller.placement.device),
         last=last, best=member.best, figures=teacher.recovered(last, data.task) if teacher else {}, images=images,
         device=str(learner.distiller.placement.device), precision=learner.distiller.placement.precision,
         versions=versions, seconds=round(member.seconds, 3),

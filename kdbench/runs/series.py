@@ -115,6 +115,7 @@ class Series:
                 last={"epoch": base.last["epoch"], **self._measured(network, teacher, stage.folder)},
                 best=None,
                 seconds=0.0,
+                cost={},
             ).write(stage.folder)
         self.note(stage, read_result(stage.folder))
         return stage.folder
@@ -132,6 +133,13 @@ class Series:
                 if name == "test" and (kept := keepable(logits, label, theirs)) is not None:
                     kept.write(folder)
         return found
+
+    def _cost(self) -> dict[str, float | None]:
+        """Of all its trainings together, as far as each of them knows: sums, and the most memory."""
+        trained = [read_result(self.out / entry.folder).cost for entry in self.entries if entry.seconds]
+        known = [name for name in trained[0] if all(name in one for one in trained)] if trained else []
+        joined = {name: [one[name] or 0.0 for one in trained] for name in known}
+        return {name: max(of) if "memory" in name else sum(of) for name, of in joined.items()}
 
     @property
     def last(self) -> Path:
@@ -173,7 +181,7 @@ class Series:
             result, name=out.name, hash=record.hash, identity=_whole(self).as_json(),
             choices=dict(record.choices), config=record.config,
             overrides=record.overrides, tags=record.tags, seed=recipe.seeds.init,
-            seconds=round(sum(entry.seconds for entry in self.entries), 3),
+            seconds=round(sum(entry.seconds for entry in self.entries), 3), cost=self._cost(),
             figures={**result.figures, **(figures or {})}, stages=list(self.entries),
             tables={name: list(rows) for name, rows in (tables or {}).items()},
         )  # fmt: skip

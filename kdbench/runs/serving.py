@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import nn
-
 from kdbench import world
 from kdbench.data.augment.mix import Mix
 from kdbench.data.augment.views import Augment
@@ -17,14 +15,14 @@ from kdbench.engine.device import Placement
 from kdbench.engine.distiller import Distiller
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
-from kdbench.models.base import count_parameters, flops
+from kdbench.models.base import flops_of
 from kdbench.runs.taught import TaughtBy
 from kdbench.tables.feed import Fed, Filler, TableTeacher
 from kdbench.tables.key import table_key
 from kdbench.tables.worth import Costs, choose, free_disk, free_memory
 from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.none import NoTeacher
-from kdbench.types import Epochs, Info, Teacher
+from kdbench.types import Epochs, Teacher
 
 log = logging.getLogger(__name__)
 
@@ -144,17 +142,9 @@ def _weigh(
         views=batches.views // batches.order.copies,  # each copy of an image meets its own part of them
         filled=min(1.0, there / (batches.size * batches.views)),
         size=shape.bytes,
-        teacher=_flops(teacher.teacher.network, (teacher.reads or data).info),
-        students=sum(_flops(student.student, data.info) for _, student in students),
+        teacher=flops_of(teacher.teacher.network, (teacher.reads or data).info),
+        students=sum(flops_of(student.student, data.info) for _, student in students),
         disk=free_disk(teacher.tables.folder) + 4 * there * shape.words,
         memory=free_memory(),
     )
     return choose(costs)
-
-
-def _flops(network: nn.Module, info: Info) -> int:
-    """FLOPs of a forward pass; two for each parameter where a network cannot be run on shapes alone."""
-    try:
-        return flops(network, info)
-    except Exception:  # what a network does with its numbers (a search, a loop until convergence) may fail without them
-        return 2 * count_parameters(network)

@@ -118,8 +118,9 @@ def costs(comparison: Comparison, chosen: Sequence[Row], metric: str) -> Iterato
     known = [row for row in comparison.rows if row.metrics[metric].mean is not None]
     for name, title, of in (
         ("parameters", "parameters of the student", lambda run: run.result.student.parameters),
-        ("flops", "FLOPs of the student", lambda run: run.result.student.more.get("flops")),
+        ("flops", "FLOPs of the student", lambda run: run.result.figure("cost/flops")),
         ("seconds", "seconds of training", lambda run: run.result.seconds),
+        ("energy", "joules of training", lambda run: run.result.figure("cost/energy")),
     ):
         at = {id(row): cost for row in known if (cost := _mean(row.runs, of)) is not None and cost > 0}
         if len(set(at.values())) < 2:
