@@ -4,10 +4,10 @@
     python scripts/aa_rate.py outputs/aa --runs 5 --settings 4
 
 --train N trains seeds 0 to N - 1 of one setting (side by side; what is finished is not trained again). Then the runs
-are dealt out at random to tables of `--settings` groups of `--runs` runs each, all of the same setting, and each group
+are dealt out at random to tables of `--settings` groups of `--runs` runs each, all of one setting, and each group
 is judged against the first one exactly as `compare --against` does: with the runs' own seeds (another in every run:
 Welch), and as if the groups had the same seeds (pairs). A table is wrong if any of its verdicts is BETTER, or WORSE.
-Printed is the share of wrong tables over many dealings, and the 95 % interval (Clopper and Pearson 1934) of one dealing:
+Printed is the share of wrong tables over many dealings, and the 95 % interval (Clopper, Pearson 1934) of one dealing:
 only its tables share no run, so only they are independent.
 """
 

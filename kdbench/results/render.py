@@ -163,15 +163,16 @@ def _all_digits(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
     """Header and rows as machines read them."""
     names = list(comparison.rows[0].metrics) if comparison.rows else []
     header = [*comparison.columns, "teacher", *(title for name in names for title in (name, f"{name} std"))]
+    costs = [name for name in COSTS if any(row.cost[name].n for row in comparison.rows)]
     rows = []
     for row in comparison.rows:
         figures = [value for name in names for value in (row.metrics[name].mean, row.metrics[name].std)]
         differs = [row.differs.get(column) for column in comparison.columns]
         folders = " ".join(str(run.folder) for run in row.runs)
-        cost = [row.cost[name].mean for name in COSTS]
+        cost = [row.cost[name].mean for name in costs]
         tail = [len(row.runs), row.agreement.mean, row.seconds.mean, *cost, folders]
         rows.append([*differs, row.teacher.mean, *figures, *tail])
-    return [*header, "n", "agreement", "seconds", *COSTS, "folders"], rows
+    return [*header, "n", "agreement", "seconds", *costs, "folders"], rows
 
 
 def _cell(value: Any) -> Any:
