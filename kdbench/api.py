@@ -66,7 +66,7 @@ def load(run: str | Path | Run, weights: str = "student.safetensors", trust: boo
     from kdbench.deploy.student import load
 
     folder = run.folder if isinstance(run, Run) else Path(run)
-    return load(folder / weights if folder.is_dir() else folder, trust)
+    return load(folder, trust) if weights == "student.safetensors" else load(folder / weights, trust)
 
 
 def read_runs(*folders: str | Path) -> Any:

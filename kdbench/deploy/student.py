@@ -172,10 +172,9 @@ def load(run: str | Path, trust: bool = False) -> Student:
     finished student, or that names code that is not trusted.
     """
     path = Path(run)
-    folder = path.parent if path.is_file() else path
-    weights = path.name if path.is_file() else STUDENT
-    if weights not in (STUDENT, BEST):
-        raise UserError("run", str(run), f"a run folder, or {STUDENT} or {BEST} in one")
+    named = path.name in (STUDENT, BEST)
+    folder, weights = (path.parent, path.name) if named else (path, STUDENT)
+    require(not folder.is_file(), "run", str(run), f"a run folder, or {STUDENT} or {BEST} in one")
     return open_student(folder, weights, Trust(None) if trust else trusting())
 
 

@@ -221,7 +221,7 @@ def describe_git() -> dict[str, Any] | None:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True)
+    done = subprocess.run(["git", "-c", "core.fsmonitor=false", *words], capture_output=True, text=True, timeout=5, check=True)
     return done.stdout.strip()
 
 
