@@ -69,7 +69,8 @@ SCENARIOS = {
     "epsilon": ["train", *TINY, *TAUGHT, "loss=ptloss", "loss.epsilon=search", "loss.search.count=12"],
 }  # fmt: skip
 KINDS = ("killed", "full", "damaged", "crowd")
-TIMES = ("seconds", "images_per_second", "time/images_per_second", "finished", "started", "machine", "git")  # what differs between equal runs
+# What differs between equal runs.
+TIMES = ("seconds", "images_per_second", "time/images_per_second", "finished", "started", "machine", "git")
 NO_MESSAGE = ("unexpected ", "Traceback (most recent call last)", "This should not happen", "Exception in thread")
 UNCOMPARED = (".lock", ".log", "checkpoint.pt", "multirun.yaml", "optimization_results.yaml")  # times, folders, threads
 TEXT = (".json", ".jsonl", ".yaml", ".log")  # a changed digit in one is no damage that can be seen

@@ -221,7 +221,8 @@ def describe_git() -> dict[str, Any] | None:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", "-c", "core.fsmonitor=false", *words], capture_output=True, text=True, timeout=5, check=True)
+    command = ["git", "-c", "core.fsmonitor=false", *words]  # a repository's configuration may name a program to run
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     return done.stdout.strip()
 
 
