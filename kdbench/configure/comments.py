@@ -54,6 +54,10 @@ def explain(key: str, chosen: dict[str, str], places: Sequence[Path]) -> list[Co
     A key that only other options of its group have is explained by the first of these. Raises UserError for a key that
     there is not, with the nearest ones.
     """
+    for inner in ("schedule", "optimizer"):  # the teacher's own recipe has the same keys
+        if key == f"teacher.{inner}" or key.startswith(f"teacher.{inner}."):
+            theirs = explain(key.removeprefix("teacher."), chosen, places)
+            return [one._replace(key=f"teacher.{one.key}") for one in theirs]
     group, _, rest = key.partition(".")
     known = usual(places) | chosen
     if group not in known:

@@ -27,6 +27,7 @@ PLACES = [Path(CONFIG_DIR)]
         (["dataset.size"], "(with dataset=fake) pixels a side"),
         (["teacher.table"], "keep its logits for every view of every image"),
         (["teacher.depth"], "6n + 2"),
+        (["teacher.schedule.warmup"], "teacher.schedule.warmup = "),
         (["seed"], "sets every random choice"),
         (["seeds"], "order of the images"),
         (["loss=ttm"], "loss=ttm: task CE(y, s)"),
