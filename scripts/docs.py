@@ -54,6 +54,12 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_markdown(markdown: str, **_others: Any) -> str:
+    """mkdocs: links of a page as they lead from the site; to files that are no pages, without a link."""
+    text = markdown.replace("](../README.md", "](index.md")
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)?(?:kdbench|examples|scripts)/[^)]*\)", r"\1", text)
+
+
 def group_page(group: str) -> str:
     """One group: each option with what it is, its formula and source, and its keys with defaults and meaning."""
     found = options(group, PLACES)
