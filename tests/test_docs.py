@@ -88,7 +88,8 @@ def test_every_option_and_key_that_a_page_names_exists(repository):
         ):
             key, _, value = word.partition("=")
             group = key.partition("@")[0]
-            if group in known and re.fullmatch(r"[a-z_0-9]+", value) and value not in known[group] | own | {"mine", "NAME"}:
+            chosen = group in known and re.fullmatch(r"[a-z_0-9]+", value)
+            if chosen and value not in known[group] | own | {"mine"}:
                 wrong.append(f"{page.name}: {word}")
             root = key.partition(".")[0]
             if (
@@ -127,6 +128,7 @@ def test_the_site_is_built(repository, tmp_path):
         "mkdocs",
         "build",
         "-q",
+        "--strict",
         "-d",
         str(tmp_path / "site"),
         "-f",
