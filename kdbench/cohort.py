@@ -48,6 +48,16 @@ def plan(runs: Sequence[Run]) -> list[list[int]]:
     return list(groups.values())
 
 
+def side_by_side(runs: Sequence[Run]) -> list[list[int]]:
+    """`plan`, narrowed to runs that go through the same batches: what is best trained by one process."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, group in enumerate(plan(runs)):
+        for i in group:
+            cfg = runs[i].cfg
+            groups.setdefault((number, int(cfg.schedule.epochs), int(cfg.seeds.data)), []).append(i)
+    return list(groups.values())
+
+
 def train_together(runs: Sequence[Run], max_members: int | None = None) -> list[Outcome]:
     """Train runs that `plan` put together, and print their results; outcomes in their order.
 

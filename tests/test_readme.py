@@ -51,7 +51,7 @@ def test_every_command_composes(line):
 def test_every_command_that_looks_at_runs_works():
     assert kdbench("train", "-m", "debug=smoke", "trainer.progress=none", "loss=kl,dkd") == 0
     folder = str(next(Path("outputs/runs").rglob("result.json")).parent)
-    lines = re.findall(r"^kdbench (?:compare|evaluate)[^#\n]*", README, flags=re.MULTILINE)
+    lines = re.findall(r"^kdbench (?:compare|evaluate|status)[^#\n]*", README, flags=re.MULTILINE)
     lines += re.findall(r"`(kdbench list[^`\n]*)`", README)
     assert len(lines) >= 9
     for line in lines:

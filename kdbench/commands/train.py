@@ -17,6 +17,7 @@ from kdbench import configure
 from kdbench.arguments import trusting
 from kdbench.counted import RESULT_FORMAT
 from kdbench.errors import UserError, require
+from kdbench.results.metrics import CLASSIFICATION, metric_of
 from kdbench.results.report import show
 from kdbench.results.result import is_finished, read_result
 from kdbench.runs.identity import Kept
@@ -35,7 +36,7 @@ def main() -> int:
 
         return main()
     own, words = from_run(sys.argv[1:])
-    return configure.launch(train, refuse, own=own, words=words, ended=ended, finished=finished)
+    return configure.launch(train, refuse, own=own, words=words, ended=ended, finished=finished, better=better)
 
 
 def from_run(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -119,6 +120,16 @@ def finished(cfg: DictConfig, out: Path) -> Callable[[], float | None] | None:
         return result.monitored(str(cfg.monitor))
 
     return shown
+
+
+def better(cfg: DictConfig) -> int:
+    """1 where more of what a sweeper reads is better, -1 where less is."""
+    if cfg.monitor != "auto":
+        name = str(cfg.monitor)
+        return CLASSIFICATION.primary.better if name in ("last", "best") else metric_of(name).better
+    from kdbench import build
+
+    return build.make_recipe(cfg, [], chosen()).data().task.primary.better
 
 
 def ended(folders: Sequence[Path]) -> None:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdbench.configure.check import check
 from kdbench.configure.explain import explain, typed_as
 from kdbench.configure.register import register
-from kdbench.configure.sweep import Finished, Sweep, Task, tell_left_out
+from kdbench.configure.sweep import Better, Finished, Sweep, Task, tell_left_out
 from kdbench.configure.text import readable
 from kdbench.errors import Busy, UserError, traced
 from kdbench.paths import CONFIG_DIR
@@ -38,6 +38,7 @@ def launch(
     words: Sequence[str] | None = None,
     ended: Callable[[Sequence[Path]], None] | None = None,
     finished: Finished | None = None,
+    better: Better | None = None,
 ) -> int:
     """Compose a command line and run `task(cfg)` in its run folder; with -m, once for every point.
 
@@ -45,15 +46,16 @@ def launch(
     key=value: what is typed of these keys counts instead. `refuse(cfg)` may raise a UserError for what the task could
     not run: asked for every point of a sweep before the first one runs. `finished(cfg, folder)` gives what is left to
     do for a run that was finished before, in place of all checks and the task; None for any other. `ended` is called
-    once after a sweep, with the folders of the runs that did not fail. Returns the exit code: 1 if a run of a sweep
-    failed. Raises UserError for a command line that cannot run; in a single run whatever the task raises.
+    once after a sweep, with the folders of the runs that did not fail. `better(cfg)` is 1 where more is better of what
+    the task returns, or -1. Returns the exit code: 1 if a run of a sweep failed. Raises UserError for a command line
+    that cannot run; in a single run whatever the task raises.
     """
     arguments = _in_hydras_order(own, [readable(word) for word in (sys.argv[1:] if words is None else words)])
     _refuse_folder()
     sys.argv = [sys.argv[0], *arguments]
     register(arguments)
     failures: list[Exception] = []
-    sweep = Sweep(refuse, finished)
+    sweep = Sweep(refuse, finished, better)
     try:
         with _hydra_raises(), sweep.watching(), _resolving_first("--resolve" in arguments):
             main = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")

@@ -18,11 +18,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from kdbench import world
 from kdbench.configure.check import check
 from kdbench.configure.compose import left_out
+from kdbench.configure.lots import Lot, chunks, cohort_launcher, in_order
 from kdbench.configure.naming import config_hash
 from kdbench.configure.reference import without_hydra
 from kdbench.errors import Busy, UserError, require
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 Task = Callable[[DictConfig], Any]
 Finished = Callable[[DictConfig, Path], Callable[[], Any] | None]
+Better = Callable[[DictConfig], int]
 MOST_POINTS = 10_000
 STEP = "a range with a step that is a number other than 0"
 PAUSE = 1.0  # seconds between two looks at a run that another process trains
@@ -41,8 +43,8 @@ PAUSE = 1.0  # seconds between two looks at a run that another process trains
 class Sweep:
     """What became of the runs of a sweep."""
 
-    def __init__(self, refuse: Task | None, finished: Finished | None = None) -> None:
-        self.refuse, self.finished = refuse, finished
+    def __init__(self, refuse: Task | None, finished: Finished | None = None, better: Better | None = None) -> None:
+        self.refuse, self.finished, self.better = refuse, finished, better
         self.begun = False
         self.runs = 0
         self.folders: list[Path] = []  # of the runs that did not fail
@@ -52,12 +54,34 @@ class Sweep:
     def watching(self) -> Iterator[None]:
         """Put this sweep between Hydra's sweepers and launchers."""
         plugins: Any = Plugins.instance()
-        make = plugins.instantiate_launcher
-        plugins.instantiate_launcher = lambda **context: _Watched(make(**context), self, **context)
+        make, make_sweeper = plugins.instantiate_launcher, plugins.instantiate_sweeper
+        plugins.instantiate_launcher = lambda **context: _Watched(make, self, **context)
+        plugins.instantiate_sweeper = lambda **context: make_sweeper(**self.directed(**context))
         try:
             yield
         finally:
-            del plugins.instantiate_launcher
+            del plugins.instantiate_launcher, plugins.instantiate_sweeper
+
+    def directed(self, config: DictConfig, **context: Any) -> dict[str, Any]:
+        """A sweeper's surroundings in which one that optimises (`direction`) does so in the direction that is better.
+
+        What was typed counts, with a warning where it looks for the worst.
+        """
+        sweeper = config.hydra.sweeper
+        if self.better is not None and "direction" in sweeper:
+            outer = HydraConfig.instance().cfg
+            HydraConfig.instance().set_config(config)  # as in a point's own task
+            try:
+                right = "maximize" if self.better(without_hydra(config)) > 0 else "minimize"
+            finally:
+                HydraConfig.instance().cfg = outer
+            typed = any(str(word).startswith("hydra.sweeper.direction=") for word in config.hydra.overrides.hydra)
+            if typed and right not in str(sweeper.direction):
+                log.warning("hydra.sweeper.direction=%s: %s is better the other way", sweeper.direction, config.monitor)
+            if not typed:
+                with read_write(sweeper):
+                    sweeper.direction = right
+        return {"config": config, **context}
 
     def take(self, job: JobReturn) -> None:
         """Note a run that has ended. A failed one has no value from here on, so that sweepers go on with the rest."""
@@ -81,9 +105,14 @@ class Sweep:
 class _Watched:
     """A launcher whose jobs are all checked before the first one runs, and whose failed jobs are noted."""
 
-    def __init__(self, launcher: Any, sweep: Sweep, *, hydra_context: Any, config: DictConfig, **_other: Any) -> None:
-        self.launcher, self.sweep = launcher, sweep
-        self.loader, self.config = hydra_context.config_loader, config
+    def __init__(
+        self, make: Callable[..., Any], sweep: Sweep, *, hydra_context: Any, task_function: Task, config: DictConfig
+    ) -> None:
+        self.sweep, self.loader, self.config = sweep, hydra_context.config_loader, config
+        self.members = _members(config)
+        self.make = lambda task: make(hydra_context=hydra_context, task_function=task, config=config)
+        self.launcher = self.make(task_function)  # raises for what it cannot be made of
+        self.cohorts = lambda: cohort_launcher(task_function, hydra_context, config, self.members)
         sweep.begun = True
         launcher_name = str(config.hydra.launcher._target_).rpartition(".")[2]
         if launcher_name not in ("BasicLauncher", "CohortLauncher"):
@@ -102,12 +131,23 @@ class _Watched:
         return jobs
 
     def _launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        jobs = list(self.launcher.launch(job_overrides, initial_job_idx=initial_job_idx))
+        jobs = self._start(job_overrides, initial_job_idx)
         while any(map(_passed_over, jobs)):
             for first, last in world.agreed(lambda: _free(jobs)):
-                again = self.launcher.launch(job_overrides[first:last], initial_job_idx=initial_job_idx + first)
-                jobs[first:last] = again
+                jobs[first:last] = self._start(job_overrides[first:last], initial_job_idx + first)
         return jobs
+
+    def _start(self, words: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        """Let the launcher run points: a job for each, or for a lot of them that go together."""
+        if self.members is None:
+            return list(self.launcher.launch(words, initial_job_idx=first))
+        cohorts = self.cohorts()
+        points = [(first + i, typed) for i, typed in enumerate(words)]
+        lots = chunks(cohorts.side_by_side(points), self.members)
+        task = Lot(cohorts.task, cohorts.context, self.config, [[points[i] for i in lot] for lot in lots], self.members)
+        log.info("%d runs as %d cohorts of up to %d", len(points), len(lots), self.members)
+        ends = self.make(task).launch([words[lot[0]] for lot in lots], initial_job_idx=0)
+        return in_order(lots, list(ends), words)
 
     def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Path]:
         """The folders of the points. Raises UserError for those that cannot run."""
@@ -142,6 +182,20 @@ class _Watched:
     def _is_finished(self, cfg: DictConfig) -> bool:
         finished = self.sweep.finished
         return finished is not None and finished(without_hydra(cfg), point_folder(cfg.hydra)) is not None
+
+
+def _members(config: DictConfig) -> int | None:
+    """hydra.launcher.members of any launcher, which does not know it itself: taken out of its configuration."""
+    launcher = config.hydra.launcher
+    if "members" not in launcher:
+        return None
+    with read_write(launcher), open_dict(launcher):
+        members = launcher.pop("members")
+    require(isinstance(members, int) and members > 0, "hydra.launcher.members", members, "a number of at least 1")
+    name = str(launcher._target_).rpartition(".")[2]
+    allowed = "given as hydra.launcher.max_members" if name == "CohortLauncher" else "left out of this launcher"
+    require(name not in ("CohortLauncher", "BasicLauncher"), "hydra.launcher.members", members, allowed)
+    return int(members)
 
 
 def point_folder(hydra: Any) -> Path:

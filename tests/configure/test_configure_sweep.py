@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from omegaconf import OmegaConf
 
+from kdbench.commands import train
 from kdbench.configure import sweep as sweeping
 from kdbench.configure.sweep import refuse_many
 from kdbench.errors import UserError
+from kdbench.results.result import read_result
+from kdbench.runs import lifecycle
+from tests.support import together
 from tests.support.shell import kdbench
 
 POINTS = [
@@ -126,3 +134,54 @@ def test_a_sweep_has_a_point_and_not_millions(words, said):
     with pytest.raises(UserError) as caught:
         refuse_many(words)
     assert said in str(caught.value)
+
+
+def test_three_processes_on_one_sweep_train_each_point_once_though_one_is_killed(monkeypatch):
+    sweep = ["train", "-m", *POINTS, "student.hidden=[16]", "schedule.epochs=4", "seed=0,1,2,3"]
+    assert kdbench(*sweep, "paths.outputs=alone") == 0
+    train = lifecycle._train
+
+    def noted(stages, teacher):
+        with open("trained", "a") as file:
+            file.write("".join(f"{os.getpid()} {stage.folder.name}\n" for stage in stages))
+        time.sleep(0.1)  # the others look meanwhile
+        return train(stages, teacher)
+
+    monkeypatch.setattr(lifecycle, "_train", noted)
+    monkeypatch.setattr(sweeping, "PAUSE", 0.05)
+    begun = together.start(lambda: kdbench(*sweep), 3, strangers=True)
+    deadline = time.monotonic() + 60
+    while not list(Path("outputs").rglob("checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    first = int(Path("trained").read_text().split()[0])
+    os.kill(first, signal.SIGKILL)
+    ended = together.finish(begun)
+    lived = [text for process, (code, text) in zip(begun, ended) if process.pid != first and code == 0]
+    assert len(lived) == 2 and all("test top-1" in text for text in lived), ended  # the whole table, both
+    lines = [line.split() for line in Path("trained").read_text().splitlines()]
+    others = [name for process, name in lines if int(process) != first]
+    assert len(others) == len({*others}), "a point is trained once"
+    assert len({name for _, name in lines}) == 4
+    ours, theirs = (
+        {path.parent.name: read_result(path.parent) for path in results(top)} for top in ("outputs", "alone")
+    )
+    assert {name: run.student.weights for name, run in ours.items()} == {
+        name: run.student.weights for name, run in theirs.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("better", "typed", "expected"), [(1, "", "maximize"), (-1, "", "minimize"), (1, "minimize", "minimize")]
+)
+def test_a_sweeper_optimises_in_the_direction_that_is_better(better, typed, expected, caplog):
+    words = [f"hydra.sweeper.direction={typed}"] if typed else []
+    hydra = {"sweeper": {"direction": typed or "minimize"}, "overrides": {"hydra": words}}
+    config = OmegaConf.create({"monitor": "val/top1", "hydra": hydra})
+    found = sweeping.Sweep(None, better=lambda cfg: better).directed(config=config, more=3)
+    assert found["more"] == 3 and found["config"].hydra.sweeper.direction == expected
+    assert bool(caplog.records) == bool(typed), "the worst is looked for only if that was typed, with a warning"
+
+
+@pytest.mark.parametrize(("monitor", "better"), [("test/nll", -1), ("last", 1), ("seconds", -1), ("val/top1", 1)])
+def test_what_is_better_follows_from_the_metric(monitor, better):
+    assert train.better(OmegaConf.create({"monitor": monitor})) == better

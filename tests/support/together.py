@@ -15,11 +15,12 @@ from torch.distributed import TCPStore
 _stores: list[TCPStore] = []  # of processes that may still be at work: torchrun's own process holds it, too
 
 
-def start(function: Callable[[], object], processes: int = 2) -> list[BaseProcess]:
-    """Begin `function` in so many processes that know of each other; what they print lies in rank0.txt, ..."""
+def start(function: Callable[[], object], processes: int = 2, strangers: bool = False) -> list[BaseProcess]:
+    """Begin `function` in so many processes that know of each other, or are strangers; what they print lies in
+    rank0.txt, ..."""
     fork = multiprocessing.get_context("fork")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    work = [(function, rank, processes, store.port) for rank in range(processes)]
+    work = [(function, rank, 1 if strangers else processes, store.port) for rank in range(processes)]
     begun = [fork.Process(target=_main, args=args, daemon=True) for args in work]
     _stores.append(store)
     for process in begun:

@@ -17,6 +17,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
 from hydra.core.utils import (
     JobReturn,
     JobRuntime,
@@ -42,6 +43,7 @@ class CohortConf:
 
     _target_: str = "hydra_plugins.kdbench_cohort.CohortLauncher"
     max_members: int | None = None  # at most so many runs side by side; null: as many as fit into the device's memory
+    devices: list[str] | None = None  # a process for each of them, e.g. [cuda:0,cuda:1]; null: this process alone
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="cohort", node=CohortConf, provider="kdbench")
@@ -63,19 +65,60 @@ class _Job:
 class CohortLauncher(Launcher):
     """Groups the points of a sweep and runs each group in turn; a point that can share nothing runs as usual."""
 
-    def __init__(self, max_members: Count | None = None) -> None:
-        self.max_members = max_members
+    def __init__(self, max_members: Count | None = None, devices: Sequence[str] | None = None) -> None:
+        self.max_members, self.devices = max_members, devices
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        points = [(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
+        return self.run(points) if self.devices is None else self._on_devices(points, self.devices)
+
+    def _on_devices(self, points: Sequence[tuple[int, Sequence[str]]], devices: Sequence[str]) -> list[JobReturn]:
+        """A process for each device, with its share of the points; they share teachers and tables as any processes."""
+        from joblib import Parallel, delayed
+
+        from kdbench import world
+        from kdbench.configure.lots import Lot, dealt
+        from kdbench.errors import UserError
+
+        if not devices:
+            raise UserError("hydra.launcher.devices", [], "null or a list of at least one device, e.g. [cuda:0,cuda:1]")
+        world.refuse_several("hydra.launcher.devices", list(devices), "a process has one device there")
+        hands = dealt(self.side_by_side(points), len(devices))
+        lots = [
+            [(points[i][0], [*points[i][1], f"trainer.device={device}"]) for i in hand]
+            for hand, device in zip(hands, devices)
+        ]
+        lot = Lot(self.task, self.context, self.config, lots, self.max_members)
+        log.info("Launching %d runs on %s", len(points), ", ".join(devices))
+        run = delayed(lot.elsewhere)
+        ends = Parallel(n_jobs=len(lots), backend="loky")(run(i, Singleton.get_state()) for i in range(len(lots)))
+        found = {i: end for hand, part in zip(hands, ends) for i, end in zip(hand, part)}
+        return [found[i] for i in range(len(points))]
+
+    def side_by_side(self, points: Sequence[tuple[int, Sequence[str]]]) -> list[list[int]]:
+        """Places of the points that share teacher and batches, by group."""
+        from kdbench import cohort
+
+        outer = HydraConfig.instance().cfg
+        try:
+            jobs = [self._job(overrides, number) for number, overrides in points]
+            return (
+                cohort.side_by_side([_run(job) for job in jobs]) if self._trains() else [[i] for i in range(len(jobs))]
+            )
+        finally:
+            HydraConfig.instance().cfg = outer
+
+    def run(self, points: Sequence[tuple[int, Sequence[str]]]) -> list[JobReturn]:
+        """Train the points, each with its number and overrides, in this process."""
         setup_globals()
         self._log_launch()
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         outer = HydraConfig.instance().cfg
         try:
-            jobs = [self._job(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+            jobs = [self._job(overrides, number) for number, overrides in points]
             groups = self._groups(jobs)
             log.info("Launching %d runs in %d groups", len(jobs), len(groups))
             for group in groups:
@@ -108,9 +151,7 @@ class CohortLauncher(Launcher):
         return _Job(config, task, result)
 
     def _groups(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
-        from kdbench.commands.train import train
-
-        if unwrap(self.task) is not train:
+        if not self._trains():
             return [[job] for job in jobs]
         done = [job for job in jobs if _is_finished(job)]
         left = [job for job in jobs if all(job is not one for one in done)]
@@ -119,6 +160,12 @@ class CohortLauncher(Launcher):
         from kdbench import cohort
 
         return [*([job] for job in done), *([left[i] for i in group] for group in cohort.plan([*map(_run, left)]))]
+
+    def _trains(self) -> bool:
+        """Whether the sweep is of `kdbench train`."""
+        from kdbench.commands.train import train
+
+        return unwrap(self.task) is train
 
     def _alone(self, job: _Job) -> None:
         job.result = run_job(
