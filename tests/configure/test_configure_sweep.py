@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict, read_write
 
 from kdbench.commands import train
 from kdbench.configure import sweep as sweeping
@@ -18,6 +18,7 @@ from kdbench.errors import UserError
 from kdbench.results.result import read_result
 from kdbench.runs import lifecycle
 from tests.support import together
+from tests.support.procedures import composed
 from tests.support.shell import kdbench
 
 POINTS = [
@@ -175,8 +176,10 @@ def test_three_processes_on_one_sweep_train_each_point_once_though_one_is_killed
 )
 def test_a_sweeper_optimises_in_the_direction_that_is_better(better, typed, expected, caplog):
     words = [f"hydra.sweeper.direction={typed}"] if typed else []
-    hydra = {"sweeper": {"direction": typed or "minimize"}, "overrides": {"hydra": words}}
-    config = OmegaConf.create({"monitor": "val/top1", "hydra": hydra})
+    config = composed("dataset=fake")
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.sweeper = {"direction": typed or "minimize"}
+        config.hydra.overrides.hydra = words
     found = sweeping.Sweep(None, better=lambda cfg: better).directed(config=config, more=3)
     assert found["more"] == 3 and found["config"].hydra.sweeper.direction == expected
     assert bool(caplog.records) == bool(typed), "the worst is looked for only if that was typed, with a warning"
