@@ -319,7 +319,7 @@ class Scenario:
     def full(self, disk: Path, chance: random.Random) -> None:
         """The disk fills up at a random moment; with room again the same command goes on."""
         used = sum(path.stat().st_blocks * 512 for path in self.whole.rglob("*") if path.is_file())
-        largest = max(path.stat().st_size for path in self.whole.rglob("*.pt"))
+        largest = max(path.stat().st_size for path in self.whole.rglob("*.safetensors"))
         share = chance.random()
         size = (8 + int(share * used) // 4096) * 4096
         mounted = TMPFS and _quiet("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk))

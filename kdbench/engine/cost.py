@@ -1,4 +1,4 @@
-"""Cost of a training beside its figures: processor and GPU seconds, energy where it can be read, memory, and where.
+"""Cost of a training beside its figures: processor and GPU seconds, and energy where it can be read.
 
 Counted over the epochs' steps, evaluation left out, as `seconds` is; students side by side share it equally.
 """
@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -46,46 +42,6 @@ def spent(before: Counted, after: Counted, students: int) -> Counted:
 def added(so_far: Mapping[str, float] | None, more: Counted) -> Counted:
     """Both together; of what one of them does not know nothing is known. None: nothing was spent yet."""
     return dict(more) if so_far is None else {name: so_far[name] + more[name] for name in more if name in so_far}
-
-
-def peak_memory(device: torch.device) -> Counted:
-    """The most memory in bytes that this process has had so far: of the GPU, and the machine's; {} where not known."""
-    found = {"gpu_memory": float(torch.cuda.max_memory_allocated(device))} if device.type == "cuda" else {}
-    with suppress(ImportError):  # Windows has none
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        found["memory"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-    return found
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where a run was trained: host, processor, GPU, and the commit that the current folder is at."""
-    found: dict[str, Any] = {"host": platform.node(), "system": platform.platform(), "cores": os.cpu_count()}
-    found["processor"] = _processor()
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    commit = _commit(os.getcwd())
-    return {**found, **({"commit": commit} if commit else {})}
-
-
-@functools.cache
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-@functools.cache
-def _commit(folder: str) -> str:
-    """HEAD of the repository that a folder lies in, with -dirty for changed files; "" without one."""
-    words = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(words, capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL)
-        return done.stdout.strip() if done.returncode == 0 else ""
-    return ""
 
 
 @functools.cache

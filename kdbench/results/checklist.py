@@ -67,7 +67,8 @@ def _unknown(runs: Sequence[Run]) -> str:
 def _machine(run: Run) -> str:
     about = run.result.machine
     words = [str(about[key]) for key in ("processor", "gpu") if about.get(key)]
-    commit = f" at commit {about['commit'][:12]}" if isinstance(about.get("commit"), str) else ""
+    git = run.result.more.get("git")
+    commit = f" at commit {str(git.get('commit'))[:12]}" if isinstance(git, dict) else ""
     return f"{' with '.join(words)}{commit}" if words else ""
 
 

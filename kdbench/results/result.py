@@ -79,8 +79,8 @@ class RunResult:
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0  # of training, evaluation left out
     images_per_second: float = 0.0
-    cost: Figures = field(default_factory=dict)  # of training: cpu_seconds, gpu_seconds, energy (J), memory (bytes)
-    machine: Mapping[str, Any] = field(default_factory=dict)  # host, processor, gpu, commit, ...
+    cost: Figures = field(default_factory=dict)  # of training: cpu_seconds, gpu_seconds, energy (J)
+    machine: Mapping[str, Any] = field(default_factory=dict)  # host, processor, gpu, peak_memory, ...
     stages: Sequence[StageResult] = ()
     tables: Mapping[str, Any] = field(default_factory=dict)  # rows by name: a procedure's own
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -107,7 +107,9 @@ class RunResult:
         return [*self.last, *self.figures, *best, *cost]
 
     def _costs(self) -> dict[str, float | None]:
-        return {**self.cost, **({"flops": self.student.flops} if self.student.flops else {})}
+        known = {"memory": self.machine.get("peak_memory"), "gpu_memory": self.machine.get("peak_gpu_memory")}
+        known["flops"] = self.student.flops or None
+        return {**self.cost, **{name: value for name, value in known.items() if isinstance(value, (int, float))}}
 
     def monitored(self, name: str) -> float | None:
         """The figure that a sweeper optimises: `figure`, or for "auto" the primary metric on the validation set, on the

@@ -18,7 +18,6 @@ from filelock import Timeout
 from kdbench import world
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.engine.checkpoint import CHECKPOINT, STUDENT, Checkpoints, resume_epoch, save_weights
-from kdbench.engine.cost import machine, peak_memory
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.log import NoLog, RunLog
@@ -302,13 +301,12 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
             recipe.student.name, parameters=count_parameters(learner.network),
             weights=weight_hash(learner.network.state_dict()), flops=flops_of(learner.network, data.info),
         ),
-        cost={**(member.cost or {}), **peak_memory(learner.distiller.placement.device)},
-        machine=machine(learner.distiller.placement.device),
+        cost=dict(member.cost or {}), machine=describe_machine(learner.distiller.placement.device),
         last=last, best=member.best, figures=teacher.recovered(last, data.task) if teacher else {}, images=images,
         device=str(learner.distiller.placement.device), precision=learner.distiller.placement.precision,
         versions=versions, seconds=round(member.seconds, 3),
         images_per_second=round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),
-        more={"machine": describe_machine(learner.distiller.placement.device), "git": describe_git()},
+        more={"git": describe_git()},
     ).write(stage.folder)  # fmt: skip
     (stage.folder / CHECKPOINT).unlink(missing_ok=True)  # to go on from; twice the size of the weights, and more
 

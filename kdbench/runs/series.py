@@ -135,11 +135,10 @@ class Series:
         return found
 
     def _cost(self) -> dict[str, float | None]:
-        """Of all its trainings together, as far as each of them knows: sums, and the most memory."""
+        """Of all its trainings together, as far as each of them knows."""
         trained = [read_result(self.out / entry.folder).cost for entry in self.entries if entry.seconds]
         known = [name for name in trained[0] if all(name in one for one in trained)] if trained else []
-        joined = {name: [one[name] or 0.0 for one in trained] for name in known}
-        return {name: max(of) if "memory" in name else sum(of) for name, of in joined.items()}
+        return {name: sum(one[name] or 0.0 for one in trained) for name in known}
 
     @property
     def last(self) -> Path:

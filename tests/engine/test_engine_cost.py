@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kdbench.engine import cost
+from kdbench.results.result import read_result
 from tests.support.shell import kdbench, result, train
 
 CPU = torch.device("cpu")
@@ -52,8 +53,8 @@ def test_a_run_keeps_what_it_cost_and_where_it_ran(monkeypatch):
     assert 0 < found["cost"]["cpu_seconds"] < 60 and found["cost"]["energy"] == 0
     assert found["student"]["flops"] > found["student"]["parameters"]
     if os.name == "posix":
-        assert found["cost"]["memory"] > 50e6
-    assert found["machine"]["host"] and found["machine"]["cores"] == os.cpu_count() and found["machine"]["processor"]
+        assert (read_result(folder).figure("cost/memory") or 0) > 50e6
+    assert found["machine"]["host"] and found["machine"]["cores"] == os.cpu_count()
 
 
 def test_a_procedures_cost_is_its_trainings(capsys):
