@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -134,3 +135,37 @@ def test_how_often_a_setting_is_called_better_than_itself(tmp_path, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["aa_rate", str(tmp_path / "few")])
     with pytest.raises(UserError, match="holds 2 settings"):
         rate.main()
+
+
+@pytest.fixture(scope="module")
+def crd_table(claims):
+    return loaded("crd_table")
+
+
+def test_the_crd_table_is_what_the_experiments_say(crd_table):
+    """Every figure of every header is found, with the settings that it is of."""
+    assert len(crd_table.pairs()) == 13
+    for pair in crd_table.pairs():
+        figures = crd_table.published(pair)
+        header = (crd_table.EXPERIMENTS / f"tian2020_{pair}.yaml").read_text(encoding="utf-8").split("\ndefaults:")[0]
+        table = [line for line in header.splitlines() if line.startswith(("#   loss=", "#   teacher"))]
+        shown = [float(number) for line in table for number in re.findall(r" (\d\d\.\d\d)\b", line)]
+        assert sorted(shown[1:]) == sorted(figure.accuracy for figure in figures), pair  # the first is the teacher's
+        assert all(figure.words[0].startswith(("loss=", "teacher=none")) for figure in figures)
+    (dkd,) = [figure for figure in crd_table.published("vgg13_vgg8") if "loss=dkd" in figure.words]
+    assert dkd == ("vgg13_vgg8", ("loss=dkd", "loss.nckd=6"), 74.68, True) and dkd.bound == 73.88
+    (fsp,) = [figure for figure in crd_table.published("vgg13_vgg8") if "loss=fsp" in figure.words]
+    assert fsp.words[1:] == ("schedule.epochs=270", "schedule.milestones=[180,210,240]") and fsp.bound == 69.73
+
+
+def test_the_crd_table_judges_what_is_there(crd_table, tmp_path):
+    for seed, top1 in enumerate((0.7460, 0.7475, 0.7468)):
+        run = tmp_path / "tian2020_vgg13_vgg8" / f"dkd-{seed}"
+        finished(run, seed, top1, **{"loss.nckd": 6})
+        tree = json.loads((run / "result.json").read_text())
+        tree["choices"]["loss"] = "dkd"
+        (run / "result.json").write_text(json.dumps(tree))
+        finished(tmp_path / "tian2020_vgg13_vgg8" / f"kl-{seed}", seed, 0.70 + 0.001 * seed)
+    (kl, dkd) = crd_table.judged(tmp_path)
+    assert kl[:4] == ["vgg13_vgg8", "loss=kl", "72.98", "70.10"] and kl[-2:] == ["3", "does not hold"]
+    assert dkd[:4] == ["vgg13_vgg8", "loss=dkd loss.nckd=6", "74.68 best", "74.68"] and dkd[-2:] == ["3", "holds"]

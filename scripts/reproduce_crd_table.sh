@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The CRD table: every published figure that the headers of configs/experiment/tian2020_* name, three seeds each, and which
+# of them hold. Resumable: finished runs and trained teachers are kept, unfinished runs go on.
+#
+#   scripts/reproduce_crd_table.sh                       all 13 pairs (about 180 figures; a GPU-week and more)
+#   scripts/reproduce_crd_table.sh resnet56_resnet20     some pairs
+#   WORDS='schedule.epochs=30' scripts/reproduce_crd_table.sh resnet56_resnet20     further words for every run
+#
+# OUTPUTS names another folder than outputs/reproduce. `python scripts/crd_table.py table FOLDER` shows what is there so far.
+set -euo pipefail
+here=$(dirname "$0")
+outputs=${OUTPUTS:-outputs/reproduce}/crd_table
+read -ra more <<<"${WORDS:-}"
+failed=0
+
+while read -r pair words; do
+  read -ra typed <<<"$words"
+  kdbench train -m "experiment=tian2020_$pair" "paths.outputs=$outputs" "paths.runs=$outputs/tian2020_$pair" \
+    seed=0,1,2 "${typed[@]}" "${more[@]}" </dev/null || failed=1
+done < <(python "$here/crd_table.py" commands "$@")
+python "$here/crd_table.py" table "$outputs" || failed=1
+exit $failed
