@@ -46,7 +46,8 @@ from kdbench.errors import UserError, nearest, require, under
 from kdbench.losses.base import DistillationLoss
 from kdbench.losses.features import student_maps, teacher_maps
 from kdbench.models.adopt import checkpoint_gradients
-from kdbench.models.base import last_layer, refuse_kind
+from kdbench.models.base import refuse_kind, sketched
+from kdbench.models.interface import parts_of
 from kdbench.models.own import adopted
 from kdbench.paths import CONFIG_DIR
 from kdbench.results.metrics import METRICS, TASKS
@@ -56,10 +57,21 @@ from kdbench.runs.ensemble import Ensemble
 from kdbench.runs.fill import Filled, Watch
 from kdbench.runs.identity import refuse_other, restamp
 from kdbench.runs.origin import SINGLE, Trained, origin_of
-from kdbench.runs.recipe import TEACHER_KEYS, LossSpec, NetworkSpec, Origin, Recipe, Record, Seeds, TeacherSpec, flatten
+from kdbench.runs.recipe import (
+    TEACHER_KEYS,
+    LossSpec,
+    NetworkSpec,
+    Origin,
+    Recipe,
+    Record,
+    Seeds,
+    TeacherSpec,
+    extended,
+    flatten,
+)
 from kdbench.runs.serving import refuse_table
 from kdbench.runs.stage import refuse_views
-from kdbench.types import MEMBERS, Info, Outputs
+from kdbench.types import MEMBERS, Info
 
 log = logging.getLogger(__name__)
 
@@ -259,8 +271,10 @@ def try_networks(recipe: Recipe) -> None:
     allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
     require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
     recipe.refuse_uncalibrated(data)
+    teacher = teacher if taught.single or MEMBERS in loss.needs else student
     with under(recipe.loss.key):
-        _try_loss(loss, student, teacher if taught.single or MEMBERS in loss.needs else student, data)
+        for part in (loss, *([loss.first_training.loss] if loss.first_training else [])):
+            _try_loss(part, student, teacher, recipe, data)
 
 
 def _try_optimizer(options: OptimizerOptions, network: torch.nn.Module, key: str) -> None:
@@ -277,6 +291,8 @@ def _refuse_several(trainer: TrainerOptions, loss: LossSpec, made: DistillationL
             world.refuse_several(f"trainer.{key}", "on", "their steps are neither recorded nor compiled")
     if type(made).attach is not DistillationLoss.attach:
         world.refuse_several(loss.key, loss.name, "it reads the networks' weights, whose gradients are parts there")
+    if made.extends or made.needs_means or made.first_training is not None:
+        world.refuse_several(loss.key, loss.name, "it makes the student, or learns of the teacher, before the training")
 
 
 def _refuse_small_batches(recipe: Recipe, data: Bundle) -> None:
@@ -287,15 +303,21 @@ def _refuse_small_batches(recipe: Recipe, data: Bundle) -> None:
         Order(len(split), schedule.batch_size, 0, trainer.drop_last, trainer.limit_steps)
 
 
-def _try_loss(loss: DistillationLoss, student: torch.nn.Module, teacher: torch.nn.Module, data: Bundle) -> None:
+def _try_loss(
+    loss: DistillationLoss, student: torch.nn.Module, teacher: torch.nn.Module, recipe: Recipe, data: Bundle
+) -> None:
     """Refuse a loss that reads what these networks do not have, by its `setup`."""
+    loss.attach(parts_of(student), parts_of(teacher))
     try:
         infos = (data.info, data.info if teacher is student else data.read_by_teacher().info)
-        outputs = [_sketched(network, info) for network, info in zip((student, teacher), infos, strict=True)]
+        outputs = [sketched(network, info) for network, info in zip((student, teacher), infos, strict=True)]
+        by = loss.extension(*outputs)
+        if by is not None:
+            student = extended(recipe.student, by, recipe.catalogue).sketch(data.info)
+            outputs[0] = sketched(student, data.info)
     except (RuntimeError, NotImplementedError):  # an operation that has no form on the meta device
         return
-    loss.train_rows = data.num_rows
-    loss.attach(student, teacher, last_layer)
+    loss.train_rows, loss.batch_size = data.num_rows, recipe.schedule.batch_size
     loss.setup(*outputs)
     student_maps(outputs[0], loss.student_needs)
     teacher_maps(outputs[1], loss.needs, type(loss).__name__)
@@ -308,17 +330,9 @@ def _sketch(spec: NetworkSpec, key: str, info: Info) -> torch.nn.Module:
     allowed = "a network that has weights and returns kdbench.types.Outputs"
     fits = next(network.parameters(), None) is not None
     with suppress(RuntimeError, NotImplementedError):  # an operation that has no form on the meta device
-        fits = fits and hasattr(_sketched(network, info), "logits")
+        fits = fits and hasattr(sketched(network, info), "logits")
     require(fits, f"{key}._target_", target, allowed)
     return network
-
-
-def _sketched(network: torch.nn.Module, info: Info) -> Outputs:
-    """A network's outputs for two images, without memory where the network has none."""
-    device = next((parameter.device for parameter in network.parameters()), torch.device("meta"))
-    inputs = info.example(2, device)
-    with torch.no_grad():
-        return network.eval()(inputs.float() if inputs.dtype == torch.uint8 else inputs)
 
 
 def make_loss(choice: str, node: Mapping[str, Any], key: str = "loss") -> LossSpec:

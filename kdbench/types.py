@@ -24,6 +24,13 @@ class Outputs(NamedTuple):
     ]  # "stem", "stage1", "stage1.pre" (before its ReLU), ... [B, D, H, W]; "pooled" [B, D], what the last layer reads
 
 
+class Parts(NamedTuple):
+    """What a loss may know of a network besides its outputs: layers of its own, live."""
+
+    classifier: nn.Linear | None  # makes the logits of "pooled"; None: no single linear layer does
+    norms: Mapping[str, nn.Module]  # the batch norm that makes a map, by its name, where networks say which
+
+
 class Target(NamedTuple):
     """What a loss may know about a batch besides the two networks' outputs."""
 

@@ -16,7 +16,8 @@ from kdbench.paths import CONFIG_DIR
 _CODE = ("_target_", "reader", "source")  # keys whose value is the dotted path of what is called
 _NAMED = re.compile(r"""^[\s-]*(?:_target_|reader|source):\s*["']?([\w.]+)""", re.MULTILINE)
 _GROUPS = ("student", "dataset")  # of kdbench's own configurations: what a run folder is read for
-_MADE = ("kdbench.procedures.mutual.peers_from",)  # networks that procedures make of others
+# Networks that procedures and losses make of others.
+_MADE = ("kdbench.procedures.mutual.peers_from", "kdbench.models.extended.reused")
 _WAY = "If you trust where it comes from: --trust, in a training teacher.trust=true, or a --config-dir that names it"
 
 

@@ -80,7 +80,7 @@ def measure(
 
 def about(bench: Workbench) -> dict[str, Any]:
     recipe, data = bench.recipe, bench.data
-    student = recipe.student.make(data.info)
+    student = bench.stage.recipe.student.make(data.info)
     return {
         "dataset": data.name,
         "images": list(data.train.inputs.shape),

@@ -20,7 +20,7 @@ from kdbench.models.base import count_parameters
 from kdbench.runs.obtain import live_teacher, reading
 from kdbench.runs.recipe import Recipe
 from kdbench.runs.serving import open_table
-from kdbench.runs.stage import Stage, eval_sets, make_learner, student_stage, train_batches
+from kdbench.runs.stage import Stage, eval_sets, make_learner, student_stage, train_batches, with_extension
 from kdbench.runs.taught import TaughtBy
 from kdbench.tables.feed import Fed
 from kdbench.tables.store import Tables
@@ -102,7 +102,8 @@ def prepare(recipe: Recipe, data: Bundle, scratch: Path) -> Workbench:
     stage = student_stage(silent, data, scratch)
     batches = train_batches(stage, placement)
     sets = eval_sets(data, recipe.trainer, placement)
-    return Workbench(recipe, data, placement, stage, batches, sets, untrained(recipe, data, placement, scratch))
+    teacher = untrained(recipe, data, placement, scratch)
+    return Workbench(recipe, data, placement, with_extension(stage, teacher), batches, sets, teacher)
 
 
 def untrained(recipe: Recipe, data: Bundle, placement: Placement, scratch: Path) -> TaughtBy | None:

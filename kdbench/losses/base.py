@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,37 @@ from kdbench.arguments import checked
 from kdbench.arguments.ranges import NotNegative, above_to, from_to
 from kdbench.errors import UserError, require
 from kdbench.losses.functional import ramp, real
-from kdbench.types import Calibration, LossTerms, Outputs, Target
+from kdbench.types import Calibration, LossTerms, Outputs, Parts, Target
 
 Weights = Mapping[str, NotNegative]
 Smoothing = Annotated[float, from_to(0, 1)]
 Steps = Literal["batch", "epoch"]
 # Temperatures. Above it, differences of log-probabilities in float32 have no digits left for tau^2 to bring to light.
 Moderate = Annotated[float, above_to(0, 32)]
-Classifier = Callable[[nn.Module], nn.Linear]
+
+
+class Extension(NamedTuple):
+    """What a loss makes of the student: a network around it that is trained, kept and used in its place.
+
+    `config`: what makes it, a `_target_` (one that kdbench.arguments.trust lists) and its arguments; the student's own
+    configuration joins them as JSON under `network`. `weights`: what parameters begin as, by name; `frozen`: paths of
+    layers that are not trained. `text`: what is added, in words.
+    """
+
+    config: Mapping[str, Any]
+    text: str
+    weights: Mapping[str, Tensor] = {}
+    frozen: tuple[str, ...] = ()
+
+
+class First(NamedTuple):
+    """A training before the main one. What the main loss has by the same name goes on from what this loss learned."""
+
+    loss: DistillationLoss
+    epochs: int
+    lr: float | None = None  # of its constant schedule; None: the main one's
+    student: bool = True  # whether the main training goes on with the student's weights, too
+    place: str = ""  # of the loss within the main one, "parts.ft." for one of a sum
 
 
 class DistillationLoss(nn.Module):
@@ -39,8 +62,10 @@ class DistillationLoss(nn.Module):
     views: int = 1  # of each image, one after the other in a batch; each goes through the student by itself
     train_rows: int | None = None  # rows of the training set (target.row lies below it); known before `setup`
     epochs: int | None = None  # of the training; known before `setup`
+    batch_size: int | None = None  # of the training, but for an epoch's last batch; known before `setup`
     steps: Steps = "batch"  # what a warm-up rises by
     uses_teacher: ClassVar[bool] = True  # False: may train with `teacher=none`
+    extends: ClassVar[bool] = False  # True: has an `extension`
     terms: ClassVar[tuple[str, ...]] = ()  # what `weights` may name; (): anything
     paper: ClassVar[str] = ""  # "Hinton et al. 2015, eq. 1", for `kdbench list loss`
 
@@ -76,13 +101,22 @@ class DistillationLoss(nn.Module):
         """The exact formula with its numbers, for the log and result.json."""
         raise NotImplementedError
 
-    def attach(self, student: nn.Module, teacher: nn.Module | None, classifier: Classifier) -> None:
-        """Look at the networks themselves, before `setup`, for what their outputs do not say: weights.
+    @property
+    def first_training(self) -> First | None:
+        """The training that comes before the main one, if there is one."""
+        return None
 
-        The student is the one that is trained; what is kept of it goes into a tuple, since a module would be owned a
-        second time by the loss. teacher None: there is none, or it is no network. `classifier` gives a network's last
-        layer, or raises UserError if it has none.
+    def attach(self, student: Parts, teacher: Parts | None) -> None:
+        """Look at layers of the two networks, before all else, for what their outputs do not say: weights.
+
+        The student's are those that are trained; what is kept of a network goes into a tuple, since a module would be
+        owned a second time by the loss. teacher None: there is none, or it is no network.
         """
+
+    def extension(self, student: Outputs, teacher: Outputs) -> Extension | None:
+        """What the student is extended by, if it is; after `attach`, before `setup`. From shapes alone, but for weights
+        of the layers attached."""
+        return None
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make adapters from real shapes, once, before the optimizer is built. Most losses have none."""
@@ -104,6 +138,15 @@ class DistillationLoss(nn.Module):
         Called once, before training, only if `needs_calibration`; what it chose must be kept in buffers, so that a
         checkpoint carries it. Never sees test data.
         """
+        raise NotImplementedError
+
+    @property
+    def needs_means(self) -> str:
+        """The teacher's feature whose mean over the training images of each class `learn_means` wants; "": none."""
+        return ""
+
+    def learn_means(self, means: Tensor) -> None:
+        """Keep the means [C, D], 0 for a class without images, in a buffer; once, before training, if `needs_means`."""
         raise NotImplementedError
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:

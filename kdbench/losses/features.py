@@ -44,6 +44,7 @@ class FeatureLoss(DistillationLoss):
     """
 
     every: ClassVar[str] = r"stage\d+"  # which features "all" and "last" mean
+    from_the_end: ClassVar[bool] = False  # "all" are those of the network with fewer, the last with the last
     maps_only: ClassVar[bool] = False  # vectors [B, D] are refused
     pair: Pair | None = None  # as far as it is known
     settled: bool = False  # by `setup`
@@ -102,7 +103,10 @@ class FeatureLoss(DistillationLoss):
         if not both:
             has = f"the student has only {', '.join(student.features)}; the teacher {', '.join(teacher.features)}"
             raise UserError("layers", self.layers, "names of features: no stage is in both networks", hint=has)
-        return Pair(tuple(own[-1:]), tuple(other[-1:])) if self.layers == "last" else Pair(both, both)
+        if self.layers == "all" and not self.from_the_end:
+            return Pair(both, both)
+        count = 1 if self.layers == "last" else min(len(own), len(other))
+        return Pair(tuple(own[-count:]), tuple(other[-count:]))
 
     def _stages(self, outputs: Outputs) -> list[str]:
         """From shallow to deep."""
@@ -111,7 +115,9 @@ class FeatureLoss(DistillationLoss):
 
 
 def one(layer: OneLayer) -> Layers:
-    """The layers of a loss that has one."""
+    """The layers of a loss that has one; "last" is the last stage of each network."""
+    if layer == "last":
+        return "last"
     return {who: [name] for who, name in layer.items()} if isinstance(layer, Mapping) else [layer]
 
 
@@ -133,6 +139,11 @@ def _feature(outputs: Outputs, layer: str, who: str) -> Tensor:
         has = ", ".join(outputs.features)
         raise UserError(f"the loss reads the feature {layer}, but the {who} has only {has}. {hint}".rstrip())
     return outputs.features[layer]
+
+
+def before_relu(layers: Sequence[str], outputs: Outputs) -> tuple[str, ...]:
+    """The maps before the ReLUs of these stages; a stage without a ReLU, or of a network that gives none, itself."""
+    return tuple(f"{name}.pre" if f"{name}.pre" in outputs.features else name for name in layers)
 
 
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from kdbench.arguments.ranges import Share, Width
 from kdbench.errors import UserError
 from kdbench.losses.base import Smoothing, Steps, Weights, number
 from kdbench.losses.dkd import warmup_text
-from kdbench.losses.features import FeatureLoss, Layers, Pair
+from kdbench.losses.features import FeatureLoss, Layers, Pair, before_relu
 from kdbench.types import LossTerms, Outputs, Target
 
 Size = tuple[int, int]
@@ -111,8 +111,7 @@ class ReviewKD(FeatureLoss):
 
     def chosen(self, student: Outputs, teacher: Outputs) -> Pair:
         own, other = super().chosen(student, teacher)
-        before = {f"{name}.pre" for name in other} & teacher.features.keys() if self.before_relu else set()
-        return Pair(own, tuple(f"{name}.pre" if f"{name}.pre" in before else name for name in other))
+        return Pair(own, before_relu(other, teacher) if self.before_relu else other)
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         super().setup(student, teacher)

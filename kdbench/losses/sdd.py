@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from kdbench.arguments.ranges import NotNegative, Share, listed, within
 from kdbench.errors import UserError
-from kdbench.losses.base import Classifier, DistillationLoss, Moderate, Smoothing, Steps, Weights, number
+from kdbench.losses.adapters import classifier_of
+from kdbench.losses.base import DistillationLoss, Moderate, Smoothing, Steps, Weights, number
 from kdbench.losses.dkd import decoupled_rows, warmup_text
 from kdbench.losses.functional import class_index, real, tempered_kl_rows
-from kdbench.types import LossTerms, Outputs, Target
+from kdbench.types import LossTerms, Outputs, Parts, Target
 
 Scale = Annotated[int, within(1, 64)]
 
@@ -94,8 +95,9 @@ class SDD(DistillationLoss):
         scales = f"over parts at the scales {', '.join(map(str, self.scales))}, w = 2 where part and whole disagree"
         return f"{text}, {scales}, tau = {number(self.tau)}{warmup_text(self.warmup)}"
 
-    def attach(self, student: nn.Module, teacher: nn.Module | None, classifier: Classifier) -> None:
-        self._heads = tuple(classifier(network) for network in (student, teacher) if network is not None)
+    def attach(self, student: Parts, teacher: Parts | None) -> None:
+        both = ((student, "student"), (teacher, "teacher"))
+        self._heads = tuple(classifier_of(parts, "sdd", who) for parts, who in both if parts is not None)
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         if teacher is not None:

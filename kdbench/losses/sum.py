@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from kdbench.errors import UserError, require
-from kdbench.losses.base import Classifier, DistillationLoss, Smoothing, Weights
-from kdbench.types import Calibration, LossTerms, Outputs, Target
+from kdbench.errors import require
+from kdbench.losses.base import DistillationLoss, Extension, First, Smoothing, Weights
+from kdbench.types import Calibration, LossTerms, Outputs, Parts, Target
+
+T = TypeVar("T")
 
 
 class Sum(DistillationLoss):
@@ -51,6 +53,10 @@ class Sum(DistillationLoss):
         return any(part.uses_teacher for _, part in self.named_losses())
 
     @property
+    def extends(self) -> bool:  # type: ignore[override]
+        return any(part.extends for _, part in self.named_losses())
+
+    @property
     def least_classes(self) -> int:
         return max((part.least_classes for _, part in self.named_losses()), default=1)
 
@@ -59,14 +65,40 @@ class Sum(DistillationLoss):
         parts = {name: f"({part.formula})" for name, part in self.named_losses()}
         return self.written(task=self.task_text, **parts)
 
-    def attach(self, student: nn.Module, teacher: nn.Module | None, classifier: Classifier) -> None:
+    @property
+    def first_training(self) -> First | None:
+        found = {name: part.first_training for name, part in self.named_losses()}
+        made = {name: one._replace(place=f"parts.{name}.{one.place}") for name, one in found.items() if one}
+        return self._only(made, "has a training before the main one")
+
+    def attach(self, student: Parts, teacher: Parts | None) -> None:
         for _, part in self.named_losses():
-            part.attach(student, teacher, classifier)
+            part.attach(student, teacher)
+
+    def extension(self, student: Outputs, teacher: Outputs) -> Extension | None:
+        found = {name: part.extension(student, teacher) for name, part in self.named_losses()}
+        return self._only({name: made for name, made in found.items() if made}, "extends the student")
+
+    def _only(self, found: Mapping[str, T], does: str) -> T | None:
+        """What one of the parts has. Raises UserError if several have it."""
+        require(len(found) <= 1, "parts", list(found), f"such that one of them at most {does}")
+        return next(iter(found.values()), None)
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         for _, part in self.named_losses():
-            part.train_rows, part.epochs = self.train_rows, self.epochs
+            part.train_rows, part.epochs, part.batch_size = self.train_rows, self.epochs, self.batch_size
             part.setup(student, teacher)
+
+    @property
+    def needs_means(self) -> str:
+        wanting = {name: part for name, part in self.named_losses() if part.needs_means}
+        one = self._only(wanting, "wants the means of classes")
+        return one.needs_means if one else ""
+
+    def learn_means(self, means: Tensor) -> None:
+        for _, part in self.named_losses():
+            if part.needs_means:
+                part.learn_means(means)
 
     @property
     def needs_calibration(self) -> bool:
@@ -77,11 +109,10 @@ class Sum(DistillationLoss):
         return max((part.least_calibration for _, part in self.named_losses()), default=1)
 
     def calibrate(self, teacher_logits: Tensor, label: Tensor) -> Calibration:
-        wanting = [(name, part) for name, part in self.named_losses() if part.needs_calibration]
-        if len(wanting) > 1:
-            names = [name for name, _ in wanting]
-            raise UserError("parts", names, "such that one of them at most chooses coefficients before training")
-        return wanting[0][1].calibrate(teacher_logits, label)
+        wanting = {name: part for name, part in self.named_losses() if part.needs_calibration}
+        chosen = self._only(wanting, "chooses coefficients before training")
+        assert chosen is not None
+        return chosen.calibrate(teacher_logits, label)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         found = {name: part(student, teacher, target) for name, part in self.named_losses()}

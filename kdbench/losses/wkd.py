@@ -8,13 +8,14 @@ from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative, Positive, Share, Text, within
 from kdbench.errors import UserError, require
-from kdbench.losses.base import Classifier, DistillationLoss, Moderate, Smoothing, Steps, Weights, detached, number
+from kdbench.losses.adapters import classifier_of
+from kdbench.losses.base import DistillationLoss, Moderate, Smoothing, Steps, Weights, detached, number
 from kdbench.losses.functional import class_index, log_probs, mean_over, real
-from kdbench.types import LossTerms, Outputs, Target
+from kdbench.types import LossTerms, Outputs, Parts, Target
 
 SMALL = 1e-8  # the authors', in costs and divisors
 
@@ -89,9 +90,9 @@ class WKD(DistillationLoss):
         moved = f"W: transport at cost 1 - exp(-{number(self.sharpen)} c), {cost}, {sinkhorn}"
         return f"{text}, N: softmax over all classes but y, {moved}, tau = {number(self.tau)}{falls}"
 
-    def attach(self, student: nn.Module, teacher: nn.Module | None, classifier: Classifier) -> None:
+    def attach(self, student: Parts, teacher: Parts | None) -> None:
         if self.cost == "classifier" and teacher is not None:
-            self._set(cosine_distances(classifier(teacher).weight))
+            self._set(cosine_distances(classifier_of(teacher, "wkd").weight))
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         """Raises UserError for costs that are not one a pair of classes."""

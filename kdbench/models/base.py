@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.arguments import accepted, is_own
 from kdbench.errors import UserError
-from kdbench.types import Info
+from kdbench.types import Info, Outputs
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding)
 
@@ -114,6 +114,15 @@ def example_input(info: Info) -> Tensor:
     """One made-up input [1, ...] as a network gets it: pixels as floats, token ids as they are."""
     example = info.example(1)
     return example.float() if example.dtype == torch.uint8 else example
+
+
+def sketched(model: nn.Module, info: Info) -> Outputs:
+    """The model's outputs for two made-up inputs in eval mode, on its own device: shapes, without memory where it has
+    none."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("meta"))
+    inputs = info.example(2, device)
+    with evaluating(model), torch.no_grad():
+        return model(inputs.float() if inputs.dtype == torch.uint8 else inputs)
 
 
 def flops(model: nn.Module, info: Info) -> int:

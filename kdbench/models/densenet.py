@@ -54,8 +54,9 @@ class DenseNetBC(nn.Module):
     first blocks taking what is left over (90 is 15-14-14), so that the network has the depth it is named by; Born-Again
     Networks (Furlanello et al. 2018) use 90 and 80, which do not divide by three, without saying how. growth: channels
     that each layer adds. compression: part of the channels that a transition keeps. The stem has 2 * growth channels.
-    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage3" (dense blocks, before the next batch norm)
-    and "pooled". Raises UserError for a depth, growth, compression or dropout that do not exist.
+    Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage3" (dense blocks, before the next batch
+    norm), "map" (after the last one) and its mean "pooled". Raises UserError for a depth, growth, compression or
+    dropout that do not exist.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class DenseNetBC(nn.Module):
         stage1 = part["denseblock1"](stem)
         stage2 = part["denseblock2"](part["transition1"](stage1))
         stage3 = part["denseblock3"](part["transition2"](stage2))
-        pooled = F.relu(part["norm_final"](stage3), inplace=True).mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "pooled": pooled}
+        last = F.relu(part["norm_final"](stage3), inplace=True)
+        pooled = last.mean((2, 3))
+        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "map": last, "pooled": pooled}
         return Outputs(self.classifier(pooled), features)
 
 

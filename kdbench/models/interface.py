@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.types import Outputs
+from kdbench.models.base import last_layer
+from kdbench.types import Outputs, Parts
 
 _NUMBERED = re.compile(r"(?:class[ _-]?)?0*(\d+)", re.IGNORECASE)  # what data are named that have no names of classes
 _SHOWN = 3  # names in a message
@@ -119,6 +120,24 @@ def adapt(network: nn.Module, own: Interface, data: Interface, key: str, value: 
         said.append(f"was trained with {own.size} pixels a side, dataset {data.dataset} has {data.size}")
     same = normalise is None and order is None
     return network if same else Adapted(network, normalise, order), said
+
+
+def parts_of(network: nn.Module) -> Parts:
+    """Layers of a trained network for losses to read; a classifier in the order of the data's classes."""
+    own = plain(network)
+    known: Any = getattr(own, "norms_before_relu", dict)
+    norms = known()
+    try:
+        classifier = last_layer(own)
+    except UserError:
+        return Parts(None, norms)
+    order = network.order if isinstance(network, Adapted) else None
+    if order is not None:
+        chosen = nn.Linear(classifier.in_features, len(order), classifier.bias is not None, classifier.weight.device)
+        state = {name: value[order].clone() for name, value in classifier.state_dict().items()}
+        chosen.load_state_dict(state)
+        classifier = chosen.requires_grad_(False)
+    return Parts(classifier, norms)
 
 
 def plain(network: nn.Module) -> nn.Module:

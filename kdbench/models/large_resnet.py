@@ -108,6 +108,12 @@ class LargeResNet(nn.Module):
         features["pooled"] = x.mean((2, 3))
         return Outputs(self.linear(features["pooled"]), features)
 
+    def norms_before_relu(self) -> dict[str, nn.Module]:
+        """The batch norm that makes each map before a ReLU, up to the shortcut that is added to it."""
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        last = "bn3" if isinstance(self.layer1[-1], Bottleneck) else "bn2"
+        return {f"stage{number}.pre": stage[-1].get_submodule(last) for number, stage in enumerate(stages, start=1)}
+
 
 def _stage(
     kind: type[BasicBlock] | type[Bottleneck], blocks: int, inputs: int, width: int, stride: int

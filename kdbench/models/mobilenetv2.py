@@ -53,7 +53,8 @@ class MobileNetV2(nn.Module):
     width: multiplies all channels but the last 1280 (mobilenetv2_half is 0.5). expansion: of the inverted
     residuals. Unlike the paper, the first group (expansion 1) keeps its 1x1 convolution, and group 2 has stride 1
     (32-pixel images). Input [B, in_channels, S, S], S >= 8; features "stem", "stage1".."stage4" (groups 2, 3, 5 and
-    7, linear outputs), "pooled" [B, 1280]. Raises UserError for a width or expansion that leave no channel.
+    7, linear outputs), "map" (the last convolution's) and its mean "pooled" [B, 1280]. Raises UserError for a width or
+    expansion that leave no channel.
     """
 
     def __init__(
@@ -87,9 +88,15 @@ class MobileNetV2(nn.Module):
         stage2 = self.blocks[2](stage1)
         stage3 = self.blocks[4](self.blocks[3](stage2))
         stage4 = self.blocks[6](self.blocks[5](stage3))
-        pooled = self.conv2(stage4).mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "stage4": stage4}
+        last = self.conv2(stage4)
+        pooled = last.mean((2, 3))
+        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "stage4": stage4, "map": last}
         return Outputs(self.classifier(pooled), {**features, "pooled": pooled})
+
+    def norms_before_relu(self) -> dict[str, nn.Module]:
+        """The batch norm that makes each stage, which has no ReLU, up to the shortcut that is added to it."""
+        groups = {"stage1": 1, "stage2": 2, "stage3": 4, "stage4": 6}
+        return {name: self.blocks[group][-1].conv[-1] for name, group in groups.items()}  # type: ignore[index, union-attr]
 
 
 def _conv_bn_relu(conv: nn.Conv2d) -> nn.Sequential:

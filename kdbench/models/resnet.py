@@ -106,6 +106,11 @@ class ResNet(nn.Module):
         features["pooled"] = x.mean((2, 3))
         return Outputs(self.fc(features["pooled"]), features)
 
+    def norms_before_relu(self) -> dict[str, nn.Module]:
+        """The batch norm that makes each map before a ReLU, up to the shortcut that is added to it."""
+        stages = (self.layer1, self.layer2, self.layer3)
+        return {f"stage{number}.pre": stage[-1].bn2 for number, stage in enumerate(stages, start=1)}  # type: ignore[union-attr, misc]
+
 
 def _stage(blocks: int, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
     sizes = [(inputs, stride), *[(outputs, 1)] * (blocks - 1)]

@@ -76,7 +76,8 @@ class ShuffleNetV2(nn.Module):
 
     widths: output channels of the three stages and of the last 1x1 convolution (116-232-464-1024 is the paper's 1x).
     units: how many units follow the down-sampling one of each stage. Input [B, in_channels, S, S], S >= 8; features
-    "stem", "stage1".."stage3", each also before its last ReLU and the shuffle ("stage1.pre"), "pooled" [B, widths[3]].
+    "stem", "stage1".."stage3", each also before its last ReLU and the shuffle ("stage1.pre"), "map" (the last
+    convolution's) and its mean "pooled" [B, widths[3]].
     Raises UserError for widths that cannot be halved.
     """
 
@@ -106,7 +107,8 @@ class ShuffleNetV2(nn.Module):
         for number, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
             features[f"stage{number}.pre"] = before = stage(x)
             features[f"stage{number}"] = x = shuffle(F.relu(before), 2)  # the untouched half is not below 0
-        features["pooled"] = F.relu(self.bn2(self.conv2(x)), inplace=True).mean((2, 3))
+        features["map"] = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        features["pooled"] = features["map"].mean((2, 3))
         return Outputs(self.linear(features["pooled"]), features)
 
 

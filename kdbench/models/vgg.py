@@ -50,6 +50,11 @@ class VGG(nn.Module):
         features["pooled"] = x.mean((2, 3))
         return Outputs(self.classifier(features["pooled"]), features)
 
+    def norms_before_relu(self) -> dict[str, nn.Module]:
+        """The batch norm that makes each map before a ReLU."""
+        blocks = (self.block1, self.block2, self.block3, self.block4)
+        return {f"stage{number}.pre": block[-1] for number, block in enumerate(blocks, start=1)}
+
 
 def _block(convolutions: int, inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []

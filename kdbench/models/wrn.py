@@ -46,8 +46,8 @@ class WideResNet(nn.Module):
     depth: 6n + 4. width: the widening factor k of the three stages (the stem keeps its channels). dropout: between
     the two convolutions of a block (Zagoruyko and Komodakis: 0.3 on CIFAR; RepDistiller: 0). widths: channels of
     stem and stages before widening. Input [B, in_channels, S, S]; features "stem", "stage1".."stage3" (raw sums,
-    before the next batch norm and ReLU), "stage1.pre".. (after that batch norm) and "pooled". Raises UserError for a
-    depth, width or dropout that do not exist.
+    before the next batch norm and ReLU), "stage1.pre".. (after that batch norm), "map" (after the last ReLU) and its
+    mean "pooled". Raises UserError for a depth, width or dropout that do not exist.
     """
 
     def __init__(
@@ -82,9 +82,14 @@ class WideResNet(nn.Module):
         pre2 = _first_norm(self.block3)(stage2)
         stage3 = self.block3((stage2, pre2))
         pre3 = self.bn1(stage3)
-        pooled = F.relu(pre3).mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "pooled": pooled}
-        return Outputs(self.fc(pooled), {**features, "stage1.pre": pre1, "stage2.pre": pre2, "stage3.pre": pre3})
+        last = F.relu(pre3)
+        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "map": last}
+        features |= {"pooled": last.mean((2, 3)), "stage1.pre": pre1, "stage2.pre": pre2, "stage3.pre": pre3}
+        return Outputs(self.fc(features["pooled"]), features)
+
+    def norms_before_relu(self) -> dict[str, nn.Module]:
+        """The batch norm that makes each map before a ReLU."""
+        return {"stage1.pre": _first_norm(self.block2), "stage2.pre": _first_norm(self.block3), "stage3.pre": self.bn1}
 
 
 def _first_norm(stage: nn.Sequential) -> nn.Module:

@@ -16,7 +16,7 @@ from kdbench.models.base import last_layer
 from kdbench.results.result import RunResult
 from kdbench.runs.folder import network_of_run
 from kdbench.runs.obtain import measured, obtain
-from kdbench.runs.recipe import Recipe
+from kdbench.runs.recipe import NetworkSpec, Recipe
 from kdbench.runs.series import Series, opened
 from kdbench.runs.taught import TaughtBy
 
@@ -53,7 +53,7 @@ def bias_correction(recipe: Recipe, out: Path, by: By = "prior") -> RunResult:
         split = data.val if data.val is not None else data.train
         logits = before.reference["val"] if data.val is not None else series.answers(before, split)
         offset = _offset(logits, split, data, missing, by)
-        folder = _corrected(series, stage.folder, network, teacher, missing, offset)
+        folder = _corrected(series, (stage.folder, spec, network), teacher, missing, offset)
         after = series.finished(folder)
         figures: dict[str, float | None] = {"offset": offset}
         for when, given in (("before", before), ("after", after)):
@@ -113,19 +113,19 @@ def _offset(logits: Tensor, split: Split, data: Bundle, missing: Sequence[int], 
 
 def _corrected(
     series: Series,
-    trained: Path,
-    network: nn.Module,
+    trained: tuple[Path, NetworkSpec, nn.Module],
     teacher: TaughtBy | None,
     missing: Sequence[int],
     offset: float,
 ) -> Path:
     """The student with its biases moved, as a run folder of its own: it can teach like any other."""
+    folder, spec, network = trained
     bias = last_layer(network).bias
     if bias is None:
-        raise UserError("student", series.recipe.student.name, "a network whose last layer has a bias to correct")
+        raise UserError("student", spec.name, "a network whose last layer has a bias to correct")
     with torch.no_grad():
         bias[list(missing)] += offset
-    return series.publish("corrected", series.recipe.student, network, trained, teacher)
+    return series.publish("corrected", spec, network, folder, teacher)
 
 
 def _figures(

@@ -12,9 +12,10 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdbench.arguments import call, locate
 from kdbench.arguments.ranges import Text, listed, within
+from kdbench.errors import require
 from kdbench.losses.base import DistillationLoss
+from kdbench.models.extended import from_json
 from kdbench.procedures.born_again import ensemble_figures
 from kdbench.results.result import RunResult
 from kdbench.runs.folder import network_of_run
@@ -37,6 +38,9 @@ def mutual(
     recipe.need_no_teacher("the students teach each other")
     specs = [recipe.student] * peers if students is None else specs_named(recipe, students, "procedure.students")
     recipe.need_taught_loss("a loss that learns from a teacher, e.g. kl")
+    loss = recipe.loss.make()
+    plain = not (loss.extends or loss.first_training or loss.needs_means)
+    require(plain, "loss", recipe.loss.name, "a loss that needs nothing of a trained teacher before the training")
     with opened(recipe, out) as series:
         own = replace(series.recipe, student=_joint(specs), loss=_mutual(recipe.loss, len(specs)))
         stage = series.stage("together", recipe=own)
@@ -80,13 +84,7 @@ def peers_from(networks: list[str], **info: Any) -> Peers:
 
     info: what networks must know of the data. Raises UserError for a network that there is not.
     """
-    made = []
-    for number, text in enumerate(networks):
-        config = json.loads(text)
-        config |= {"pretrained": False} if "pretrained" in config else {}
-        key = f"student.networks[{number}]"
-        made.append(call(locate(config.pop("_target_"), f"{key}._target_"), config, key, info))
-    return Peers(made)
+    return Peers([from_json(text, f"student.networks[{number}]", **info) for number, text in enumerate(networks)])
 
 
 class Mutual(DistillationLoss):
@@ -108,7 +106,7 @@ class Mutual(DistillationLoss):
 
     def setup(self, student: Outputs | PeerOutputs, teacher: Outputs | None) -> None:
         for loss, one, other in self._lessons(student):
-            loss.train_rows, loss.epochs = self.train_rows, self.epochs
+            loss.train_rows, loss.epochs, loss.batch_size = self.train_rows, self.epochs, self.batch_size
             loss.setup(one, other)
 
     def forward(self, student: Outputs | PeerOutputs, teacher: Outputs | None, target: Target) -> LossTerms:

@@ -127,6 +127,21 @@ class RunResult:
         world.agreed(lambda: write_json(folder / RESULT, {"format": FILE_FORMAT, **as_json(self)}))
 
 
+def as_part(result: RunResult, folder: Path, whole: Path) -> StageResult:
+    """A finished stage in `folder` as an entry of the result of the run in folder `whole`."""
+    tops = {key: value for key, value in result.last.items() if key.endswith("/top1")}
+    return StageResult(
+        folder.name,
+        str(folder.relative_to(whole)),
+        teacher=result.teacher.name if result.teacher else None,
+        student=result.student.name,
+        formula=result.formula,
+        seed=result.seed,
+        seconds=result.seconds,
+        metrics=tops,
+    )
+
+
 def read_result(folder: Path) -> RunResult:
     """A run folder's result. Raises UserError naming the file if it is missing, damaged, foreign or too new."""
     path = folder / RESULT

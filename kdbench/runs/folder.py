@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from kdbench.runs.recipe import Catalogue, NetworkSpec
 
 NETWORK = "network.json"
+LOSS = "loss.safetensors"  # what a loss learned, where another stage goes on from it
 EXPORT = "export"  # files of the student for other programs
 _TEXTS = ("config.yaml", "metrics.jsonl", "epsilon.json")
-_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, PREDICTIONS, START, FAILURE, *_TEXTS)
+_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, LOSS, PREDICTIONS, START, FAILURE, *_TEXTS)
 
 
 def clear(folder: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from filelock import Timeout
 
 from kdbench import world
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
-from kdbench.engine.checkpoint import CHECKPOINT, STUDENT, Checkpoints, resume_epoch, save_weights
+from kdbench.engine.checkpoint import CHECKPOINT, STUDENT, Checkpoints, resume_epoch, save_state, save_weights
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.log import NoLog, RunLog
@@ -28,10 +29,11 @@ from kdbench.errors import Busy, UserError, require
 from kdbench.files import lock, read_object, remove_leftovers, write_json
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters, flops_of
-from kdbench.models.weights import weight_hash
-from kdbench.results.result import NetworkResult, RunResult, is_finished, read_result
+from kdbench.models.weights import read_safetensors, weight_hash
+from kdbench.results.result import NetworkResult, RunResult, as_part, is_finished, read_result
 from kdbench.results.status import LOCK, START, note_failure
 from kdbench.runs.folder import (
+    LOSS,
     about_weights,
     clear,
     describe_git,
@@ -43,7 +45,17 @@ from kdbench.runs.folder import (
 from kdbench.runs.identity import keep, refuse_other
 from kdbench.runs.recipe import Record
 from kdbench.runs.serving import serve
-from kdbench.runs.stage import Stage, eval_sets, identity_of, make_learner, train_batches
+from kdbench.runs.stage import (
+    Stage,
+    Start,
+    class_means,
+    eval_sets,
+    first_stage,
+    identity_of,
+    make_learner,
+    train_batches,
+    with_extension,
+)
 from kdbench.runs.taught import TaughtBy
 from kdbench.types import Calibration
 
@@ -74,6 +86,7 @@ def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunRes
                 todo += [] if world.agreed(lambda: _done(stack, stage, teacher)) else [stage]  # noqa: B023
             except UserError as error:
                 failures[stage.folder] = error
+        todo = _ready(todo, teacher, failures)
         parts = [todo] if todo else []
         while parts:
             part = parts.pop(0)
@@ -106,6 +119,36 @@ def _again(stages: Sequence[Stage], failures: dict[Path, Exception]) -> list[lis
     gc.collect()
     torch.cuda.empty_cache()
     return parts
+
+
+def _ready(stages: Sequence[Stage], teacher: TaughtBy | None, failures: dict[Path, Exception]) -> list[Stage]:
+    """The stages after what comes before their trainings; one that fails there stops nobody else."""
+    found = []
+    for stage in stages:
+        try:
+            found.append(_after_first(stage, teacher))
+        except Exception as error:  # whatever a training raises
+            failures[stage.folder] = error
+    return found
+
+
+def _after_first(stage: Stage, teacher: TaughtBy | None) -> Stage:
+    """The stage as it goes on from the training that its loss has before the main one; that is a run in its folder.
+
+    Raises what that training raises.
+    """
+    first = stage.recipe.loss.make().first_training
+    if first is None:
+        return stage
+    own = first_stage(stage, first)
+    log.info("%s: %d epochs of %s first", stage.folder, first.epochs, first.loss.formula, extra=_about(stage))
+    result = run_stage(own, teacher)
+    student = read_safetensors(own.folder / STUDENT)
+    adapters = {first.place + key: value for key, value in read_safetensors(own.folder / LOSS).items()}
+    given = stage.start or Start({})
+    weights = {**given.weights, **student} if first.student else given.weights
+    start = Start(weights, given.frozen, {**given.loss, **adapters})
+    return replace(stage, start=start, before=(*stage.before, as_part(result, own.folder, stage.folder)))
 
 
 def finished(stage: Stage, teacher: TaughtBy | None) -> bool:
@@ -191,6 +234,7 @@ def _members(
     failures: dict[Path, Exception] = {}
     for stage in stages:
         try:
+            stage = with_extension(stage, teacher)
             made.append((stage, _member(stage, teacher, batches, sets, placement)))
         except Exception as error:  # whatever a network or a loss raises while it is built; the caller reports it
             failures[stage.folder] = error
@@ -209,6 +253,8 @@ def _member(
         log.info("%s: continues after epoch %d", stage.folder, epochs_done, extra=_about(stage))
     learner = make_learner(stage, teacher, batches, sets, placement)
     calibration = _calibrate(learner.distiller.loss, stage, teacher) if state is None else None
+    if state is None and teacher is not None and (feature := learner.distiller.loss.needs_means):
+        learner.distiller.loss.learn_means(class_means(teacher.trained(), feature, stage.data, placement))
     recipe, record = stage.recipe, stage.recipe.record
     begun = {"started": _now(), "epochs_done": epochs_done}
     about_run = {**begun, "choices": dict(record.choices), "config": record.config}
@@ -254,6 +300,8 @@ def _calibrate(loss: DistillationLoss, stage: Stage, teacher: TaughtBy | None) -
 def _announce(run_log: RunLog, stage: Stage, loss: DistillationLoss, calibration: Calibration | None) -> None:
     record = stage.recipe.record
     log.info("loss %s: %s", stage.recipe.loss.name, loss.formula, extra=_about(stage))
+    if stage.added:
+        log.info("student %s: keeps %s", stage.recipe.student.name, stage.added, extra=_about(stage))
     rows = "\n".join(f"| {key} | {value} |" for key, value in record.config.items())
     run_log.text("config", f"| key | value |\n|---|---|\n{rows}")
     run_log.text("formula", loss.formula)
@@ -284,6 +332,8 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
     """Export the student and write result.json, the last file of a run."""
     learner, recipe, record = member.learner, stage.recipe, stage.recipe.record
     save_weights(stage.folder / STUDENT, learner.network, dict(member.checkpoints.about))
+    if stage.keeps_loss:
+        save_state(stage.folder / LOSS, learner.distiller.loss.state_dict(), {})
     predictions = member.evaluator.predictions(learner.network)
     if predictions is not None:
         predictions.write(stage.folder)
@@ -300,11 +350,13 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
         student=NetworkResult(
             recipe.student.name, parameters=count_parameters(learner.network),
             weights=weight_hash(learner.network.state_dict()), flops=flops_of(learner.network, data.info),
+            more={"added": stage.added} if stage.added else {},
         ),
         cost=dict(member.cost or {}), machine=describe_machine(learner.distiller.placement.device),
         last=last, best=member.best, figures=teacher.recovered(last, data.task) if teacher else {}, images=images,
         device=str(learner.distiller.placement.device), precision=learner.distiller.placement.precision,
-        versions=versions, seconds=round(member.seconds, 3),
+        versions=versions, stages=stage.before,
+        seconds=round(member.seconds + sum(part.seconds for part in stage.before), 3),
         images_per_second=round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),
         more={"git": describe_git()},
     ).write(stage.folder)  # fmt: skip

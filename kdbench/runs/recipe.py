@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -18,7 +19,7 @@ from kdbench.data.bundle import Bundle
 from kdbench.engine.loggers import Logger
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.errors import UserError, require
-from kdbench.losses.base import DistillationLoss
+from kdbench.losses.base import DistillationLoss, Extension
 from kdbench.results.metrics import CLASSIFICATION
 from kdbench.runs.identity import Identity, settings_of
 from kdbench.runs.taught import TaughtBy
@@ -46,6 +47,13 @@ class NetworkSpec:
         """
         with torch.device("cpu" if self.config.get("pretrained") else "meta"):
             return self.make(info)
+
+
+def extended(spec: NetworkSpec, by: Extension, catalogue: Catalogue) -> NetworkSpec:
+    """A network within another one that a loss puts around it."""
+    pretrained = {"pretrained": spec.config["pretrained"]} if "pretrained" in spec.config else {}
+    config = {**by.config, **pretrained, "network": json.dumps(dict(spec.config))}
+    return replace(catalogue.network_from(spec.name, config), single=spec.single)
 
 
 @dataclass(frozen=True)

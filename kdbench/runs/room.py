@@ -11,7 +11,7 @@ import torch
 
 from kdbench.engine.device import Placement, place
 from kdbench.engine.graph import wants_graph
-from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches
+from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches, with_extension
 from kdbench.runs.taught import TaughtBy
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def measure(stage: Stage, teacher: TaughtBy | None, placement: Placement) -> Nee
     torch.cuda.synchronize(placement.device)
     before = torch.cuda.memory_allocated(placement.device)
     torch.cuda.reset_peak_memory_stats(placement.device)
-    learner = make_learner(stage, teacher, batches, sets, placement)
+    learner = make_learner(with_extension(stage, teacher), teacher, batches, sets, placement)
     learner.begin_epoch(0)
     batch = next(iter(batches.epoch(0, 1)))
     learner.step(batch, teacher.teacher(batch) if teacher else None)

@@ -23,7 +23,7 @@ from kdbench.engine.metrics import measure_logits
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.predictions import PREDICTIONS
-from kdbench.results.result import NetworkResult, RunResult, StageResult, is_finished, read_result
+from kdbench.results.result import NetworkResult, RunResult, StageResult, as_part, is_finished, read_result
 from kdbench.runs.folder import NETWORK, about_weights, clear, network_of_run, save_config, save_network
 from kdbench.runs.identity import Identity, keep, refuse_other
 from kdbench.runs.lifecycle import only_here, run_stage
@@ -58,19 +58,7 @@ class Series:
 
     def note(self, stage: Stage, result: RunResult) -> None:
         """Keep a finished stage's figures."""
-        folder, given = stage.folder, result.teacher
-        self.entries.append(
-            StageResult(
-                folder.name,
-                str(folder.relative_to(self.out)),
-                teacher=given.name if given else None,
-                student=result.student.name,
-                formula=result.formula,
-                seed=result.seed,
-                seconds=result.seconds,
-                metrics=self.data.task.primaries(result.last),
-            )
-        )
+        self.entries.append(as_part(result, stage.folder, self.out))
 
     def finished(self, folder: Path) -> TaughtBy:
         """The network of a finished stage, measured."""

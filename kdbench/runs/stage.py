@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,11 +22,14 @@ from kdbench.engine.learner import Learner
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.schedule import lr_factors
 from kdbench.errors import require, under
-from kdbench.losses.base import DistillationLoss
+from kdbench.losses.base import DistillationLoss, First
+from kdbench.losses.functional import one_hot
 from kdbench.models.adopt import checkpoint_gradients
-from kdbench.models.base import last_layer
+from kdbench.models.base import sketched
+from kdbench.models.interface import parts_of
+from kdbench.results.result import StageResult
 from kdbench.runs.identity import Identity
-from kdbench.runs.recipe import Recipe
+from kdbench.runs.recipe import LossSpec, Recipe, extended
 from kdbench.runs.taught import TaughtBy
 
 
@@ -34,16 +38,21 @@ class Start:
     """What a fresh student starts from in place of random numbers.
 
     weights: parameters and buffers by name, on any device; those that are not named keep their own values. frozen:
-    paths of layers that are not trained.
+    paths of layers that are not trained. loss: parameters and buffers of the loss likewise.
     """
 
     weights: Mapping[str, Tensor]
     frozen: tuple[str, ...] = ()
+    loss: Mapping[str, Tensor] = field(default_factory=dict)
 
     def apply(self, student: nn.Module) -> None:
         student.load_state_dict({**student.state_dict(), **self.weights})
         for layer in self.frozen:
             student.get_submodule(layer).requires_grad_(False)
+
+    def apply_to_loss(self, loss: nn.Module) -> None:
+        own = loss.state_dict()
+        loss.load_state_dict({**own, **{name: value for name, value in self.loss.items() if name in own}})
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,54 @@ class Stage:
     split: Split  # what it trains on
     stop_epoch: int | None = None
     start: Start | None = None
+    before: tuple[StageResult, ...] = ()  # trainings that it goes on from, for its result
+    added: str = ""  # what its loss adds to the student, in words
+    keeps_loss: bool = False  # whether what its loss learned is kept, too, for another stage to go on from
+
+
+def with_extension(stage: Stage, teacher: TaughtBy | None) -> Stage:
+    """The stage with the student that its loss makes of the recipe's; the stage itself for most losses."""
+    loss, recipe = stage.recipe.loss.make(), stage.recipe
+    if teacher is None or not loss.extends:
+        return stage
+    taught = teacher.trained()
+    with torch.random.fork_rng(devices=[]):  # any weights will do: shapes are asked for
+        student = recipe.student.make(stage.data.info)
+    with under(recipe.loss.key):
+        loss.attach(parts_of(student), parts_of(taught))
+        infos = (stage.data.info, stage.data.read_by_teacher().info)
+        by = loss.extension(*(sketched(network, info) for network, info in zip((student, taught), infos, strict=True)))
+    if by is None:
+        return stage
+    own = stage.start or Start({})
+    start = Start({**by.weights, **own.weights}, (*own.frozen, *by.frozen), own.loss)
+    recipe = replace(recipe, student=extended(recipe.student, by, recipe.catalogue))
+    return replace(stage, recipe=recipe, start=start, added=by.text)
+
+
+def first_stage(stage: Stage, first: First) -> Stage:
+    """The training that a stage's loss has before the main one, as a run in the stage's folder."""
+    recipe, record = stage.recipe, stage.recipe.record
+    spec = recipe.loss
+    loss = replace(spec, name=f"{spec.name} first", make=lambda: _first_of(spec).loss)
+    lr = recipe.optimizer.lr if first.lr is None else first.lr
+    schedule = replace(
+        recipe.schedule, epochs=first.epochs, shape="constant", warmup=0, milestones=[], cycles=1, floor=0.0
+    )
+    trainer = replace(recipe.trainer, ema=None, evaluate_every=first.epochs)
+    tree = {**record.tree, "schedule": asdict(schedule)}
+    own = hashlib.sha256(f"{record.hash}/first".encode()).hexdigest()
+    record = replace(record, hash=own, tree=tree, choices={**record.choices, "loss": loss.name}, alone=False)
+    recipe = replace(
+        recipe, loss=loss, schedule=schedule, trainer=trainer, optimizer=replace(recipe.optimizer, lr=lr), record=record
+    )
+    return replace(stage, recipe=recipe, folder=stage.folder / "stages" / "1-first", stop_epoch=None, before=(), keeps_loss=True)
+
+
+def _first_of(spec: LossSpec) -> First:
+    first = spec.make().first_training
+    assert first is not None
+    return first
 
 
 def student_stage(recipe: Recipe, data: Bundle, folder: Path) -> Stage:
@@ -83,6 +140,21 @@ def refuse_views(loss: DistillationLoss, name: str, augment: Augment, mix: objec
     require(copies_of(augment) == loss.views, "dataset/augment", type(augment).__name__, allowed)
     require(mix is None, "dataset.mix.kind", type(mix).__name__.lower(), f"none: {why}")
     require(world.size() == 1, "loss", name, f"another under torchrun: {why}, and a process has only some rows")
+
+
+def class_means(network: nn.Module, feature: str, data: Bundle, placement: Placement) -> Tensor:
+    """The mean of a teacher's feature over the training images of each class, as they are [C, D]; 0 for a class without
+    any. Costs a pass over the training set."""
+    classes = data.info.num_classes
+    data = data.read_by_teacher()
+    loading = Loading(500, device=placement.device, channels_last=placement.channels_last)
+    total, count = torch.zeros(()), torch.zeros(classes, device=placement.device)
+    with evaluating(network):
+        for batch in EvaluationBatches(data, data.train, loading):
+            chosen = one_hot(batch.target.label, classes)
+            total = chosen.T @ network(batch.input).features[feature].float().flatten(1) + total.to(chosen.device)
+            count = count + chosen.sum(0)
+    return total / count.clamp_min(1)[:, None]
 
 
 def train_batches(stage: Stage, placement: Placement) -> TrainingBatches:
@@ -124,8 +196,11 @@ def make_learner(
     loss = recipe.loss.make()
     refuse_views(loss, recipe.loss.name, stage.data.augment, stage.data.mix)
     with under(recipe.loss.key):
-        loss.epochs = recipe.schedule.epochs
+        loss.epochs, loss.batch_size = recipe.schedule.epochs, recipe.schedule.batch_size
+        loss.attach(parts_of(student), parts_of(teacher.network) if teacher and teacher.network else None)
         _prepare_loss(loss, student, teacher, stage.data, sets, placement)
+    if stage.start is not None:
+        stage.start.apply_to_loss(loss)
     distiller = Distiller(student, loss.to(placement.device), placement)
     factors, truth = lr_factors(recipe.schedule, batches.steps), _truth(stage)
     return Learner(distiller, recipe.optimizer, recipe.trainer, factors, batches.steps, recipe.seeds.init, truth)
@@ -150,7 +225,6 @@ def _prepare_loss(
 ) -> None:
     """Adapters from real shapes, for losses that have them. Costs two evaluation images through both networks."""
     loss.train_rows = data.num_rows
-    loss.attach(student, teacher.network if teacher is not None else None, last_layer)
     if type(loss).setup is DistillationLoss.setup:
         return
     batch = next(iter(sets["test"]))

@@ -15,7 +15,8 @@ from kdbench.losses.base import DistillationLoss
 from kdbench.types import Outputs, Target
 from tests.support.losses import FOLDER, NAMES, C, attach, batch, build, cast, ready, settings
 
-IN_ORDER = {"dkpp", "cc", "crd", "sum", "crld", "dhkd"}  # value depends on the order of the batch, or on chance
+# value depends on the order of the batch, or on chance
+IN_ORDER = {"dkpp", "cc", "crd", "sum", "crld", "dhkd", "semckd", "mgd", "nd"}
 PHASES = (0.0, 0.25, 0.75, 1.0)
 
 

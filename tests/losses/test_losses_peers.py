@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdbench.losses.base import DistillationLoss
-from kdbench.types import Outputs, Target
+from kdbench.types import Outputs, Parts, Target
 from tests.support.losses import build, cast
 
 CASES = json.loads(Path(__file__).with_name("peer_logits.json").read_text(encoding="utf-8"))["cases"]
@@ -59,7 +59,7 @@ def prepared(case: dict[str, Any], dtype: torch.dtype, student: Outputs, teacher
     loss.train_rows, loss.epochs = 5, 300
     if "grads" in case or loss.needs or case["loss"] in ("wkd", "pskd"):
         own, other = heads(case, dtype)
-        loss.attach(own, other, lambda network: network)  # type: ignore[arg-type, return-value]
+        loss.attach(Parts(own, {}), Parts(other, {}))
         student.features["head.weight"], student.features["head.bias"] = own.weight, own.bias
         loss.setup(student, teacher)
         loss = loss.to(dtype)

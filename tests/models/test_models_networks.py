@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdbench.errors import UserError
+from kdbench.losses.adapters import pooled_map
 from kdbench.models.base import count_parameters, first_layer, flops, forward_on_meta, last_layer
 from kdbench.types import ImageInfo, Outputs
 from tests.support.models import ALL, OWN, build, header, images, on_meta
@@ -133,8 +134,8 @@ def test_outputs_have_the_promised_shapes(name: str) -> None:
 def _check_shapes(name: str, network: nn.Module, out: Outputs, channels: int, classes: int) -> None:
     count = out.logits.shape[0]
     assert out.logits.shape == (count, classes)
-    names = [key for key in out.features if not key.endswith(".pre")]
-    for key in out.features.keys() - set(names):
+    names = [key for key in out.features if not key.endswith(".pre") and key != "map"]
+    for key in out.features.keys() - {*names, "map"}:
         assert out.features[key].shape == out.features[key.removesuffix(".pre")].shape
     stages = [key for key in names if key.startswith("stage")]
     assert names == [*(["stem"] if name not in MLPS else []), *stages, "pooled"]
@@ -147,6 +148,17 @@ def _check_shapes(name: str, network: nn.Module, out: Outputs, channels: int, cl
         sides = [value.shape[-1] for value in maps]
         assert sides == sorted(sides, reverse=True) and sides[-1] >= 1
         assert first_layer(network).in_channels == channels
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name in FAMILIES and name not in MLPS])
+def test_the_classifier_reads_the_mean_of_a_map(name: str) -> None:
+    """Of "map", or of the last stage; and batch norms before ReLUs are as wide as the maps that they make."""
+    network = build(name, classes=10, size=16)
+    features = network(images(2, size=16)).features
+    last = features[pooled_map(Outputs(torch.zeros(2, 10), features), "test")]
+    torch.testing.assert_close(last.mean((2, 3)), features["pooled"])
+    norms = network.norms_before_relu() if hasattr(network, "norms_before_relu") else {}
+    assert all(norm.num_features == features[key].shape[1] for key, norm in norms.items())
 
 
 @pytest.mark.parametrize("name", SMALL)

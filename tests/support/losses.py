@@ -10,12 +10,12 @@ from omegaconf import OmegaConf
 
 from kdbench.configure import construct
 from kdbench.losses.base import DistillationLoss
-from kdbench.types import Outputs, Target
+from kdbench.types import Outputs, Parts, Target
 
 FOLDER = Path(__file__).parents[2] / "configs/loss"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 B, C = 6, 7  # samples and classes of a test batch
-ALIKE = {"fsp"}  # compares products of channels: both networks need the same
+ALIKE = {"fsp", "kdsvd"}  # compare products of channels: both networks need the same
 SMALL: dict[str, dict[str, Any]] = {"crd": {"images": 400, "negatives": 32}}  # its own defaults take seconds a batch
 WITHIN = {"sum": "crd"}  # a loss that has another one as a part
 
@@ -62,6 +62,7 @@ def outputs(logits: torch.Tensor, width: int, sizes: tuple[int, int, int], seed:
     apart = torch.randn(logits.shape, generator=random)
     maps |= {"head": logits + apart, "head_dist": logits - apart}
     maps["members"] = torch.stack([logits, logits + apart, 0.5 * logits - apart], 1)
+    maps["projected"] = torch.randn(len(logits), 24, 2, 2, generator=random).relu()  # of a student that is extended
     return Outputs(logits, maps)
 
 
@@ -83,6 +84,17 @@ def batch(seed: int = 0, name: str = "", scale: float = 3.0, samples: int = B) -
     )
 
 
+def parts(out: Outputs, device: str = "cpu") -> Parts:
+    """Layers that a network with these outputs may have: a classifier, and the batch norms of its stages."""
+    norms = {}
+    for name, value in out.features.items():
+        if name.startswith("stage"):
+            norms[name] = torch.nn.BatchNorm2d(value.shape[1], device=device)
+            torch.nn.init.uniform_(norms[name].weight)
+            torch.nn.init.normal_(norms[name].bias)
+    return Parts(torch.nn.Linear(out.features["pooled"].shape[1], out.logits.shape[1], device=device), norms)
+
+
 def cast(out: Outputs, dtype: torch.dtype, grad: bool = False) -> Outputs:
     """A copy in another precision, as leaves that collect gradients if `grad`."""
     return Outputs(
@@ -98,6 +110,8 @@ def ready(name: str, **changes: Any) -> DistillationLoss:
     student, teacher, _ = batch(30, name, samples=24)
     attach(loss, student, teacher)
     loss.setup(student, teacher)
+    if loss.needs_means:
+        loss.learn_means(torch.randn(C, teacher.features[loss.needs_means].shape[1]))
     if loss.needs_calibration:
         loss.calibrate(
             teacher.logits, torch.where(torch.arange(24) % 4 == 0, torch.arange(24) % C, teacher.logits.argmax(1))
@@ -106,6 +120,6 @@ def ready(name: str, **changes: Any) -> DistillationLoss:
 
 
 def attach(loss: DistillationLoss, student: Outputs, teacher: Outputs, device: str = "cpu") -> None:
-    """Two networks that are their last layers, for made-up features."""
-    heads = [torch.nn.Linear(out.features["pooled"].shape[1], out.logits.shape[1]) for out in (student, teacher)]
-    loss.attach(*(head.to(device) for head in heads), lambda network: network)  # type: ignore[arg-type, return-value]
+    """Layers that networks with these outputs may have, and the batch size."""
+    loss.batch_size = B
+    loss.attach(*(parts(out, device) for out in (student, teacher)))

@@ -1,0 +1,111 @@
+"""Feature losses against their authors' code: peer_networks.json holds what that gave on the inputs made here.
+
+Of every gradient two numbers are kept: its length, and its product with `wave(shape, 0.5)`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdbench.losses.base import DistillationLoss
+from kdbench.types import Outputs, Parts, Target
+from tests.support.losses import build
+
+CASES = json.loads(Path(__file__).with_name("peer_networks.json").read_text(encoding="utf-8"))["cases"]
+LABEL = torch.tensor([0, 3, 2, 3])
+# (channels, places a side) of the stages of the two networks
+NETWORKS: dict[str, list[tuple[int, int]]] = {
+    "student": [(3, 8), (4, 4), (6, 2)],
+    "teacher": [(5, 8), (6, 4), (8, 4)],
+    "same": [(5, 8), (6, 4), (8, 4)],
+    "even": [(5, 8), (6, 4), (8, 2)],
+}  # fmt: skip
+
+
+def wave(shape: tuple[int, ...], phase: float, scale: float = 1.5) -> Tensor:
+    """Irregular numbers without a random generator: the same on every machine and version."""
+    i = torch.arange(math.prod(shape), dtype=torch.float64)
+    return scale * torch.sin(0.9 * i**1.5 + phase).reshape(shape)
+
+
+def outputs(name: str, phase: float, dtype: torch.dtype) -> Outputs:
+    """What one of the fixed networks gives for four inputs; every feature a leaf."""
+    features = {}
+    for i, (width, side) in enumerate(NETWORKS[name], start=1):
+        before = wave((4, width, side, side), phase + i)
+        features |= {f"stage{i}.pre": before, f"stage{i}": before.relu()}
+    last = features["stage3"]
+    features |= {"pooled": last.mean((2, 3)), "projected": wave((4, 8, 2, 2), phase + 9).relu()}
+    leaves = {key: value.to(dtype).requires_grad_(phase < 1) for key, value in features.items()}
+    return Outputs(wave((4, 5), phase, 3.0).to(dtype).requires_grad_(phase < 1), leaves)
+
+
+def parts(out: Outputs, phase: float) -> Parts:
+    """A classifier and batch norms for one of the networks."""
+    classifier = nn.Linear(out.features["pooled"].shape[1], 5)
+    norms: dict[str, nn.Module] = {
+        key: nn.BatchNorm2d(value.shape[1]) for key, value in out.features.items() if ".pre" in key
+    }
+    for i, layer in enumerate([classifier, *norms.values()]):
+        fill(layer.to(out.logits.dtype), phase + 0.7 * i)
+    return Parts(classifier, norms)
+
+
+def fill(module: nn.Module, phase: float = 0.0) -> None:
+    with torch.no_grad():
+        for i, parameter in enumerate(module.parameters()):
+            parameter.copy_(wave(tuple(parameter.shape), phase + 0.1 * i, 0.5))
+
+
+def marks(grad: Tensor) -> list[float]:
+    return [grad.norm().item(), (grad.double() * wave(tuple(grad.shape), 0.5)).sum().item()]
+
+
+def prepared(case: dict[str, object], dtype: torch.dtype) -> tuple[DistillationLoss, Outputs, Outputs]:
+    student = outputs(str(case.get("student", "student")), 0.2, dtype)
+    teacher = outputs(str(case.get("teacher", "teacher")), 1.3, dtype)
+    loss = build(str(case["loss"]), **case["changes"])  # type: ignore[arg-type]
+    if case.get("first"):  # what comes before the main training
+        assert loss.first_training is not None
+        loss = loss.first_training.loss
+    loss.batch_size = 4
+    loss.attach(parts(student, 0.3), parts(teacher, 0.6))
+    loss.setup(student, teacher)
+    fill(loss.to(dtype))
+    for name, buffer in loss.named_buffers():
+        if name.endswith(".base"):  # where torch's orthogonal matrices start from
+            buffer.copy_(torch.eye(*buffer.shape))
+    if case.get("means"):
+        loss.learn_means(wave((5, 8), 2.5))
+    loss.epochs = case.get("epochs")  # type: ignore[assignment]
+    return loss, student, teacher
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case['loss']}-{i}" for i, case in enumerate(CASES)])
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_value_and_gradients_equal_the_authors(case, dtype, digits, monkeypatch):
+    if case.get("draws"):
+        monkeypatch.setattr(torch, "rand", lambda shape, **_: wave(shape, 0.9, 0.5) + 0.5)
+    loss, student, teacher = prepared(case, dtype)
+    target = Target(LABEL, torch.arange(4), torch.tensor(case.get("progress", 0.0), dtype=torch.float64))
+    total = loss(student, teacher, target).total
+    total.backward()
+    known = digits if dtype == torch.float64 else case.get("float32", 1e-6)  # singular vectors have fewer digits
+    assert total.item() == pytest.approx(case["value"], rel=known)
+    for key, expected in case["grad"].items():
+        grad = (student.logits if key == "logits" else student.features[key]).grad
+        assert marks(grad) == pytest.approx(expected, rel=digits, abs=digits * expected[0]), key
+    if "classifier" in case:  # the student's own
+        found = marks(loss._classifiers[0].weight.grad)
+        assert found == pytest.approx(case["classifier"], rel=digits)
+    named = dict(loss.named_parameters())
+    others = case.get("parameters", {})
+    rounding = digits * max((norm for norm, _ in others.values()), default=0.0)  # a bias before a batch norm has none
+    for key, expected in others.items():
+        assert marks(named[key].grad) == pytest.approx(expected, rel=digits, abs=rounding), key

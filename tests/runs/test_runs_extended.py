@@ -1,0 +1,128 @@
+"""Losses that add to the student for good, and losses with a training before the main one: whole runs of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdbench import build
+from kdbench.configure.naming import without_hydra
+from kdbench.configure.reference import group_choices
+from kdbench.engine.learner import Learner
+from kdbench.results.result import RunResult
+from kdbench.runs.lifecycle import run_stages
+from kdbench.runs.obtain import obtain
+from kdbench.runs.recipe import Recipe
+from kdbench.runs.stage import student_stage
+from tests.support.procedures import TINY as SMALL
+from tests.support.procedures import composed, in_hydra
+from tests.support.shell import TINY, kdbench, result, train
+
+SIMKD = ("loss=simkd", "teacher=resnet14", "schedule.epochs=1", "teacher.schedule.epochs=1")
+FT = ("loss=ft", "loss.epochs=2", "schedule.epochs=2", "teacher.schedule.epochs=1")
+AB = ("loss=ab", "loss.epochs=2", "schedule.epochs=2", "teacher.schedule.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def simkd(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("simkd")
+    train(*SIMKD, f"hydra.run.dir={folder}/run", f"paths.teachers={folder}/teachers")
+    return folder / "run"
+
+
+def test_a_student_keeps_the_teacher_s_classifier(simkd):
+    found = result(simkd)
+    kept, teacher = (
+        load_file(simkd / "student.safetensors"),
+        load_file(Path(found["teacher"]["folder"]) / "student.safetensors"),
+    )
+    assert torch.equal(kept["classifier.weight"], teacher["fc.weight"])
+    assert torch.equal(kept["classifier.bias"], teacher["fc.bias"])
+    assert not any(name.startswith("network.fc") for name in kept)
+    assert found["student"]["added"] == "a projector and the teacher's classifier (64 dimensions) in place of its own"
+    assert found["student"]["parameters"] == sum(
+        value.numel() for name, value in kept.items() if "running" not in name and "num_batches" not in name
+    )
+    assert found["formula"].startswith("mean (p(f_s) - f_t)^2, s = the teacher's classifier")
+
+
+def test_an_extended_student_is_evaluated_and_teaches(simkd, capsys):
+    assert kdbench("evaluate", str(simkd), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == result(simkd)["last"]["test/top1"]
+    taught = result(train("loss=kl", f"teacher.run={simkd}", "schedule.epochs=1", "hydra.run.dir=taught"))
+    assert taught["teacher"]["weights"] == result(simkd)["student"]["weights"]
+    # and one more time: its student stands on it
+    again = result(train("loss=simkd", f"teacher.run={simkd}", "schedule.epochs=1", "hydra.run.dir=again"))
+    assert again["student"]["added"]
+
+
+def test_a_first_training_is_a_stage_of_the_run():
+    found = result(train(*FT))
+    (stage,) = found["stages"]
+    assert stage["folder"] == "stages/1-first" and stage["formula"].startswith("mean (d(e(f_t)) - f_t)^2")
+    assert found["seconds"] >= stage["seconds"] > 0
+    kept = torch.load("run/stages/1-first/checkpoint.pt", weights_only=True)["learner"]["distiller"]
+    final = torch.load("run/checkpoint.pt", weights_only=True)["learner"]["distiller"]
+    paraphraser = [name for name in kept if name.startswith("loss.paraphraser")]
+    assert paraphraser and all(torch.equal(kept[name], final[name]) for name in paraphraser)
+
+
+def test_boundaries_are_learned_before_the_labels(monkeypatch):
+    seen = []
+    begin = Learner.begin_epoch
+    monkeypatch.setattr(
+        Learner, "begin_epoch",
+        lambda self, epoch: (seen.append((type(self.distiller.loss).__name__, self.steps_done)), begin(self, epoch)),
+    )  # fmt: skip
+    train(*AB, "loss.lr=0.001")
+    assert [name for name, _ in seen if name != "CE"] == ["Boundaries", "Boundaries", "AB", "AB"]
+    first, final = (load_file(f"run/{path}student.safetensors") for path in ("stages/1-first/", ""))
+    assert torch.equal(first["fc.weight"], first["fc.weight"]) and not torch.equal(
+        first["conv1.weight"], final["conv1.weight"]
+    )
+
+
+CUTS = [(FT, 8, "stages/1-first"), (AB, 14, "."), ((*SIMKD, "schedule.epochs=2"), 8, ".")]  # 3 steps an epoch
+
+
+@pytest.mark.parametrize(("words", "step", "folder"), CUTS, ids=["ft in its first", "ab after it", "simkd"])
+def test_stopped_anywhere_it_goes_on_to_the_same_weights(words, step, folder, monkeypatch):
+    whole = train(*words, "hydra.run.dir=whole")
+    take, taken = Learner.step, itertools.count(1)
+
+    def stopped(self: Learner, *args: object) -> None:
+        if next(taken) == step:
+            raise KeyboardInterrupt
+        take(self, *args)
+
+    other = [*words, "hydra.run.dir=cut", "paths.teachers=others"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "step", stopped)
+        assert kdbench("train", *TINY, *other) != 0
+    assert Path("cut", folder, "checkpoint.pt").exists() and not Path("cut", folder, "result.json").exists()
+    cut = train(*other)
+    assert result(cut)["student"]["weights"] == result(whole)["student"]["weights"]
+
+
+def recipe(loss: str) -> Recipe:
+    words = [*SMALL, "dataset.n=20", "teacher=resnet8", "student=resnet8", f"loss={loss}"]
+    root = composed(*words)
+    with in_hydra():
+        return build.make_recipe(without_hydra(root), words, group_choices(root.hydra))
+
+
+def test_a_cohort_of_them_is_as_alone():
+    recipes = [recipe(loss) for loss in ("simkd", "srrl", "ofd", "semckd", "ft", "ab")]
+    data = recipes[0].data()
+    teacher = obtain(recipes[0].teacher, recipes[0], data)
+    found = []
+    for folder, lots in (("together", [recipes]), ("alone", [[one] for one in recipes])):
+        stages = [[student_stage(one, data, Path(folder, one.loss.name)) for one in lot] for lot in lots]
+        results = [result for lot in stages for result in run_stages(lot, teacher)]
+        found.append([result.student.weights for result in results if isinstance(result, RunResult)])
+    assert found[0] == found[1] and len(set(found[0])) == 6
