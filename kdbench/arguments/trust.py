@@ -17,7 +17,8 @@ _CODE = ("_target_", "reader", "source")  # keys whose value is the dotted path 
 _NAMED = re.compile(r"""^[\s-]*(?:_target_|reader|source):\s*["']?([\w.]+)""", re.MULTILINE)
 _GROUPS = ("student", "dataset")  # of kdbench's own configurations: what a run folder is read for
 # Networks that procedures and losses make of others.
-_MADE = ("kdbench.procedures.mutual.peers_from", "kdbench.models.extended.reused")
+_EXTENDED = ("kdbench.models.extended.reused", "kdbench.models.extended.expanded")
+_MADE = ("kdbench.procedures.mutual.peers_from", *_EXTENDED)
 _WAY = "If you trust where it comes from: --trust, in a training teacher.trust=true, or a --config-dir that names it"
 
 

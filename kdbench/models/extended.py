@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.arguments import call, locate
-from kdbench.models.base import last_layer_name
+from kdbench.models.base import last_layer, last_layer_name
 from kdbench.types import Outputs
 
 
@@ -60,6 +60,40 @@ class Reused(nn.Module):
         projected = self.projector(seen)
         features = {**features, "projected": projected, "map": projected, "pooled": projected.mean((2, 3))}
         return Outputs(self.classifier(features["pooled"]), features)
+
+
+class Expanded(nn.Module):
+    """A student whose last map f, the one whose mean its classifier reads, becomes f + c(e(f)), e a 1x1 convolution to
+    `copies` times `outputs` channels and c one back, both with batch norm and linear, so that they may be merged into
+    the classifier afterwards (Liu et al. 2023, NORM, section 3.2).
+
+    Features: the student's own, e(f) as "projected", the new map as "map" and its mean as "pooled".
+    """
+
+    def __init__(self, network: nn.Module, layer: str, inputs: int, outputs: int, copies: int) -> None:
+        super().__init__()
+        self.network, self.layer = network, layer
+        self.last_layer_name = f"network.{last_layer_name(network)}"
+        if hasattr(network, "image_size"):
+            self.image_size = network.image_size
+        wide = copies * outputs
+        self.expand = nn.Sequential(nn.Conv2d(inputs, wide, 1, bias=False), nn.BatchNorm2d(wide))
+        self.contract = nn.Sequential(nn.Conv2d(wide, inputs, 1, bias=False), nn.BatchNorm2d(inputs))
+
+    def forward(self, input: Tensor) -> Outputs:
+        """input [B, ...] -> logits [B, num_classes]."""
+        features = self.network(input).features
+        projected = self.expand(features[self.layer])
+        whole = features[self.layer] + self.contract(projected)
+        features = {**features, "projected": projected, "map": whole, "pooled": whole.mean((2, 3))}
+        return Outputs(last_layer(self)(features["pooled"]), features)
+
+
+def expanded(
+    network: str, layer: str, inputs: int, outputs: int, copies: int, pretrained: bool = False, **info: Any
+) -> Expanded:
+    """A student extended by a wider map; `network`: its own configuration as JSON."""
+    return Expanded(from_json(network, "student.network", pretrained, **info), layer, inputs, outputs, copies)
 
 
 def reused(
