@@ -18,8 +18,10 @@ class VkD(FeatureLoss):
     trains with the student, N layer normalisation without parameters, h the smoothed absolute difference, mean over
     batch and dimensions (Miles et al. 2024, VkD, section 3, with their task-specific normalisation for classification).
 
-    The feature is averaged over places if it is a map. The authors' students are DeiTs of two tokens, beside a KL of
-    the second one's logits; their feature is the mean of the other tokens.
+    P is the exponential of a skew-symmetric matrix, as in the paper. The authors' code leaves it to torch, which takes
+    Householder reflections where the widths differ: their signs are kept as whole numbers that the first step of weight
+    decay rounds to 0, and P with them. The feature is averaged over places if it is a map. The authors' students are
+    DeiTs of two tokens, beside a KL of the second one's logits; their feature is the mean of the other tokens.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
@@ -37,7 +39,7 @@ class VkD(FeatureLoss):
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         super().setup(student, teacher)
         (own, width), device = (x.shape[1] for x in self.map(student, teacher)), student.logits.device
-        self.projector = orthogonal(nn.Linear(own, width, bias=False)).to(device)
+        self.projector = orthogonal(nn.Linear(own, width, bias=False), orthogonal_map="matrix_exp").to(device)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         s, t = (x if x.dim() == 2 else x.mean((2, 3)) for x in self.map(student, teacher))

@@ -110,7 +110,8 @@ def first_stage(stage: Stage, first: First) -> Stage:
     recipe = replace(
         recipe, loss=loss, schedule=schedule, trainer=trainer, optimizer=replace(recipe.optimizer, lr=lr), record=record
     )
-    return replace(stage, recipe=recipe, folder=stage.folder / "stages" / "1-first", stop_epoch=None, before=(), keeps_loss=True)
+    folder = stage.folder / "stages" / "1-first"
+    return replace(stage, recipe=recipe, folder=folder, stop_epoch=None, before=(), keeps_loss=True)
 
 
 def _first_of(spec: LossSpec) -> First:

@@ -16,7 +16,7 @@ from kdbench.types import Outputs, Target
 from tests.support.losses import FOLDER, NAMES, C, attach, batch, build, cast, ready, settings
 
 # value depends on the order of the batch, or on chance
-IN_ORDER = {"dkpp", "cc", "crd", "sum", "crld", "dhkd", "semckd", "mgd", "nd"}
+IN_ORDER = {"dkpp", "cc", "crd", "sum", "crld", "dhkd", "semckd", "mgd", "nd", "diffkd"}
 PHASES = (0.0, 0.25, 0.75, 1.0)
 
 

@@ -22,9 +22,9 @@ SHAPES = {
     "stage3": ((4, 6, 2, 2), (4, 6, 2, 2)),
     "pooled": ((4, 6), (4, 7)),
 }
-PLAIN = ("at", "cat_kd", "fsp", "kdsvd", "nst", "pkt", "rkd", "simkd", "sp")  # without layers of their own
+PLAIN = ("at", "cat_kd", "fsp", "kdsvd", "norm", "nst", "pkt", "rkd", "simkd", "sp")  # without layers of their own
 ADAPTED = (
-    "afd", "cc", "crd", "fitnet", "ft", "ickd", "itrd", "mgd", "nd", "ofd", "reviewkd", "semckd", "srrl", "vid", "vkd",
+    "afd", "cc", "crd", "diffkd", "fitnet", "ft", "ickd", "itrd", "mgd", "nd", "ofd", "reviewkd", "semckd", "srrl", "vid",
     "vkd", "wkd_f",
 )  # fmt: skip
 FEATURE = (*PLAIN, *ADAPTED)
