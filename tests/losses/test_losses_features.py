@@ -24,8 +24,8 @@ SHAPES = {
 }
 PLAIN = ("at", "cat_kd", "fsp", "kdsvd", "norm", "nst", "pkt", "rkd", "simkd", "sp")  # without layers of their own
 ADAPTED = (
-    "afd", "cc", "crd", "diffkd", "fitnet", "ft", "ickd", "itrd", "mgd", "nd", "ofd", "reviewkd", "semckd", "srrl", "vid",
-    "vkd", "wkd_f",
+    "afd", "cc", "crd", "diffkd", "fitnet", "ft", "ickd", "itrd", "mgd", "nd", "ofd", "reviewkd", "semckd", "srrl",
+    "vid", "vkd", "wkd_f",
 )  # fmt: skip
 FEATURE = (*PLAIN, *ADAPTED)
 
