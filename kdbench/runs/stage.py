@@ -51,8 +51,10 @@ class Start:
             student.get_submodule(layer).requires_grad_(False)
 
     def apply_to_loss(self, loss: nn.Module) -> None:
-        own = loss.state_dict()
-        loss.load_state_dict({**own, **{name: value for name, value in self.loss.items() if name in own}})
+        """What the loss lacks of it is passed over."""
+        if self.loss:
+            own = loss.state_dict()
+            loss.load_state_dict({**own, **{name: value for name, value in self.loss.items() if name in own}})
 
 
 @dataclass(frozen=True)
