@@ -1,10 +1,15 @@
 """Killed at any moment, a run continues to the weights that it would have had."""
 
+import json
+import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from kdbench.runs import lifecycle
 from tests.support.killing import KILLED, in_its_own_process
 from tests.support.shell import kdbench, result, tiny, train
 
@@ -101,3 +106,15 @@ def test_a_folder_with_another_unfinished_run_is_refused(capsys):
     assert kdbench("train", *tiny("teacher=none"), "hydra.run.dir=run", "loss=ce", "teacher=none", "seed=5") != 0
     shown = capsys.readouterr()
     assert "another configuration" in shown.err + shown.out
+
+
+def test_a_lock_that_another_machine_may_not_see_is_doubted(tmp_path, caplog):
+    start, old = tmp_path / "run.json", time.time() - 2 * lifecycle.RECENT
+    for host, ago, doubted in ((socket.gethostname(), 0, 0), ("elsewhere", old, 0), ("elsewhere", 0, 1)):
+        start.write_text(json.dumps({"host": host}))
+        if ago:
+            os.utime(start, (ago, ago))
+        with lifecycle.only_here(tmp_path):
+            pass
+        assert len(caplog.records) == doubted, (host, ago)
+    assert "elsewhere was at work here 0 s ago" in caplog.records[0].message
