@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import math
@@ -56,32 +57,42 @@ class Sweep:
         plugins: Any = Plugins.instance()
         make, make_sweeper = plugins.instantiate_launcher, plugins.instantiate_sweeper
         plugins.instantiate_launcher = lambda **context: _Watched(make, self, **context)
-        plugins.instantiate_sweeper = lambda **context: make_sweeper(**self.directed(**context))
+        plugins.instantiate_sweeper = lambda **context: self._sweeper(make_sweeper, **context)
         try:
             yield
         finally:
             del plugins.instantiate_launcher, plugins.instantiate_sweeper
 
-    def directed(self, config: DictConfig, **context: Any) -> dict[str, Any]:
-        """A sweeper's surroundings in which one that optimises (`direction`) does so in the direction that is better.
+    def _sweeper(self, make: Callable[..., Any], config: DictConfig, **context: Any) -> Any:
+        """Hydra's sweeper; one that optimises does so in the direction that is better, unless another was typed."""
+        directed = self.directed(config)
+        sweeper = make(config=directed, **context)
+        if directed is not config:  # points are composed without what was changed, and Hydra 1.4 compares
+            sweeper.setup(config=config, **context)
+        return sweeper
+
+    def directed(self, config: DictConfig) -> DictConfig:
+        """The configuration with the better `direction` for a sweeper that has one.
 
         What was typed counts, with a warning where it looks for the worst.
         """
         sweeper = config.hydra.sweeper
-        if self.better is not None and "direction" in sweeper:
-            outer = HydraConfig.instance().cfg
-            HydraConfig.instance().set_config(config)  # as in a point's own task
-            try:
-                right = "maximize" if self.better(without_hydra(config)) > 0 else "minimize"
-            finally:
-                HydraConfig.instance().cfg = outer
-            typed = any(str(word).startswith("hydra.sweeper.direction=") for word in config.hydra.overrides.hydra)
-            if typed and right not in str(sweeper.direction):
+        if self.better is None or "direction" not in sweeper:
+            return config
+        outer = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)  # as in a point's own task
+        try:
+            right = "maximize" if self.better(without_hydra(config)) > 0 else "minimize"
+        finally:
+            HydraConfig.instance().cfg = outer
+        if any(str(word).startswith("hydra.sweeper.direction=") for word in config.hydra.overrides.hydra):
+            if right not in str(sweeper.direction):
                 log.warning("hydra.sweeper.direction=%s: %s is better the other way", sweeper.direction, config.monitor)
-            if not typed:
-                with read_write(sweeper):
-                    sweeper.direction = right
-        return {"config": config, **context}
+            return config
+        changed = copy.deepcopy(config)
+        with read_write(changed.hydra.sweeper):
+            changed.hydra.sweeper.direction = right
+        return changed
 
     def take(self, job: JobReturn) -> None:
         """Note a run that has ended. A failed one has no value from here on, so that sweepers go on with the rest."""
@@ -109,9 +120,11 @@ class _Watched:
         self, make: Callable[..., Any], sweep: Sweep, *, hydra_context: Any, task_function: Task, config: DictConfig
     ) -> None:
         self.sweep, self.loader, self.config = sweep, hydra_context.config_loader, config
-        self.members = _members(config)
-        self.make = lambda task: make(hydra_context=hydra_context, task_function=task, config=config)
-        self.launcher = self.make(task_function)  # raises for what it cannot be made of
+        self.members, own = _members(config)
+        self.launcher = make(hydra_context=hydra_context, task_function=task_function, config=own)
+        self.give = lambda task: self.launcher.setup(hydra_context=hydra_context, task_function=task, config=config)
+        if own is not config:
+            self.give(task_function)
         self.cohorts = lambda: cohort_launcher(task_function, hydra_context, config, self.members)
         sweep.begun = True
         launcher_name = str(config.hydra.launcher._target_).rpartition(".")[2]
@@ -146,7 +159,8 @@ class _Watched:
         lots = chunks(cohorts.side_by_side(points), self.members)
         task = Lot(cohorts.task, cohorts.context, self.config, [[points[i] for i in lot] for lot in lots], self.members)
         log.info("%d runs as %d cohorts of up to %d", len(points), len(lots), self.members)
-        ends = self.make(task).launch([words[lot[0]] for lot in lots], initial_job_idx=0)
+        self.give(task)
+        ends = self.launcher.launch([words[lot[0]] for lot in lots], initial_job_idx=0)
         return in_order(lots, list(ends), words)
 
     def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Path]:
@@ -184,18 +198,19 @@ class _Watched:
         return finished is not None and finished(without_hydra(cfg), point_folder(cfg.hydra)) is not None
 
 
-def _members(config: DictConfig) -> int | None:
-    """hydra.launcher.members of any launcher, which does not know it itself: taken out of its configuration."""
-    launcher = config.hydra.launcher
-    if "members" not in launcher:
-        return None
+def _members(config: DictConfig) -> tuple[int | None, DictConfig]:
+    """hydra.launcher.members of any launcher, which does not know it itself, and the configuration without it."""
+    if "members" not in config.hydra.launcher:
+        return None, config
+    own = copy.deepcopy(config)
+    launcher = own.hydra.launcher
     with read_write(launcher), open_dict(launcher):
         members = launcher.pop("members")
     require(isinstance(members, int) and members > 0, "hydra.launcher.members", members, "a number of at least 1")
     name = str(launcher._target_).rpartition(".")[2]
     allowed = "given as hydra.launcher.max_members" if name == "CohortLauncher" else "left out of this launcher"
     require(name not in ("CohortLauncher", "BasicLauncher"), "hydra.launcher.members", members, allowed)
-    return int(members)
+    return int(members), own
 
 
 def point_folder(hydra: Any) -> Path:

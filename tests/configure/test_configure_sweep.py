@@ -180,8 +180,9 @@ def test_a_sweeper_optimises_in_the_direction_that_is_better(better, typed, expe
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.sweeper = {"direction": typed or "minimize"}
         config.hydra.overrides.hydra = words
-    found = sweeping.Sweep(None, better=lambda cfg: better).directed(config=config, more=3)
-    assert found["more"] == 3 and found["config"].hydra.sweeper.direction == expected
+    found = sweeping.Sweep(None, better=lambda cfg: better).directed(config)
+    assert found.hydra.sweeper.direction == expected
+    assert config.hydra.sweeper.direction == (typed or "minimize"), "points are composed as before"
     assert bool(caplog.records) == bool(typed), "the worst is looked for only if that was typed, with a warning"
 
 
