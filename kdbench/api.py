@@ -18,6 +18,7 @@ from kdbench import configure
 from kdbench.commands import train as command
 from kdbench.errors import UserError, require
 from kdbench.results import read
+from kdbench.results.metrics import TASKS
 from kdbench.results.read import Run
 from kdbench.results.result import read_result
 from kdbench.results.rows import named_choices
@@ -87,10 +88,11 @@ def read_runs(*folders: str | Path) -> Any:
 
 def _row(run: Run) -> dict[str, Any]:
     result = run.result
-    theirs = result.teacher.metrics.get("test/top1") if result.teacher else None
+    key = TASKS[result.task].on("test")
+    theirs = result.teacher.metrics.get(key) if result.teacher else None
     about = {
         "folder": str(run.folder), **named_choices(run), "seed": result.seed, "formula": result.formula,
-        "parameters": result.student.parameters, "teacher/test/top1": theirs,
+        "parameters": result.student.parameters, f"teacher/{key}": theirs,
     }  # fmt: skip
     figures = {name: result.figure(name) for name in result.figure_names()}
     timing = {"seconds": result.seconds, "images_per_second": result.images_per_second, "device": result.device}

@@ -214,7 +214,7 @@ def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSp
         network = locate(config.get("_target_"), f"{prefix}._target_")
         refuse_kind(network, prefix, name, info)
         if not is_own(network):
-            return _made(config, prefix, torch.nn.Module, **info._asdict())
+            return _made(config, prefix, torch.nn.Module, **accepted(network, info._asdict()))
         options, layers = own_options(config, network)
         try:
             return adopted(_built(network, options, prefix, info), layers, info, prefix)
@@ -271,6 +271,8 @@ def try_networks(recipe: Recipe) -> None:
     allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
     require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
     recipe.refuse_uncalibrated(data)
+    if recipe.teacher is not None and recipe.teacher.table == "on":
+        refuse_table(loss, recipe.loss.name, data.mix, data.augment)
     teacher = teacher if taught.single or MEMBERS in loss.needs else student
     with under(recipe.loss.key):
         for part in (loss, *([loss.first_training.loss] if loss.first_training else [])):

@@ -18,7 +18,9 @@ MEMBERS = "members"  # the feature of an ensemble that losses over several teach
 class Outputs(NamedTuple):
     """What every network returns."""
 
-    logits: Tensor  # [B, C] raw, no temperature
+    # [N, C] raw, no temperature. N predictions: one an input, or of a language model those of all positions in a row,
+    # N = B T. Its features are [B T, D] too, so that every loss sees rows.
+    logits: Tensor
     features: dict[
         str, Tensor
     ]  # "stem", "stage1", "stage1.pre" (before its ReLU), ... [B, D, H, W]; "pooled" [B, D], what the last layer reads
@@ -34,9 +36,20 @@ class Parts(NamedTuple):
 class Target(NamedTuple):
     """What a loss may know about a batch besides the two networks' outputs."""
 
-    label: Tensor  # [B] int64, or [B, C] float (mixed or soft labels); -1 where a sample has no label
-    row: Tensor  # [B] int64 row of the original training set; -1 for a sample of another set
+    label: Tensor  # [N] int64, or [N, C] float (mixed or soft labels); -1 where a sample has no label
+    row: Tensor  # [N] int64 row of the original training set (of a text: the token); -1 for a sample of another set
     progress: Tensor  # 0-dim float32 in [0, 1]: how much of the training is done
+    counted: Tensor | None = None  # [K] int64 the rows of the logits that count, and label and row are of; None: all
+
+
+def counted(outputs: Outputs, target: Target) -> Outputs:
+    """What of a network's outputs counts: the rows [K] that label and row of the target are of."""
+    if target.counted is None:
+        return outputs
+    whole = len(outputs.logits)
+    pairs = outputs.features.items()
+    features = {key: v.index_select(0, target.counted) if len(v) == whole else v for key, v in pairs}
+    return outputs._replace(logits=outputs.logits.index_select(0, target.counted), features=features)
 
 
 class Batch(NamedTuple):
@@ -61,7 +74,7 @@ class StepOutput(NamedTuple):
     """What one forward pass of a student under its loss returns."""
 
     terms: LossTerms
-    logits: Tensor  # [B, C] the student's
+    logits: Tensor  # [N, C] the student's, of what counts
 
 
 class Calibration(NamedTuple):
@@ -120,9 +133,28 @@ class TokenInfo(NamedTuple):
         return torch.randint(1, self.vocab_size, (n, *(shape or (self.length,))), generator=_generator()).to(device)
 
 
-# An Info's fields are keywords of a network's constructor, so a network's signature says what data it takes. `example`
-# makes inputs as a dataset holds them, before augmentation and normalisation.
-Info = ImageInfo | VectorInfo | TokenInfo
+class CorpusInfo(NamedTuple):
+    """What a language model must know of a text: it reads context + predicted tokens, and predicts the next one after
+    each of the last `predicted`."""
+
+    num_classes: int  # tokens of the vocabulary; 0 is padding, which is never predicted
+    context: int
+    predicted: int
+    words: tuple[str, ...] = ()  # how the tokens are written, for networks that ask for it
+
+    def __str__(self) -> str:
+        return f"text of {self.num_classes} tokens in blocks of {self.context} + {self.predicted}"
+
+    def example(self, n: int, device: torch.device | str = "cpu", shape: Sequence[int] | None = None) -> Tensor:
+        """n random blocks int64 [n, context + predicted] without padding, always the same."""
+        size = (n, *(shape or (self.context + self.predicted,)))
+        return torch.randint(1, self.num_classes, size, generator=_generator()).to(device)
+
+
+# An Info's fields are keywords of a network's constructor, so a network's signature says what data it takes; one with a
+# default is handed to those that ask for it. `example` makes inputs as a dataset holds them, before augmentation and
+# normalisation.
+Info = ImageInfo | VectorInfo | TokenInfo | CorpusInfo
 
 
 def _generator() -> torch.Generator:

@@ -273,6 +273,51 @@ BORN_AGAIN = [
 ]  # fmt: skip
 
 
+def ppl(run: Run) -> float:
+    return run.result.last["test/ppl"]
+
+
+def teachers_ppl(run: Run) -> float:
+    assert run.result.teacher is not None
+    return defined(run.result.teacher.metrics["test/ppl"])
+
+
+def ratio(above: BySeed, below: BySeed) -> BySeed:
+    return BySeed({seed: 100 * above[seed] / below[seed] for seed in sorted(above.keys() & below.keys())})
+
+
+def labelled_ppl(r: Runs) -> BySeed:
+    """Mean perplexity of the first teacher and of a network that learns from labels with other seeds."""
+    plain = r("lm", loss="ce")
+    both = plain[ppl] - plain[teachers_ppl] * -1
+    return both * 0.5
+
+
+def sequence(r: Runs, texts: str, of: Of) -> BySeed:
+    return r("sequence_kd", procedure__texts=texts)[of] * 100
+
+
+def real_nll(run: Run) -> float:
+    return run.result.last["test/nll"]
+
+
+LANGUAGE = [
+    Claim("B6", "claim", "language model: % of the label-trained networks' perplexity, BAN+L", "<=", 100,
+          lambda r: ratio(r("lm", loss="ban_l")[ppl], labelled_ppl(r)), exact=True),
+    Claim("B6", "claim", "language model: % of BAN+L's perplexity, BAN", ">", 100,
+          lambda r: ratio(r("lm", loss="ban")[ppl], r("lm", loss="ban_l")[ppl]), exact=True),
+]  # fmt: skip
+KIM2016 = [
+    Claim("word level", "claim", "% of the perplexity without a teacher, half labels and half teacher", "<=", 100,
+          lambda r: ratio(r("word_kd", loss="ban_l")[ppl], r("word_kd", loss="ce")[ppl]), exact=True),
+    Claim("sequence level", "claim", "100 x nll on real text: teacher's texts - the text itself", ">", 0,
+          lambda r: sequence(r, "teacher", real_nll) - sequence(r, "data", real_nll), exact=True),
+    Claim("sequence level", "claim", "100 x teacher's nll of greedy texts: teacher's texts - the text itself", "<", 0,
+          lambda r: sequence(r, "teacher", figure("own_text/nll", 1)) - sequence(r, "data", figure("own_text/nll", 1)),
+          exact=True),
+]  # fmt: skip
+
+
 def kl(r: Runs, tau: float, alpha: float = 1) -> Results:
     return r("kl", loss__tau=tau, loss__weights__distill=alpha)
 
@@ -323,6 +368,7 @@ KIM = [
     Claim("K8", "reported", "through an assistant - direct", ">", 0,
           lambda r: r("sequential", procedure__direct=True)[figure("gain/test/top1")]),
 ]  # fmt: skip
+
 
 def distance(run: Run) -> float:
     """The student's L2 distance to the true probabilities on the test set."""
@@ -418,7 +464,13 @@ OTHERS = {
               lambda r: r("ptloss", loss__epsilon="search")[last] - r("ptloss", loss="kl", loss__tau=4)[last]),
     ],
 }  # fmt: skip
-CLAIMS = {"hinton2015": HINTON, "furlanello2018": BORN_AGAIN, "kim2021": KIM, **OTHERS}
+CLAIMS = {
+    "hinton2015": HINTON,
+    "furlanello2018": [*BORN_AGAIN, *LANGUAGE],
+    "kim2016": KIM2016,
+    "kim2021": KIM,
+    **OTHERS,
+}
 
 
 HEAD = ("paper", "claim", "figure", "claimed", "mean", "error", "95 % interval", "by seed", "kept in", "")

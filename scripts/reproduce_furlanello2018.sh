@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Furlanello et al. 2018, born-again networks: generations and their ensembles, the controls, strong students of weak
-# teachers, shared layers. Usage: scripts/reproduce.sh
+# teachers, shared layers, language models (full: of ptb.*.txt in data/ptb). Usage: scripts/reproduce.sh
 source "$(dirname "$0")/reproduce.sh"
 
 metrics_of() {
   case $1 in
     *_generations) echo ensemble/1/test/top1,last,ensemble/2/test/top1,ensemble/3/test/top1,ensemble_with_teacher/3/test/top1 ;;
+    *_lm) echo last,best,test/nll ;;
     *) echo last ;;
   esac
 }
@@ -17,4 +18,7 @@ if [ "$size" = full ]; then
 fi
 run furlanello2018_wrn_to_densenet "$own_teachers"
 run furlanello2018_shared_layers "$own_teachers" 'procedure.share=[],[first,last]'
+lm_data=()
+[ "$size" = small ] || lm_data=(dataset.root=data/ptb)
+run furlanello2018_lm "$own_teachers" loss=ban,ban_l,ce "${lm_data[@]}"
 finish

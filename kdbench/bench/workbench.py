@@ -16,6 +16,7 @@ from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, place
 from kdbench.engine.graph import cohort_graph
 from kdbench.engine.learner import Learner, train_epoch
+from kdbench.errors import require
 from kdbench.models.base import count_parameters
 from kdbench.runs.obtain import live_teacher, reading
 from kdbench.runs.recipe import Recipe
@@ -97,6 +98,8 @@ def _nothing() -> None:
 
 def prepare(recipe: Recipe, data: Bundle, scratch: Path) -> Workbench:
     """`scratch` is a folder for the teacher's table, to be removed afterwards."""
+    allowed = "data of separate samples: the blocks of a running text are not timed"
+    require(data.blocks is None, "dataset", data.name, allowed)
     placement = place(recipe.trainer)
     silent = replace(recipe, trainer=replace(recipe.trainer, progress="none"))
     stage = student_stage(silent, data, scratch)

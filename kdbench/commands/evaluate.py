@@ -72,11 +72,12 @@ def evaluate_run(
     placement = _placement(tree["trainer"], folder / "config.yaml")
     batches = EvaluationBatches(data, images, Loading(batch_size=500, device=placement.device))
     network = placement.put(network)
+    count = {data.task.samples: len(images.wanted)}
     if against is None:
-        return {"images": len(images), **evaluate(network, batches)}
+        return count | evaluate(network, batches)
     other, theirs = network_of_run(against, catalogue)[1:]
     other = fitted(other, interface_of_run(against), data, "--against", against, theirs)
-    return {"images": len(images), **compare_networks(network, placement.put(other), batches)}
+    return count | compare_networks(network, placement.put(other), batches)
 
 
 def _placement(trainer: dict[str, object], source: Path) -> Placement:

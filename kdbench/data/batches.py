@@ -12,6 +12,7 @@ from torch import Tensor
 from kdbench import world
 from kdbench.data.augment.mix import Mixer
 from kdbench.data.augment.views import Augment, copies_of
+from kdbench.data.blocks import next_tokens
 from kdbench.data.bundle import Bundle, Split, are_images
 from kdbench.data.order import Bounds, Order
 from kdbench.data.stream import FileInputs
@@ -132,6 +133,25 @@ class _Batches:
             else FileInputs(split.inputs, augment, self.device, data.workers)
         )
         self.normalise = Normalise(data, self.device, loading.channels_last)
+        self.blocks = data.blocks
+        self.predictions = 1 if data.blocks is None else data.blocks.predicted  # of an input
+        padded = data.blocks is not None and bool((split.labels < 0).any())
+        self._known = (split.labels >= 0).cpu() if padded else None  # [n, predicted]: which predictions count
+
+    def _of_text(self, raw: Tensor, here: Tensor, view: Tensor, places: Tensor) -> Batch:
+        """Blocks of a running text, of which every next token is predicted, at `places` [B] (the same as `here`, on the
+        CPU): label and row are a prediction's own, and padding has none."""
+        assert self.blocks is not None
+        inputs, label = next_tokens(raw[:, : self.blocks.length], self.blocks.predicted)
+        first = self.rows.index_select(0, here)[:, None]
+        step = torch.arange(self.blocks.predicted, device=self.device)
+        row = torch.where(first < 0, first, first * self.blocks.predicted + view[:, None] + step).flatten()
+        progress = torch.ones((), device=self.device)
+        if self._known is None:
+            return Batch(inputs, view, Target(label, row, progress))
+        # Counted where the labels lie on the CPU: no host sync.
+        counted = self._known[places].flatten().nonzero()[:, 0].to(self.device)
+        return Batch(inputs, view, Target(label[counted], row[counted], progress, counted))
 
 
 class TrainingBatches(_Batches):
@@ -181,13 +201,17 @@ class TrainingBatches(_Batches):
         """The batches of one epoch, counted from 0; epochs: the length of the training."""
         place, view = self.order.epoch(epoch, self.augment)
         bounds = self.order.own if self.mixer is None else self.order.bounds  # a mixture is of a whole batch
-        stream = self.source.epoch(place, view, bounds)
+        stream, places = self.source.epoch(place, view, bounds), place
         place, view = place.to(self.device), view.to(self.device)
         progress = self.order.progress(epoch, epochs, self.device)
         if self.mixer is not None:
             self.mixer.start(epoch, self.device)
         for step, (raw, (first, last)) in enumerate(zip(stream, bounds)):
             here = place[first:last]
+            if self.blocks is not None:
+                made = self._of_text(raw, here, view[first:last], places[first:last])
+                yield made._replace(target=made.target._replace(progress=progress[step]))
+                continue
             inputs, label = self.normalise(raw), self.labels.index_select(0, here)
             if self.mixer is not None:
                 inputs, label = self.mixer(step, inputs, label)
@@ -220,11 +244,16 @@ class EvaluationBatches(_Batches):
         self.bounds = [(k, min(k + loading.batch_size, self.size)) for k in range(0, self.size, loading.batch_size)]
         self.view = torch.full((min(loading.batch_size, self.size),), data.augment.no_op, device=self.device)
         self.progress = torch.ones((), device=self.device)
+        self.task = data.task
         known = data.posterior_of(split)
         self.posterior = None if known is None else known.to(self.device)
 
     def __iter__(self) -> Iterator[Batch]:
         place = torch.arange(self.size)
         for raw, (first, last) in zip(self.source.epoch(place, place, self.bounds), self.bounds):
+            if self.blocks is not None:
+                here = place[first:last]
+                yield self._of_text(raw, here.to(self.device), torch.zeros_like(here, device=self.device), here)
+                continue
             target = Target(self.labels[first:last], self.rows[first:last], self.progress)
             yield Batch(self.normalise(raw), self.view[: last - first], target)

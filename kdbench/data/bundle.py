@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from kdbench.data.augment.mix import Mix
 from kdbench.data.augment.views import Augment, Identity
+from kdbench.data.blocks import Blocks
 from kdbench.data.content import Content, Part, digest
 from kdbench.data.pixels import RGB, WHITE
 from kdbench.data.stamp import Stamp
 from kdbench.errors import UserError
 from kdbench.results.metrics import CLASSIFICATION, Task
-from kdbench.types import ImageInfo, Info, TokenInfo, VectorInfo
+from kdbench.types import CorpusInfo, ImageInfo, Info, TokenInfo, VectorInfo
 
 _DECODING = "decode 2"  # raised when other pixels come out of the same files
 
@@ -73,9 +74,10 @@ def are_images(inputs: Inputs) -> bool:
 class Split:
     """Inputs with labels.
 
-    labels int64 [N], -1 where unlabelled; rows int64 [N], each sample's row in the dataset's original training set,
-    stable under subsets and validation splits (unlabelled extras continue the count, samples that are not of the
-    training set have -1); clean int64 [N], the true labels where label noise was applied.
+    labels int64 [N], -1 where unlabelled; of a running text [N, predicted], -1 for padding; rows int64 [N], each
+    sample's row in the dataset's original training set, stable under subsets and validation splits (unlabelled extras
+    continue the count, samples that are not of the training set have -1); clean int64 [N], the true labels where label
+    noise was applied.
     """
 
     inputs: Inputs
@@ -85,6 +87,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def wanted(self) -> Tensor:
+        """[N] the labels of all predictions that count: of a running text those of its tokens, in order."""
+        return self.labels if self.labels.ndim == 1 else self.labels[self.labels >= 0]
 
     def select(self, places: Tensor) -> Split:
         """The samples at places [n] of this split, in that order; the same object if they are all in order."""
@@ -110,6 +117,11 @@ class Reading(NamedTuple):
     vocabulary: str
 
 
+def outside(inputs: Inputs, labels: Tensor) -> Split:
+    """Samples that are not of the training set: row -1, which no table of training samples holds."""
+    return Split(inputs, labels, torch.full((len(labels),), -1))
+
+
 class Source(NamedTuple):
     """What a reader returns: the whole dataset as it is published, in a fixed order, before any split of ours."""
 
@@ -128,6 +140,7 @@ class Source(NamedTuple):
     published: tuple[int, int] | None = None  # training and test images that the set is known to have
     posterior: nn.Module | None = None  # inputs [N, ...] -> logits [N, C] of the true p*(class | input), where known
     task: Task = CLASSIFICATION  # what networks are asked to do with it
+    blocks: Blocks | None = None  # of a running text, whose inputs are windows of it (kdbench.data.blocks)
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,7 @@ class Bundle:
     resize: int | None = None  # pixels of an image file's shorter side before the middle is cut out
     posterior: nn.Module | None = None  # as in Source
     task: Task = CLASSIFICATION  # as in Source
+    blocks: Blocks | None = None  # as in Source
     stamp: Stamp | None = None  # of the files that were read
     vocabulary: str = ""  # what token ids mean: the tokeniser's name
     reading: Reading | None = None  # as in Source
@@ -206,6 +220,8 @@ class Bundle:
     @property
     def info(self) -> Info:
         inputs, classes = self.train.inputs, len(self.classes)
+        if self.blocks is not None:
+            return CorpusInfo(classes, self.blocks.context, self.blocks.predicted, self.classes)
         if isinstance(inputs, Tensor) and inputs.dtype == torch.int64:
             return TokenInfo(classes, self.vocab_size, inputs.shape[1])
         if len(inputs.shape) == 2:

@@ -16,7 +16,8 @@ from kdbench.arguments.ranges import Amount, Seed, Text, above_to, listed, withi
 from kdbench.data import bundle as bundles
 from kdbench.data.augment.mix import Mix, make_mix
 from kdbench.data.augment.views import Augment, Identity, is_augment
-from kdbench.data.bundle import Bundle, Inputs, Source, Split, are_images
+from kdbench.data.bundle import Bundle, Inputs, Source, Split, are_images, outside
+from kdbench.data.corpus import corpus_bundle
 from kdbench.data.decode import gray_or_colour
 from kdbench.data.noise import make_noise, noisy
 from kdbench.data.sampling import class_numbers, count_of, order_keys, rows_of, stratified
@@ -71,6 +72,8 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
     Raises UserError naming the key, or saying which file to put where.
     """
     source = survey(dataset.name, _read(dataset, options), dataset.cache)
+    if source.blocks is not None:
+        return corpus_bundle(dataset.name, source, dataset.subset, _of_samples(dataset))
     if source.reading is not None and not isinstance(dataset.augment or Identity(), Identity):
         allowed = "none with dataset.teacher_tokenizer, since the teacher reads whole texts"
         raise UserError("dataset.augment", dataset.augment, allowed)
@@ -82,7 +85,7 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
     own = dataset.augment if dataset.teacher_augment is None else dataset.teacher_augment
     return Bundle(
         name=dataset.name, classes=source.classes, mean=mean, std=std,
-        train=teacher, transfer=student, val=val, test=_outside(source.test_inputs, source.test_labels),
+        train=teacher, transfer=student, val=val, test=outside(source.test_inputs, source.test_labels),
         fingerprint=fingerprint, num_rows=rows,
         augment=_augment(dataset.augment, "augment", source.inputs),
         teacher_augment=_augment(own, "teacher_augment", source.inputs),
@@ -92,6 +95,14 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
         posterior=source.posterior, task=source.task, vocab_size=source.vocab_size, vocabulary=source.vocabulary,
         reading=source.reading,
     )  # fmt: skip
+
+
+def _of_samples(dataset: Dataset) -> dict[str, object]:
+    """The keys that say something of separate samples alone."""
+    plain = ("validation", "classes", "mean", "std", "augment", "teacher_augment")
+    given = {key: getattr(dataset, key) for key in plain}
+    given |= {f"{key}.kind": (getattr(dataset, key) or {}).get("kind") for key in ("mix", "noise")}
+    return given | {f"transfer.{key}": value for key, value in (dataset.transfer or {}).items() if key != "seed"}
 
 
 def _read(dataset: Dataset, options: Mapping[str, object]) -> Source:
@@ -161,7 +172,7 @@ def _split(source: Source, dataset: Dataset) -> tuple[Split, Split | None]:
     validation, subset, classes = dataset.validation, dataset.subset, dataset.classes
     whole = Split(source.inputs, source.labels, torch.arange(len(source.labels)))
     keys = order_keys(len(whole), dataset.split_seed, "split")
-    val = None if source.val is None else _outside(*source.val)
+    val = None if source.val is None else outside(*source.val)
     count = count_of(validation, len(whole), "dataset.validation", whole=False)
     rest = torch.arange(len(whole))
     if count:
@@ -184,11 +195,6 @@ def _split(source: Source, dataset: Dataset) -> tuple[Split, Split | None]:
         key, value = ("subset", subset) if classes is None else ("classes", classes)
         raise UserError(f"dataset.{key}", value, f"what leaves at least 2 images to train on: it leaves {len(rest)}")
     return whole.select(rest), val
-
-
-def _outside(inputs: Inputs, labels: Tensor) -> Split:
-    """Samples that are not of the training set: row -1, which no table of training samples holds."""
-    return Split(inputs, labels, torch.full_like(labels, -1))
 
 
 def _normalisation(source: Source, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -19,7 +19,9 @@ from kdbench.errors import UserError
 
 PADDING, UNKNOWN = 0, 1
 SEPARATOR = "\u241f"  # between the two texts of a pair, which tokenisers of pretrained networks take apart
-KINDS = "bytes, words, bpe, a tokenizer.json (or its folder), or a network of huggingface.co"
+KINDS = "bytes, characters, words, spaces, bpe, a tokenizer.json (or its folder), or a network of huggingface.co"
+LINE_END = "<eos>"
+_SPECIAL = ("<pad>", "<unk>")  # how ids 0 and 1 are written
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -28,6 +30,11 @@ class Tokeniser(Protocol):
 
     name: str
     vocab_size: int  # ids are in [0, vocab_size)
+
+    @property
+    @abstractmethod
+    def pieces(self) -> tuple[str, ...]:
+        """[vocab_size] how each id is written."""
 
     @abstractmethod
     def ids(self, text: str) -> np.ndarray:
@@ -44,8 +51,38 @@ class Bytes(Tokeniser):
     name = "bytes"
     vocab_size = 258
 
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        return (*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)))
+
     def ids(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) + 2
+
+
+class Characters(Tokeniser):
+    """Single characters; those that are not in the vocabulary are UNKNOWN."""
+
+    def __init__(self, vocabulary: Iterable[str]) -> None:
+        self.known = np.array(sorted({ord(letter) for letter in vocabulary}), np.uint32)
+        self.vocab_size = len(self.known) + 2
+        self.name = f"characters {_digest(''.join(map(chr, self.known)))}"
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], vocab_size: int) -> Characters:
+        """The most frequent characters of the texts; of equally frequent ones the first in Unicode."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text)
+        return cls(sorted(counts, key=lambda letter: (-counts[letter], letter))[: vocab_size - 2])
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        return (*_SPECIAL, *map(chr, self.known))
+
+    def ids(self, text: str) -> np.ndarray:
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        place = np.searchsorted(self.known, codes).clip(max=len(self.known) - 1)
+        return np.where(self.known[place] == codes, place + 2, UNKNOWN).astype(np.int64)
 
 
 class Words(Tokeniser):
@@ -55,6 +92,10 @@ class Words(Tokeniser):
         self.number = {word: number for number, word in enumerate(vocabulary, start=2)}
         self.vocab_size = len(vocabulary) + 2
         self.name = f"words {_digest(chr(0).join(vocabulary))}"
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        return (*_SPECIAL, *self.number)
 
     @classmethod
     def trained(cls, texts: Iterable[str], vocab_size: int) -> Words:
@@ -67,6 +108,33 @@ class Words(Tokeniser):
 
     def ids(self, text: str) -> np.ndarray:
         return np.array([self.number.get(word, UNKNOWN) for word in _words(text)], np.int64)
+
+
+class Spaced(Tokeniser):
+    """What stands between spaces, as it is, and LINE_END for every end of a line: Penn Treebank and WikiText, whose
+    words are set apart already. The word "<unk>" of such texts is UNKNOWN, as are words outside the vocabulary."""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        self.number = {word: number for number, word in enumerate(vocabulary, start=2)} | {_SPECIAL[UNKNOWN]: UNKNOWN}
+        self.vocab_size = len(vocabulary) + 2
+        self.name = f"spaces {_digest(chr(0).join(vocabulary))}"
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], vocab_size: int) -> Spaced:
+        """The most frequent words of the texts; of equally frequent ones the first by alphabet."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(_spaced(text))
+        counts.pop(_SPECIAL[UNKNOWN], None)
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return cls([word for word, _ in ordered[: vocab_size - 2]])
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        return (*_SPECIAL, *(word for word, number in self.number.items() if number > UNKNOWN))
+
+    def ids(self, text: str) -> np.ndarray:
+        return np.fromiter((self.number.get(word, UNKNOWN) for word in _spaced(text)), np.int64)
 
 
 class Subwords(Tokeniser):
@@ -98,6 +166,11 @@ class Subwords(Tokeniser):
         )
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        own = [self.tokenizer.id_to_token(number) or f"<{number}>" for number in range(self.vocab_size - self.shift)]
+        return (_SPECIAL[PADDING], *own) if self.shift else tuple(own)
 
     def ids(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(_whole(text), add_special_tokens=False).ids, np.int64) + self.shift
@@ -138,8 +211,12 @@ def make_tokeniser(kind: str, texts: Callable[[], Iterable[str]], vocab_size: in
     from: the training texts alone. Raises UserError naming the key for what is no tokeniser, or cannot be had."""
     if kind == "bytes":
         return Bytes()
+    if kind == "characters":
+        return Characters.trained(texts(), vocab_size)
     if kind == "words":
         return Words.trained(texts(), vocab_size)
+    if kind == "spaces":
+        return Spaced.trained(texts(), vocab_size)
     if kind == "bpe":
         return Subwords.trained(texts(), vocab_size)
     return Subwords(_read(kind, key))
@@ -172,6 +249,13 @@ def _library(key: str = "dataset.tokenizer", value: str = "bpe") -> Any:
         needs = "bytes or words: others take the package tokenizers (pip install 'kdbench[text]')"
         raise UserError(key, value, needs) from error
     return tokenizers
+
+
+def _spaced(text: str) -> Iterable[str]:
+    lines = text.split("\n")
+    for line in lines[:-1] if not lines[-1].strip() else lines:
+        yield from line.split()
+        yield LINE_END
 
 
 def _words(text: str) -> list[str]:

@@ -26,7 +26,7 @@ from kdbench.models.adopt import Adopted
 from kdbench.models.interface import Interface
 from kdbench.runs.adapt import as_trained, interface_of_run
 from kdbench.runs.folder import network_of_run, read_config
-from kdbench.types import ImageInfo, Info, TokenInfo
+from kdbench.types import CorpusInfo, ImageInfo, Info, TokenInfo
 
 Input = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -85,7 +85,7 @@ class Student:
 
     def normalised(self, raw: Tensor) -> Tensor:
         """A batch of `raw` inputs as the network takes it."""
-        if isinstance(self.info, TokenInfo):
+        if isinstance(self.info, TokenInfo | CorpusInfo):
             return raw
         mean, std = self._known()
         scale, shift = scale_and_shift(mean, std, 255 if isinstance(self.info, ImageInfo) else 1)
@@ -100,7 +100,7 @@ class Student:
 
     def portable(self) -> Portable:
         """The network for programs that know nothing of kdbench."""
-        mean, std = ((), ()) if isinstance(self.info, TokenInfo) else self._known()
+        mean, std = ((), ()) if isinstance(self.info, TokenInfo | CorpusInfo) else self._known()
         return Portable(self.network, mean, std, isinstance(self.info, ImageInfo)).eval()
 
     def example(self, count: int) -> Tensor:
@@ -115,11 +115,12 @@ class Student:
             "image": "float32 [N, channels, size, size], pixel / 255; the mean and std are inside",
             "vector": "float32 [N, dimensions] as they were measured; the mean and std are inside",
             "token": "int64 [N, length], padded with 0",
+            "corpus": "int64 [N, context + predicted], 0 before a text begins; logits [N predicted, classes]",
         }[kind]
         kept = self.interface.kept()
         kept |= {"classes": list(self.classes)}
         return {"network": self.name, "kind": kind, "input": takes, "output": "logits [N, classes]",
-                "info": self.info._asdict(), **kept}  # fmt: skip
+                "info": {key: size for key, size in self.info._asdict().items() if key != "words"}, **kept}  # fmt: skip
 
     def _known(self) -> tuple[Sequence[float], Sequence[float]]:
         mean, std = self.interface.mean, self.interface.std
@@ -128,8 +129,8 @@ class Student:
         return mean, std
 
     def _numbers(self, given: Input) -> Tensor:
-        wanted = torch.int64 if isinstance(self.info, TokenInfo) else torch.float32
-        length = self.info[-1]
+        wanted = torch.int64 if isinstance(self.info, TokenInfo | CorpusInfo) else torch.float32
+        length = self.info.example(1).shape[1]
         allowed = f"{length} numbers, as {self.folder} was trained on"
         if isinstance(given, (str, Path, Image.Image)):
             raise UserError("input", type(given).__name__, allowed)

@@ -34,9 +34,7 @@ def counters(device: torch.device) -> Counted:
 
 def spent(before: Counted, after: Counted, students: int) -> Counted:
     """A student's share of what was spent between two readings. A counter that began anew says nothing."""
-    return {
-        name: (after[name] - value) / students for name, value in before.items() if after.get(name, -1.0) >= value
-    }
+    return {name: (after[name] - value) / students for name, value in before.items() if after.get(name, -1.0) >= value}
 
 
 def added(so_far: Mapping[str, float] | None, more: Counted) -> Counted:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdbench import world
 from kdbench.engine.options import DEVICES, TrainerOptions
 from kdbench.errors import UserError, require
-from kdbench.types import Info
+from kdbench.types import CorpusInfo, Info
 
 # `auto` keeps off what scripts/device_check.py has not passed on a GPU yet: it was written and tested without one, and
 # a training that is fast and wrong is worth nothing. `on` asks for it all the same. The script's page names the flags
@@ -155,6 +155,8 @@ def evaluation_batch(options: TrainerOptions, device: torch.device, info: Info) 
     of 32x32 take 0.1 GB in resnet20."""
     if options.eval_batch_size != "auto":
         return options.eval_batch_size
+    if isinstance(info, CorpusInfo):  # 8 MB of logits
+        return min(500, max(1, 2**21 // (info.predicted * info.num_classes)))
     small = info.example(1).numel() <= 3 * 64**2
     return 2500 if device.type == "cuda" and small else 500
 

@@ -14,7 +14,7 @@ from kdbench.engine.device import Placement
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.together import Together
 from kdbench.losses.base import DistillationLoss
-from kdbench.types import Outputs, StepOutput, Target
+from kdbench.types import Outputs, StepOutput, Target, counted
 
 LONG = 20_000  # steps: compiling takes about a minute the first time (later runs find it in the compiler's cache)
 NETWORKS = 64  # that may share a forward method in one process, each with a compilation of its own; torch gives up at 8
@@ -35,13 +35,14 @@ class Distiller(nn.Module):
         self._compiled: Callable[[Tensor], Outputs] | None = None
 
     def forward(self, input: Tensor, teacher: Outputs | None, target: Target) -> StepOutput:
-        """input [B, ...]; the loss itself runs outside autocast, in float32."""
+        """input [B, ...]; the teacher's outputs are of what counts. The loss runs outside autocast, in float32."""
         network = self._compiled or self.student
         with self.placement.autocast():
             if self.together is not None:
                 outputs = self.together.outputs(network, input, target)
             else:
                 outputs = network(input) if self.loss.views == 1 else by_view(network, input, self.loss.views)
+        outputs = counted(outputs, target)
         terms = self.loss(outputs, teacher, target)
         return StepOutput(terms, outputs.logits.detach())
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kdbench.data.batches import EvaluationBatches
 from kdbench.engine.fidelity import fidelity
-from kdbench.engine.metrics import measure_logits
+from kdbench.engine.metrics import Figures, combined, of_task, piece_figures
+from kdbench.results.metrics import CLASSIFICATION, Task
 from kdbench.results.predictions import MOST, Predictions, predictions
-from kdbench.types import Batch
+from kdbench.types import Batch, Outputs, counted
 
 log = logging.getLogger(__name__)
+
+PIECE = 2**21  # logits that are measured at once: 8 MB, and what is computed of them about ten times as much
+KEPT = 2**26  # logits of a teacher on a set that are kept: 256 MB; of more it is asked again after every epoch
+
+Reference = Tensor | nn.Module  # a teacher's logits on a set [N, C]; or, where these are too many, the teacher
 
 
 @contextmanager
@@ -44,9 +51,14 @@ def all_logits(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Te
     logits, labels = [], []
     with evaluating(network), in_float32():
         for batch in batches:
-            logits.append(network(batch.input).logits.float())
+            logits.append(counted(network(batch.input), batch.target).logits.float())
             labels.append(batch.target.label)
     return torch.cat(logits), torch.cat(labels)
+
+
+def logits_kept(batches: EvaluationBatches, classes: int) -> bool:
+    """Whether a network's logits on a set are few enough to be kept in memory."""
+    return batches.size * batches.predictions * classes <= KEPT
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Evaluator:
     """The sets that a student in training is measured on, every so many epochs."""
 
     sets: Mapping[str, Iterable[Batch]]  # "val" (if any) and "test"
-    reference: Mapping[str, Tensor]  # the teacher's logits on each of them; empty without a teacher
+    reference: Mapping[str, Reference]  # the teacher's on each of them; empty without a teacher
     every: int = 1
 
     def after(self, epoch: int, network: nn.Module, always: bool = False) -> dict[str, float]:
@@ -65,9 +77,13 @@ class Evaluator:
         return {f"{name}/{key}": value for name, values in found.items() for key, value in values.items()}
 
     def predictions(self, network: nn.Module) -> Predictions | None:
-        """Of a finished student on the test set; None of a set of more than a million images. Costs a pass over it."""
+        """Of a finished student on the test set; None of a set of more than a million images, and of a text, whose
+        tokens are no sample of separate things. Costs a pass over it."""
+        if _task(self.sets["test"]) is not CLASSIFICATION:
+            return None
         logits, labels = all_logits(network, self.sets["test"])
-        return keepable(logits, labels, self.reference.get("test"))
+        teacher = self.reference.get("test")
+        return keepable(logits, labels, teacher if isinstance(teacher, Tensor) else None)
 
 
 def keepable(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> Predictions | None:
@@ -80,33 +96,83 @@ def keepable(logits: Tensor, label: Tensor, teacher: Tensor | None = None) -> Pr
     return predictions(label.cpu().numpy(), answer.cpu().numpy(), probability.cpu().numpy(), theirs)
 
 
-def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Tensor | None = None) -> dict[str, float]:
-    """`measure_logits` of a network; `teacher` [N, C] are the teacher's logits on the same set, in the same order."""
-    logits, labels = all_logits(network, batches)
-    return measure_logits(logits, labels, teacher, _posterior(batches))
+def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Reference | None = None) -> dict[str, float]:
+    """`measure_logits` of a network, and what its task is judged by; `teacher`: its logits [N, C] on the same set, in
+    the same order, or the network that is asked for them.
 
-
-def _posterior(batches: Iterable[Batch]) -> Tensor | None:
-    return batches.posterior if isinstance(batches, EvaluationBatches) else None
+    The set goes through in pieces of `PIECE` logits: those of a whole text (82,430 tokens of Penn Treebank, 10,000
+    words) would be 3.3 GB. A set that is one piece has the figures of `measure_logits` to the last bit.
+    """
+    with evaluating(network), asked(teacher), in_float32():
+        found = combined([piece_figures(*piece[:4]) for piece in _pieces(network, batches, teacher)])
+    return of_task(found, _task(batches))
 
 
 def compare_networks(student: nn.Module, teacher: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-    """`measure_logits` of the student against the teacher's logits, and `fidelity` (Kim et al. 2021) of the two."""
-    logits, norm, labels = _answers(student, batches)
-    said, teacher_norm, _ = _answers(teacher, batches)
-    norms = {"feature_norm": norm, "teacher_feature_norm": teacher_norm}
-    known = {name: value for name, value in norms.items() if value is not None}
-    return measure_logits(logits, labels, said, _posterior(batches)) | fidelity(logits, said, labels) | known
+    """`evaluate` of the student against the teacher, and `fidelity` (Kim et al. 2021) of the two, with the mean
+    Euclidean norms of what their last layers read."""
+    with evaluating(student), asked(teacher), in_float32():
+        found = combined([_compared(piece) for piece in _pieces(student, batches, teacher)])
+    return of_task(found, _task(batches))
 
 
-def _answers(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, float | None, Tensor]:
-    """Logits [N, C], the mean Euclidean norm of the last linear layer's input, and labels [N]."""
-    logits, norms, labels = [], [], []
-    with evaluating(network), in_float32():
-        for batch in batches:
-            outputs = network(batch.input)
-            logits.append(outputs.logits.float())
-            norms += [outputs.features["pooled"].float().norm(dim=1)] if "pooled" in outputs.features else []
-            labels.append(batch.target.label)
-    norm = float(torch.cat(norms).mean()) if norms else None
-    return torch.cat(logits), norm, torch.cat(labels)
+class _Piece(NamedTuple):
+    """Predictions of a set that follow each other."""
+
+    logits: Tensor  # [n, C]
+    label: Tensor  # [n]
+    teacher: Tensor | None  # [n, C]
+    posterior: Tensor | None  # [n, C]
+    norms: dict[str, Tensor]  # "feature_norm" and "teacher_feature_norm" [n], where the networks have such features
+
+
+_Answer = tuple[Outputs, Tensor, Outputs | None]  # to a batch: the network's, the labels, the teacher's
+
+
+def _pieces(network: nn.Module, batches: Iterable[Batch], teacher: Reference | None) -> Iterator[_Piece]:
+    """Whole batches together, at least PIECE logits (but the last)."""
+    known = batches.posterior if isinstance(batches, EvaluationBatches) else None
+    first = last = 0
+    part: list[_Answer] = []
+    for batch in batches:
+        own = counted(network(batch.input), batch.target)
+        theirs = counted(teacher(batch.input), batch.target) if isinstance(teacher, nn.Module) else None
+        part.append((own, batch.target.label, theirs))
+        last += len(own.logits)
+        if (last - first) * own.logits.shape[1] >= PIECE:
+            yield _joined(part, teacher, known, slice(first, last))
+            part, first = [], last
+    if part:
+        yield _joined(part, teacher, known, slice(first, last))
+
+
+def _joined(part: Sequence[_Answer], teacher: Reference | None, known: Tensor | None, here: slice) -> _Piece:
+    own, theirs = [one[0] for one in part], [one[2] for one in part if one[2] is not None]
+    said = teacher[here] if isinstance(teacher, Tensor) else _logits(theirs) if theirs else None
+    norms = {}
+    for name, outputs in (("feature_norm", own), ("teacher_feature_norm", theirs)):
+        if outputs and "pooled" in outputs[0].features:
+            norms[name] = torch.cat([one.features["pooled"].float().norm(dim=1) for one in outputs])
+    posterior = None if known is None else known[here]
+    return _Piece(_logits(own), torch.cat([one[1] for one in part]), said, posterior, norms)
+
+
+def _logits(outputs: Sequence[Outputs]) -> Tensor:
+    return torch.cat([one.logits.float() for one in outputs])
+
+
+def _compared(piece: _Piece) -> Figures:
+    figures = piece_figures(*piece[:4])
+    assert piece.teacher is not None
+    distances = fidelity(piece.logits, piece.teacher, piece.label)
+    more = {name: piece.logits.new_tensor(value) for name, value in distances.items()}
+    return figures._replace(means=figures.means | more | {name: norm.mean() for name, norm in piece.norms.items()})
+
+
+def asked(teacher: Reference | None) -> AbstractContextManager[object]:
+    """A block in which a teacher that is a network is in evaluation mode."""
+    return evaluating(teacher) if isinstance(teacher, nn.Module) else nullcontext()
+
+
+def _task(batches: Iterable[Batch]) -> Task:
+    return batches.task if isinstance(batches, EvaluationBatches) else CLASSIFICATION

@@ -18,7 +18,8 @@ from kdbench.engine.metrics import Meters
 from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.together import only, whole
-from kdbench.types import Batch, LossTerms, OptimizerState, Outputs, Teacher
+from kdbench.results.metrics import CLASSIFICATION, Task
+from kdbench.types import Batch, LossTerms, OptimizerState, Outputs, Teacher, counted
 
 
 def train_epoch(
@@ -60,7 +61,8 @@ class Learner:
     """What one student owns: its network, loss, optimizer and random numbers. Several may share batches and a teacher.
 
     `factors` [total steps] multiply the optimizer's learning rate; `seed` makes dropout and random losses a function
-    of (seed, epoch), so that a resumed training replays them. `truth`: true labels, where there is noise.
+    of (seed, epoch), so that a resumed training replays them. `truth`: true labels, where there is noise. `task`: whose
+    primary metric is measured in training too.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Learner:
         steps_per_epoch: int,
         seed: int,
         truth: Tensor | None = None,
+        task: Task = CLASSIFICATION,
     ) -> None:
         device = distiller.placement.device
         self.distiller = distiller
@@ -81,7 +84,7 @@ class Learner:
         self.optimizer = make_optimizer(optimizer, [distiller], on_device=self.recorded or device.type == "cuda")
         self.set_lr = lr_setter(self.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=distiller.placement.dtype == torch.float16)
-        self.meters = Meters(device, steps_per_epoch, truth)
+        self.meters = Meters(device, steps_per_epoch, truth, task)
         self.average = Average(distiller.student, trainer.ema) if trainer.ema else None
         self.trainer, self.clip, self.parameters = trainer, trainer.clip, list(distiller.parameters())
         self.lr, self.factors, self.steps_per_epoch, self.seed = optimizer.lr, factors, steps_per_epoch, seed
@@ -113,6 +116,7 @@ class Learner:
 
     def update(self, batch: Batch, teacher: Outputs | None) -> None:
         """The device's part of a step: the same work every time, and nothing counted in Python."""
+        teacher = counted(teacher, batch.target) if teacher is not None else None
         output = self.distiller(batch.input, teacher, batch.target)
         self.backward(output.terms)
         if self.distiller.together is not None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.results.metrics import CLASSIFICATION, LANGUAGE_MODELLING, Task
 from kdbench.types import Outputs, StepOutput, Target
 
 
@@ -17,8 +22,10 @@ class Meters:
     the training set] are the true labels where the training labels are noisy, -1 where unknown.
     """
 
-    def __init__(self, device: torch.device, steps: int, truth: Tensor | None = None) -> None:
-        self._steps = steps
+    def __init__(
+        self, device: torch.device, steps: int, truth: Tensor | None = None, task: Task = CLASSIFICATION
+    ) -> None:
+        self._steps, self._task = steps, task
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._truth = truth.to(device) if truth is not None else None
         self._terms: Tensor | None = None  # [steps, names] float32: the loss and its terms
@@ -36,6 +43,8 @@ class Meters:
         Images without a label, or without a true one, have no part in the accuracies.
         """
         terms = {"loss": output.terms.total.detach(), **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
+        if self._task is LANGUAGE_MODELLING:
+            terms["nll"] = F.cross_entropy(output.logits.float(), target.label, ignore_index=-1)
         answers = {"student": output.logits.argmax(1), "top1": _labels(target.label)}
         if self._truth is not None:
             answers["clean_top1"] = self._truth[target.row]
@@ -48,6 +57,8 @@ class Meters:
             self._terms = found.new_zeros(self._steps, len(terms))
             self._answers = said.new_zeros(self._steps, *said.shape)
         missing = self._answers.shape[1] - len(said)  # in an epoch's last, smaller batch
+        if missing < 0:  # of a text with padding: more of it counts than in the batches before
+            self._answers, missing = F.pad(self._answers, (0, 0, 0, -missing), value=-2), 0
         said = F.pad(said, (0, 0, 0, missing), value=-2) if missing else said
         self._terms.index_copy_(0, self._step, found[None])
         self._answers.index_copy_(0, self._step, said[None])
@@ -68,6 +79,7 @@ class Meters:
             if known.any():
                 means[name] = float((answers[:, :, 0] == answers[:, :, number])[known].double().mean())
         bad = (~torch.isfinite(terms[:, 0])).nonzero()
+        means = of_task(means, self._task)
         return means, int(bad[0]) if len(bad) else None
 
 
@@ -90,6 +102,29 @@ def measure_logits(
     2017); f1 and mcc are of two classes alone; posterior_l2 the mean of |p - p*|_2, the error that bounds a student's
     risk (Zhang et al. 2024, section 4.1).
     """
+    return combined([piece_figures(logits, label, teacher, posterior)])
+
+
+def of_task(values: Mapping[str, float], task: Task) -> dict[str, float]:
+    """Figures with the one that the task is judged by: of a language model the perplexity, exp of the nll."""
+    if task is not LANGUAGE_MODELLING or not math.isfinite(values["nll"]):
+        return dict(values)
+    return {"ppl": math.exp(min(values["nll"], 700.0)), **values}
+
+
+class Figures(NamedTuple):
+    """What a piece of a set comes to, on the device."""
+
+    means: dict[str, Tensor]  # over the piece's predictions, 0-dim
+    gaps: Tensor  # [bins] confidence less accuracy, summed: bins of the expected calibration error
+    predictions: int
+    outcomes: Tensor | None = None  # [4] of two classes: how often each was answered, by label
+
+
+def piece_figures(
+    logits: Tensor, label: Tensor, teacher: Tensor | None = None, posterior: Tensor | None = None
+) -> Figures:
+    """As `measure_logits`, of a piece."""
     logp = F.log_softmax(logits.float(), 1)
     # One answer an image, for every figure: topk breaks ties in another way than argmax does.
     answer = logits.argmax(1)
@@ -99,35 +134,56 @@ def measure_logits(
         "top1": right.float().mean(),
         "top5": (among | right).float().mean(),
         "nll": F.nll_loss(logp, label),
-        "ece": expected_calibration_error(logp.exp(), right),
     }
-    if logp.shape[1] == 2:
-        values |= two_classes(answer, label)
+    gaps = confidence_gaps(logp.exp(), right)
+    outcomes = torch.bincount(2 * label + answer, minlength=4) if logp.shape[1] == 2 else None
+    if outcomes is not None:
+        values |= of_outcomes(outcomes)
     if teacher is not None:
         logq = F.log_softmax(teacher.float(), 1)
         values["agreement"] = (answer == teacher.argmax(1)).float().mean()
         values["teacher_kl"] = (logq.exp() * (logq - logp)).sum(1).mean()
     if posterior is not None:
         values["posterior_l2"] = (logp.exp() - posterior).norm(dim=1).mean()
-    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+    return Figures(values, gaps, len(label), outcomes)
 
 
-def two_classes(answer: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """F1 of the second class and the Matthews correlation (GLUE's figures for MRPC and CoLA), of answers [N] and labels
-    [N] in {0, 1}; 0 where a denominator is 0, as scikit-learn has it."""
-    counts = torch.bincount(2 * label + answer, minlength=4).cpu().double()  # MPS has no float64
+def of_outcomes(outcomes: Tensor) -> dict[str, Tensor]:
+    """F1 of the second class and the Matthews correlation (GLUE's figures for MRPC and CoLA), of counts [4]: how often
+    0 was answered rightly, 1 wrongly, 0 wrongly, 1 rightly; 0 where a denominator is 0, as scikit-learn has it."""
+    counts = outcomes.cpu().double()  # MPS has no float64
     true_no, false_yes, false_no, true_yes = counts.unbind()
     beside = (true_yes + false_yes) * (true_yes + false_no) * (true_no + false_yes) * (true_no + false_no)
     f1 = 2 * true_yes / (2 * true_yes + false_yes + false_no).clamp_min(1)
     # A correlation of integers whose product is 0 where one of the four sums is.
     mcc = (true_yes * true_no - false_yes * false_no) / beside.sqrt().clamp_min(1)
-    return {"f1": f1.float().to(label.device), "mcc": mcc.float().to(label.device)}
+    return {"f1": f1.float().to(outcomes.device), "mcc": mcc.float().to(outcomes.device)}
 
 
-def expected_calibration_error(probs: Tensor, right: Tensor, bins: int = 15) -> Tensor:
-    """Mean gap between confidence and accuracy over equal-width bins (Guo et al. 2017, eq. 3); probs [N, C], right [N]
-    bool: whether each answer is."""
+def combined(pieces: Sequence[Figures]) -> dict[str, float]:
+    """The figures of a whole set by its pieces: means over all predictions. One host sync for each piece."""
+    whole = sum(piece.predictions for piece in pieces)
+    gaps = pieces[0].gaps if len(pieces) == 1 else torch.stack([piece.gaps for piece in pieces]).sum(0)
+    listed = [torch.stack([*piece.means.values(), gaps.abs().sum() / whole]).tolist() for piece in pieces]
+    values = listed[0]
+    if len(pieces) > 1:
+        shares = [piece.predictions / whole for piece in pieces]
+        values = [math.fsum(share * v for share, v in zip(shares, column)) for column in zip(*listed, strict=True)]
+    *means, ece = values
+    found: dict[str, float] = {}
+    for name, mean in zip(pieces[0].means, means, strict=True):
+        found |= {name: mean, "ece": ece} if name == "nll" else {name: mean}
+    outcomes = [piece.outcomes for piece in pieces if piece.outcomes is not None]
+    if len(outcomes) > 1:  # no means over predictions
+        found |= {name: float(value) for name, value in of_outcomes(torch.stack(outcomes).sum(0)).items()}
+    return found
+
+
+def confidence_gaps(probs: Tensor, right: Tensor, bins: int = 15) -> Tensor:
+    """[bins] by how much accuracy exceeds confidence in equal-width bins of confidence, summed over predictions; the
+    sum of their sizes, divided by N, is the expected calibration error (Guo et al. 2017, eq. 3). probs [N, C], right
+    [N] bool: whether each answer is."""
     confidence = probs.amax(1)
     slot = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = right.float() - confidence
-    return torch.zeros(bins, device=probs.device).index_add_(0, slot, gap).abs().sum() / len(right)
+    return torch.zeros(bins, device=probs.device).index_add_(0, slot, gap)

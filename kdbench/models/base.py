@@ -79,13 +79,18 @@ def last_layer(model: nn.Module) -> nn.Linear:
 
 def taken_kinds(network: Callable[..., Any]) -> list[type[Info]]:
     """The kinds of data that a network's constructor or factory takes: those whose fields it has keywords for."""
-    return [kind for kind in get_args(Info) if accepted(network, dict.fromkeys(kind._fields)).keys() == {*kind._fields}]
+    return [kind for kind in get_args(Info) if accepted(network, dict.fromkeys(needed(kind))).keys() == {*needed(kind)}]
+
+
+def needed(kind: type[Info]) -> list[str]:
+    """The fields that a network for such data must have keywords for: those without a default."""
+    return [name for name in kind._fields if name not in kind._field_defaults]
 
 
 def kind_words(kind: type[Info]) -> str:
     """ "image data (in_channels, image_size)"."""
     word = kind.__name__.removesuffix("Info").lower()
-    return f"{word} data ({', '.join(name for name in kind._fields if name != 'num_classes')})"
+    return f"{word} data ({', '.join(name for name in needed(kind) if name != 'num_classes')})"
 
 
 def _fits(network: Callable[..., Any], info: Info) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.arguments import call, locate
+from kdbench.arguments import accepted, call, locate
 from kdbench.models.base import last_layer, last_layer_name
 from kdbench.types import Outputs
 
@@ -20,7 +20,8 @@ def from_json(network: str, key: str, pretrained: bool = False, **info: Any) -> 
     """
     config = json.loads(network)
     config |= {"pretrained": bool(config["pretrained"]) and pretrained} if "pretrained" in config else {}
-    return call(locate(config.pop("_target_"), f"{key}._target_"), config, key, info)
+    made = locate(config.pop("_target_"), f"{key}._target_")
+    return call(made, config, key, accepted(made, info))
 
 
 class Reused(nn.Module):

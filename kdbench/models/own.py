@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdbench.errors import UserError, nearest, require
 from kdbench.models.adopt import Adopted, first_line
 from kdbench.models.base import evaluating
-from kdbench.types import ImageInfo, Info, Outputs, TokenInfo
+from kdbench.types import CorpusInfo, ImageInfo, Info, Outputs, TokenInfo
 
 
 class Observed:
@@ -57,10 +57,12 @@ def adopted(network: nn.Module, layers: Mapping[str, str], info: Info, key: str)
     if logits is None:
         raise UserError(f"{key}._target_", kind, allowed, f"It returns {_kind_of(found)}")
     count, shape = info.num_classes, list(logits.shape)
-    fits = shape[-1:] == [count] and (len(shape) == 2 or isinstance(info, TokenInfo))
+    rows = info.predicted if isinstance(info, CorpusInfo) else 1  # of an input
+    fits = shape == [2 * rows, count] or (shape[-1:] == [count] and isinstance(info, TokenInfo))
     hint = f"For two inputs it returns {shape}; its constructor may take num_classes"
     if not fits:
-        raise UserError(f"{key}._target_", kind, f"a network that returns [batch, {count}] for this dataset", hint)
+        batch = "batch" if rows == 1 else f"batch x {rows}"
+        raise UserError(f"{key}._target_", kind, f"a network that returns [{batch}, {count}] for this dataset", hint)
     if isinstance(found, Outputs) and not layers:
         return network
     size = info.image_size if isinstance(info, ImageInfo) else 0
@@ -115,6 +117,8 @@ def _two(info: Info, network: nn.Module) -> Tensor:
         return torch.zeros(2, info.in_channels, info.image_size, info.image_size, device=device)
     if isinstance(info, TokenInfo):
         return torch.ones(2, info.length, dtype=torch.int64, device=device)
+    if isinstance(info, CorpusInfo):
+        return torch.ones(2, info.context + info.predicted, dtype=torch.int64, device=device)
     return torch.zeros(2, info.dimensions, device=device)
 
 

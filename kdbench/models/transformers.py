@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, nearest, require
@@ -173,3 +174,57 @@ def _never(*given: Any, **named: Any) -> bool:
     """Instead of leaving masks out where a batch has no padding: that looks at the batch on the host in every pass, and
     makes the last bit of an answer depend on the other texts of the batch, which no table of answers could hold."""
     return False
+
+
+def transformers_lm(
+    name: str,
+    pretrained: bool = False,
+    options: Mapping[str, Any] | None = None,
+    *,
+    num_classes: int,
+    context: int,
+    predicted: int,
+) -> CausalTransformer:
+    """A network of `AutoModelForCausalLM`, with the library's own keys below "net.".
+
+    name: a kind ("gpt2", "llama", ...), whose sizes `options` sets, or a network of huggingface.co or in a folder,
+    whose configuration (and, if `pretrained`, weights) is used. A pretrained network must be given the ids of its own
+    tokenizer (dataset.tokenizer=<name>). Raises UserError as `transformers_model` does.
+    """
+    library = _library(name)
+    config = _config(library, name, pretrained, dict(options or {}), num_classes, context + predicted)
+    shift = 1 if pretrained and config.pad_token_id != 0 else 0
+    fits = config.vocab_size == num_classes - shift
+    require(fits, "name", name, f"a network of {num_classes - shift:,} tokens: it has {config.vocab_size:,}; those of "
+            f"dataset.tokenizer={name}")  # fmt: skip
+    with _readable(name, pretrained):
+        kind = library.AutoModelForCausalLM
+        net = kind.from_pretrained(name, config=config) if pretrained else kind.from_config(config)
+    return CausalTransformer(net, shift, predicted)
+
+
+class CausalTransformer(nn.Module):
+    """Blocks of text, token ids int64 [B, L] -> `Outputs` for the last `predicted` tokens: logits [B predicted, C],
+    features "embeddings" and "stage1".."stageN" [B predicted, D], and "pooled", what the last layer reads.
+
+    Padding stands before the beginning of a text alone; it is read as a token of its own, as what ends texts where the
+    network's own ids have none for it.
+    """
+
+    def __init__(self, net: nn.Module, shift: int, predicted: int) -> None:
+        super().__init__()
+        self.net, self.shift, self.predicted = net, shift, predicted
+        config: Any = net.config
+        ends = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+        self.start = min(ends or 0, config.vocab_size - 1) if shift else 0
+
+    def forward(self, inputs: Tensor) -> Outputs:
+        ids = torch.where(inputs == 0, self.start, inputs - self.shift)
+        # All of it is read; the library looks at the numbers of a batch that comes without a mask.
+        out = self.net(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False)
+        states = [state[:, -self.predicted :].flatten(0, 1) for state in out.hidden_states]
+        names = ["embeddings", *(f"stage{number}" for number in range(1, len(states)))]
+        logits = out.logits[:, -self.predicted :].flatten(0, 1)
+        if self.shift:  # padding is never said
+            logits = F.pad(logits, (self.shift, 0), value=-100.0)
+        return Outputs(logits, {**dict(zip(names, states)), "pooled": states[-1]})

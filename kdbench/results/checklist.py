@@ -49,8 +49,13 @@ def checklist(comparison: Comparison) -> list[tuple[str, str]]:
 def _each_cost(runs: Sequence[Run]) -> str:
     """Sums over all runs, and the most memory, of what every one of them knows."""
     said = []
-    for name, unit, per in (("cpu_seconds", "CPU hours", 3600), ("gpu_seconds", "GPU hours", 3600),
-                            ("energy", "kJ", 1000), ("memory", "GB at most", 1e9), ("gpu_memory", "GB of GPU", 1e9)):
+    for name, unit, per in (
+        ("cpu_seconds", "CPU hours", 3600),
+        ("gpu_seconds", "GPU hours", 3600),
+        ("energy", "kJ", 1000),
+        ("memory", "GB at most", 1e9),
+        ("gpu_memory", "GB of GPU", 1e9),
+    ):
         found = [run.result.figure(f"cost/{name}") for run in runs]
         values = [value for value in found if value is not None]
         if values and len(values) == len(runs):

@@ -17,7 +17,7 @@ from kdbench.files import read_object
 from kdbench.models.interface import Interface, adapt, channels_of
 from kdbench.models.weights import read_about
 from kdbench.runs.folder import NETWORK, interface_of, read_info
-from kdbench.types import Info
+from kdbench.types import CorpusInfo, Info
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def as_trained(network: nn.Module, info: Info, folder: Path, data: Bundle) -> tu
     own = interface_of_run(folder)
     if data.reading is not None and data.reading.vocabulary == own.vocabulary:  # it was the teacher
         data = data.read_by_teacher()
-    if info[1:] != data.info[1:] or not _takes(info, own, data):
+    if _sizes(info) != _sizes(data.info) or not _takes(info, own, data):
         raise UserError("dataset", f"{data.name}, {data.info}", f"like the run's: {info}")
     said = _adapted(network, own, data, "run", folder)[1]
     if said:
@@ -84,6 +84,15 @@ def _adapted(network: nn.Module, own: Interface, data: Bundle, key: str, value: 
 
 
 def _takes(info: Info, own: Interface, data: Bundle) -> bool:
-    """Whether a network for `info` takes these inputs; images and texts may differ in size, classes with names too."""
+    """Whether a network for `info` takes these inputs; images and texts may differ in size, classes with names too.
+    Blocks of running text may not: a network is made for so many predictions."""
     counts = own.classes is not None or info.num_classes == data.info.num_classes
-    return type(info) is type(data.info) and info[1] == data.info[1] and counts
+    if type(info) is not type(data.info):
+        return False
+    same = _sizes(info) == _sizes(data.info) if isinstance(info, CorpusInfo) else info[1] == data.info[1]
+    return same and counts
+
+
+def _sizes(info: Info) -> list[int]:
+    """Of what it reads; what the classes and words are is compared by name."""
+    return [size for size in info[1:] if isinstance(size, int)]

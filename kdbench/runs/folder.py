@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from kdbench.engine.checkpoint import BEST, CHECKPOINT, STUDENT
 from kdbench.errors import UserError, read_from
 from kdbench.files import read_object, write_atomically, write_json
+from kdbench.models.base import needed
 from kdbench.models.interface import Interface
 from kdbench.models.weights import load_into, read_safetensors, weight_hash
 from kdbench.results.predictions import PREDICTIONS
 from kdbench.results.result import RESULT, is_finished, read_result
 from kdbench.results.status import FAILURE, START
-from kdbench.types import ImageInfo, Info
+from kdbench.types import CorpusInfo, ImageInfo, Info
 
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
@@ -52,8 +53,13 @@ def clear(folder: Path) -> None:
 def save_network(folder: Path, spec: NetworkSpec, data: Bundle, average: bool = False) -> None:
     """network.json: all that is needed to build the folder's network again, without the command line that made it, and
     to use it: what its inputs and logits mean. `average`: its weights are a moving average of the trained ones."""
-    about = {"name": spec.name, "config": dict(spec.config), "info": data.info._asdict()}
+    about = {"name": spec.name, "config": dict(spec.config), "info": _sizes(data.info)}
     write_json(folder / NETWORK, about | _use_of(data, average))
+
+
+def _sizes(info: Info) -> dict[str, int]:
+    """What of an info is kept: its numbers. The words of a text are its classes, which are kept anyway."""
+    return {name: value for name, value in info._asdict().items() if isinstance(value, int)}
 
 
 def about_weights(spec: NetworkSpec, data: Bundle, average: bool = False) -> dict[str, Any]:
@@ -150,6 +156,8 @@ def _described(path: Path) -> tuple[str, dict[str, Any], Info]:
     """Name, configuration and data of the network that a network.json speaks of. Raises UserError naming the file."""
     about = read_object(path)
     name, config, info = about.get("name"), about.get("config"), read_info(about.get("info"))
+    if isinstance(info, CorpusInfo) and isinstance(about.get("classes"), list):
+        info = info._replace(words=tuple(map(str, about["classes"])))
     if not isinstance(name, str) or not isinstance(config, dict) or info is None:
         raise UserError(f"{path}: damaged: it must hold a network's name, config and info (the sizes of its data)")
     if "pretrained" in config:  # its weights come from this folder
@@ -167,7 +175,7 @@ def read_info(kept: Any) -> Info | None:
     fields = dict(zip(ImageInfo._fields, kept)) if isinstance(kept, list) and len(kept) == 3 else kept
     if not isinstance(fields, dict) or not all(type(size) is int and size > 0 for size in fields.values()):
         return None
-    return next((kind(**fields) for kind in get_args(Info) if set(kind._fields) == set(fields)), None)
+    return next((kind(**fields) for kind in get_args(Info) if set(needed(kind)) == set(fields)), None)
 
 
 def _check_weights(folder: Path, state: Mapping[str, Tensor]) -> None:

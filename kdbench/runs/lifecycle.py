@@ -207,14 +207,15 @@ def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exce
     done = min(m.epochs_done for m in members)
     title = stages[0].recipe.student.name if len(stages) == 1 else f"{len(stages)} students"
     steps = until * batches.steps, done * batches.steps
-    view = ProgressView(title, *steps, recipe.schedule.batch_size, recipe.trainer.progress, first.data.task)
+    per_step = recipe.schedule.batch_size * batches.predictions
+    view = ProgressView(title, *steps, per_step, recipe.trainer.progress, first.data.task)
     try:
         students = [(s.recipe.loss.name, m.learner.distiller) for s, m in zip(stages, members, strict=True)]
         served = serve(teacher, students, first.data, batches, placement, until - done)
         fit(members, served.batches, served.teacher, until, view)
         for stage, member in zip(stages, members, strict=True):
             if member.learner.failure is None:
-                _finish(stage, member, teacher, batches.size)
+                _finish(stage, member, teacher, batches.size * batches.predictions)
             member.log.end(member.learner.failure is None)
     finally:
         with contextlib.ExitStack() as closing:  # whatever one of them raises, all are closed
@@ -264,7 +265,7 @@ def _member(
     run_log = RunLog(stage.folder, epochs_done, rows, _shown(stage, epochs_done)) if world.first() else NoLog()
     if not epochs_done:
         _announce(run_log, stage, learner.distiller.loss, calibration)
-    evaluator = Evaluator(sets, teacher.reference if teacher else {}, recipe.trainer.evaluate_every)
+    evaluator = Evaluator(sets, teacher.reference_on(sets) if teacher else {}, recipe.trainer.evaluate_every)
     average = recipe.trainer.ema is not None
     about = {**about_weights(recipe.student, stage.data, average), "hash": record.hash}
     checkpoints = Checkpoints(stage.folder, recipe.trainer.checkpoint_every, about)
@@ -292,7 +293,7 @@ def _calibrate(loss: DistillationLoss, stage: Stage, teacher: TaughtBy | None) -
     require(teacher is not None, "teacher", "none", f"a network, since loss={stage.recipe.loss.name} is fitted to one")
     assert teacher is not None and stage.data.val is not None
     logits = teacher.reference["val"]
-    found = loss.calibrate(logits, stage.data.val.labels.to(logits.device))
+    found = loss.calibrate(logits, stage.data.val.wanted.to(logits.device))
     write_json(stage.folder / f"{found.name}.json", found.record | {"candidates": found.table})
     return found
 
@@ -338,7 +339,7 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
     if predictions is not None:
         predictions.write(stage.folder)
     data, last = stage.data, dict(member.last)
-    images = {"train": train_images, "val": len(data.val.labels) if data.val else 0, "test": len(data.test.labels)}
+    images = {"train": train_images, "val": len(data.val.wanted) if data.val else 0, "test": len(data.test.wanted)}
     versions = describe_versions()
     RunResult(
         name=stage.folder.name, kdbench=versions["kdbench"], finished=_now(), hash=record.hash,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.device import Placement, place
-from kdbench.engine.evaluate import all_logits
+from kdbench.engine.evaluate import all_logits, evaluate, logits_kept
 from kdbench.engine.graph import MOST, wants_graph
-from kdbench.engine.metrics import measure_logits
+from kdbench.engine.metrics import measure_logits, of_task
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters, example_input
 from kdbench.models.fold import align_rows, fold_batchnorm
@@ -85,12 +85,15 @@ def _tables(folder: Path | None, recipe: Recipe) -> Tables:
 def measure(
     network: nn.Module, recipe: Recipe, data: Bundle, placement: Placement
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Logits on the validation and test sets, and `metrics.measure_logits` on each."""
+    """Logits on the validation and test sets, of those where they are few enough to be kept, and `evaluate` on each."""
     reference: dict[str, Tensor] = {}
     metrics: dict[str, float] = {}
     for split, batches in eval_sets(data, recipe.trainer, placement).items():
-        reference[split], labels = all_logits(network, batches)
-        found = measure_logits(reference[split], labels, posterior=batches.posterior)
+        if logits_kept(batches, data.info.num_classes):
+            reference[split], labels = all_logits(network, batches)
+            found = of_task(measure_logits(reference[split], labels, posterior=batches.posterior), data.task)
+        else:
+            found = evaluate(network, batches)
         metrics |= {f"{split}/{key}": value for key, value in found.items()}
     return reference, metrics
 

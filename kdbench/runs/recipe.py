@@ -16,6 +16,7 @@ from kdbench.arguments.ranges import Count, Seed, from_to
 from kdbench.arguments.source import Code
 from kdbench.counted import RESULT_FORMAT
 from kdbench.data.bundle import Bundle
+from kdbench.engine.evaluate import KEPT
 from kdbench.engine.loggers import Logger
 from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
 from kdbench.errors import UserError, require
@@ -199,6 +200,9 @@ class Recipe:
         least = loss.least_calibration
         allowed = f"more: loss={name} is fitted on at least {least} labelled validation samples, there are {labelled}"
         require(labelled >= least, "dataset.validation", self.record.config.get("dataset.validation"), allowed)
+        count = labelled * data.info.num_classes
+        many = f"another: it is fitted on a teacher's logits, {count:,} for the validation set of dataset={data.name}"
+        require(count <= KEPT, "loss", name, f"{many}; {KEPT:,} are the most")
 
     def refuse_features(self, teacher: str, given: Collection[str] = ()) -> None:
         """Raises UserError for a loss that reads features, of a teacher that has none but those `given`."""

@@ -19,9 +19,10 @@ from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import STUDENT, save_weights
 from kdbench.engine.device import evaluation_batch, place
 from kdbench.engine.evaluate import all_logits, keepable
-from kdbench.engine.metrics import measure_logits
+from kdbench.engine.metrics import measure_logits, of_task
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
+from kdbench.results.metrics import CLASSIFICATION
 from kdbench.results.predictions import PREDICTIONS
 from kdbench.results.result import NetworkResult, RunResult, StageResult, as_part, is_finished, read_result
 from kdbench.runs.folder import NETWORK, about_weights, clear, network_of_run, save_config, save_network
@@ -113,12 +114,13 @@ class Series:
         placement = place(self.recipe.trainer)
         reference, found = measure(placement.put(network), self.recipe, self.data, placement)
         for name, split in (("val", self.data.val), ("test", self.data.test)):
-            if split is not None:
+            if split is not None and name in reference:
                 logits, theirs = reference[name], teacher.reference.get(name) if teacher else None
-                label = split.labels.to(logits.device)
-                values = measure_logits(logits, label, theirs)
+                label = split.wanted.to(logits.device)
+                values = of_task(measure_logits(logits, label, theirs), self.data.task)
                 found |= {f"{name}/{key}": value for key, value in values.items()}
-                if name == "test" and (kept := keepable(logits, label, theirs)) is not None:
+                rated = name == "test" and self.data.task is CLASSIFICATION
+                if rated and (kept := keepable(logits, label, theirs)) is not None:
                     kept.write(folder)
         return found
 

@@ -10,6 +10,7 @@ from kdbench import world
 from kdbench.data.augment.mix import Mix
 from kdbench.data.augment.views import Augment
 from kdbench.data.batches import Loading, TrainingBatches
+from kdbench.data.blocks import Offset
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement
 from kdbench.engine.distiller import Distiller
@@ -101,6 +102,9 @@ def unservable(mix: Mix | None, augment: Augment) -> str | None:
     """Why no table can list the images that an augmentation makes; None if one can."""
     if mix is not None:
         return f"dataset.mix={mix.kind} makes new images in every epoch, which no table can list"
+    if isinstance(augment, Offset):
+        begin = "a text's blocks begin elsewhere in every epoch"
+        return f"{begin}: a table would hold each token at each place in a block"
     if augment.views is None:
         return f"the views of dataset.augment ({type(augment).__name__}) cannot be listed"
     return None

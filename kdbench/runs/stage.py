@@ -206,7 +206,9 @@ def make_learner(
         stage.start.apply_to_loss(loss)
     distiller = Distiller(student, loss.to(placement.device), placement)
     factors, truth = lr_factors(recipe.schedule, batches.steps), _truth(stage)
-    return Learner(distiller, recipe.optimizer, recipe.trainer, factors, batches.steps, recipe.seeds.init, truth)
+    return Learner(
+        distiller, recipe.optimizer, recipe.trainer, factors, batches.steps, recipe.seeds.init, truth, stage.data.task
+    )
 
 
 def _truth(stage: Stage) -> Tensor | None:
@@ -231,7 +233,7 @@ def _prepare_loss(
     if type(loss).setup is DistillationLoss.setup:
         return
     batch = next(iter(sets["test"]))
-    small = batch._replace(input=batch.input[:2], view=batch.view[:2])
+    small = batch._replace(input=batch.input[:2], view=batch.view[:2], target=batch.target._replace(counted=None))
     with evaluating(student), placement.autocast():
         outputs = student(small.input)
     if teacher is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from kdbench.data.bundle import Bundle
+from kdbench.engine.evaluate import Reference
 from kdbench.errors import UserError, require
 from kdbench.models.ensemble import mean_metrics, share_recovered
 from kdbench.models.interface import plain
@@ -51,6 +52,11 @@ class TaughtBy:
         allowed = "null here: what the teacher's network is used for reads as the student does"
         require(self.reads is None, "dataset.teacher_tokenizer", self.reads and self.reads.vocabulary, allowed)
         return self.network
+
+    def reference_on(self, sets: Iterable[str]) -> dict[str, Reference]:
+        """Its logits on each of the sets, or its network where they are too many to be kept; {} if it has neither."""
+        known = {name: self.reference.get(name, self.network) for name in sets}
+        return {name: value for name, value in known.items() if value is not None}
 
     def layers(self) -> nn.Module:
         """Its network, for whoever goes on with its weights. Raises UserError if it is adapted to other data."""

@@ -44,10 +44,11 @@ class LiveTeacher(Teacher):
         size = len(inputs)
         with torch.no_grad(), self.context():
             parts = [self._whole(piece) for piece in inputs.split(self.chunk)]
+        padded = self.chunk * len(parts)
         if len(parts) == 1:
-            return _first(parts[0], size)
-        features = {key: torch.cat([p.features[key] for p in parts])[:size] for key in parts[0].features}
-        return Outputs(torch.cat([p.logits for p in parts])[:size], features)
+            return _first(parts[0], size, padded)
+        features = {key: torch.cat([p.features[key] for p in parts]) for key in parts[0].features}
+        return _first(Outputs(torch.cat([p.logits for p in parts]), features), size, padded)
 
     def _whole(self, inputs: Tensor) -> Outputs:
         missing = self.chunk - len(inputs)
@@ -75,7 +76,9 @@ def chunk_for(device: torch.device, batch_size: int) -> int:
     return min(512, max(64, 1 << (batch_size.bit_length() - 1)))
 
 
-def _first(outputs: Outputs, size: int) -> Outputs:
-    if len(outputs.logits) == size:
+def _first(outputs: Outputs, size: int, padded: int) -> Outputs:
+    """What belongs to the first `size` of `padded` inputs; an input may have several rows, as a text's blocks do."""
+    if size == padded:
         return outputs
-    return Outputs(outputs.logits[:size], {key: value[:size] for key, value in outputs.features.items()})
+    features = {key: value[: len(value) // padded * size] for key, value in outputs.features.items()}
+    return Outputs(outputs.logits[: len(outputs.logits) // padded * size], features)

@@ -43,7 +43,7 @@ def evaluation(batch_size: int, **options) -> EvaluationBatches:
 
 def flattened(epoch):
     """All tensors of an epoch."""
-    return [part for batch in epoch for part in (batch.input, batch.view, *batch.target)]
+    return [part for batch in epoch for part in (batch.input, batch.view, *batch.target[:3])]
 
 
 def same(first, second) -> bool:

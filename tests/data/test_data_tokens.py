@@ -80,7 +80,7 @@ def test_a_tokenizer_of_a_file_reads_pairs_and_keeps_its_own_padding(tmp_path):
 def test_a_tokenizer_that_is_not_there_is_refused_by_name(kind):
     pytest.importorskip("tokenizers")
     Path("damaged.json").write_text("{}")
-    with pytest.raises(UserError, match=r"dataset.tokenizer = .*: must be bytes, words, bpe, a tokenizer.json"):
+    with pytest.raises(UserError, match=r"dataset.tokenizer = .*: must be bytes, .* bpe, a tokenizer.json"):
         make_tokeniser(kind, list, 9, "dataset.tokenizer")
 
 

@@ -2,8 +2,10 @@ import pytest
 import torch
 import torchmetrics.functional.classification as oracle
 
-from kdbench.engine.metrics import Meters, measure_logits
-from kdbench.types import LossTerms, Outputs, StepOutput, Target
+from kdbench.engine import evaluate as evaluation
+from kdbench.engine.metrics import Meters, combined, measure_logits, of_task, piece_figures
+from kdbench.results.metrics import CLASSIFICATION, LANGUAGE_MODELLING
+from kdbench.types import Batch, LossTerms, Outputs, StepOutput, Target
 from tests.support.engine import CLASSES
 
 
@@ -87,3 +89,57 @@ def test_ties_are_broken_one_way_for_every_figure():
     got = measure_logits(logits, label, logits)
     assert got["agreement"] == 1.0 and got["top5"] >= got["top1"]
     assert got["top1"] == pytest.approx((logits.argmax(1) == label).float().mean().item())
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_figures_of_a_set_follow_from_those_of_its_pieces(classes):
+    torch.manual_seed(0)
+    logits, teacher, label = torch.randn(200, classes), torch.randn(200, classes), torch.randint(classes, (200,))
+    whole = measure_logits(logits, label, teacher)
+    cuts = ((0, 70), (70, 71), (71, 200))
+    parts = combined([piece_figures(logits[a:b], label[a:b], teacher[a:b]) for a, b in cuts])
+    assert list(parts) == list(whole) and parts == pytest.approx(whole, abs=1e-6)
+    assert combined([piece_figures(logits, label, teacher)]) == whole
+
+
+def test_a_set_is_measured_in_pieces_against_logits_that_are_kept_or_a_teacher_that_is_asked(monkeypatch):
+    torch.manual_seed(0)
+    student, teacher = (Answers(torch.nn.Linear(6, 5)) for _ in range(2))
+    inputs, label = torch.randn(40, 6), torch.randint(5, (40,))
+    target = Target(label, label, torch.tensor(0.0))
+    batches = [
+        Batch(inputs[i : i + 8], label[i : i + 8], target._replace(label=label[i : i + 8])) for i in range(0, 40, 8)
+    ]
+    logits, said = (network(inputs).logits.detach() for network in (student, teacher))
+    whole = measure_logits(logits, label, said)
+    for piece in (10**9, 5 * 16, 1):
+        monkeypatch.setattr(evaluation, "PIECE", piece)
+        for reference in (said, teacher):
+            found = evaluation.evaluate(student, batches, reference)
+            assert found == pytest.approx(whole, abs=1e-6)
+    assert evaluation.evaluate(student, batches).keys() == {"top1", "top5", "nll", "ece"}
+
+
+def test_the_perplexity_of_a_language_model_follows_from_its_nll():
+    assert of_task({"nll": 2.0}, LANGUAGE_MODELLING) == {"ppl": pytest.approx(7.389056), "nll": 2.0}
+    assert (
+        of_task({"nll": 2.0}, CLASSIFICATION) == {"nll": 2.0}
+        and of_task({"nll": 1e6}, LANGUAGE_MODELLING)["ppl"] > 1e300
+    )
+    meters = Meters(torch.device("cpu"), 3, task=LANGUAGE_MODELLING)
+    target = Target(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.tensor(0.0))
+    meters.add(_output(1.0, torch.zeros(2, 4)), None, target)
+    meters.add(
+        _output(1.0, torch.zeros(3, 4)), None, target._replace(label=torch.tensor([0, 1, 2]))
+    )  # more of it counts
+    means, _ = meters.read()
+    assert means["ppl"] == pytest.approx(4.0) and means["top1"] == pytest.approx(2 / 5)
+
+
+class Answers(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: torch.Tensor) -> Outputs:
+        return Outputs(self.layer(inputs), {})

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import kdbench
+from kdbench.arguments import accepted
 from kdbench.errors import UserError
 from kdbench.models.base import flops, last_layer, taken_kinds
-from kdbench.models.transformers import transformers_model
-from kdbench.types import TokenInfo
+from kdbench.models.transformers import transformers_lm, transformers_model
+from kdbench.types import CorpusInfo, TokenInfo
 from tests.models.test_models_tokens import ids
 from tests.support.procedures import result, train
 
@@ -133,3 +134,44 @@ def test_transformers_train_from_the_command_line_and_share_a_table():
              "trainer.device=cpu", "trainer.progress=none"]  # fmt: skip
     live = result(train(*words, "teacher.table=off", plain=True, out="live"))
     assert result(train(*words, "teacher.table=on", plain=True, out="table"))["student"] == live["student"]
+
+
+TEXT = CorpusInfo(40, 3, 5)
+
+
+def build_lm(kind: str = "gpt2", info: CorpusInfo = TEXT, **keys):
+    return transformers_lm(kind, **{"options": KINDS["gpt2"], **keys}, **accepted(transformers_lm, info._asdict()))
+
+
+def test_a_causal_network_answers_for_the_last_tokens_alone():
+    pytest.importorskip("transformers")
+    assert taken_kinds(transformers_lm) == [CorpusInfo]
+    info = CorpusInfo(40, 3, 5)
+    network, blocks = build_lm().eval(), info.example(4)
+    blocks[0, :4] = 0  # the beginning of a text
+    with torch.no_grad():
+        out = network(blocks)
+        whole = network.net(input_ids=blocks).logits[:, -5:].flatten(0, 1)
+        assert torch.equal(out.logits, whole) and torch.isfinite(out.logits).all() and out.logits.shape == (20, 40)
+        torch.testing.assert_close(last_layer(network)(out.features["pooled"]), out.logits)
+        other = blocks.clone()
+        other[:, 6] = blocks[:, 6] % 39 + 1
+        changed = (network(other).logits != out.logits).any(1).view(4, 5)
+    assert changed[:, 3:].all() and not changed[:, :3].any()
+    assert {"embeddings", "stage1", "stage2", "pooled"} == out.features.keys() and flops(network, info) > 0
+    with pytest.raises(UserError, match="no such option"):
+        build_lm(options={"n_layers": 2})
+
+
+def test_a_published_causal_network_has_no_logit_for_padding_of_its_own(tmp_path):
+    pytest.importorskip("transformers")
+    made = build_lm(info=CorpusInfo(39, 3, 5))
+    made.net.config.pad_token_id = None  # as GPT-2's
+    made.net.save_pretrained(tmp_path)
+    network = build_lm(str(tmp_path), options={}, pretrained=True, info=CorpusInfo(40, 3, 5)).eval()
+    blocks = CorpusInfo(40, 3, 5).example(2)
+    with torch.no_grad():
+        logits, own = network(blocks).logits, network.net(input_ids=blocks - 1).logits[:, -5:].flatten(0, 1)
+    assert torch.equal(logits[:, 1:], own) and (logits[:, 0] == -100).all()
+    with pytest.raises(UserError, match="a network of 49 tokens: it has 39"):
+        build_lm(str(tmp_path), options={}, pretrained=True, info=CorpusInfo(50, 3, 5))

@@ -19,6 +19,13 @@ SMALL = [
     "schedule.batch_size=6", "teacher.schedule.batch_size=16", "teacher.schedule.warmup=0", "trainer.device=cpu",
     "trainer.progress=none", "trainer.limit_steps=2",
 ]  # fmt: skip
+LANGUAGE = [
+    "dataset=corpus", "dataset.root=train.txt", "dataset.tokenizer=spaces", "dataset.context=2", "dataset.predicted=3",
+    "dataset.subset=null", "student=lstm_lm", "student.width=8", "schedule=cosine", "schedule.epochs=1",
+    "schedule.batch_size=6", "teacher=lstm_lm", "teacher.width=8", "teacher.schedule.epochs=1",
+    "teacher.schedule.batch_size=6", "teacher.allow_chance=true", "trainer.device=cpu", "trainer.progress=none",
+    "trainer.limit_steps=2",
+]  # fmt: skip
 # What a procedure's own size is cut down to, where an experiment sets it.
 CUT = {"labelled": "0.5", "threshold": "0.0", "specialists": "3", "size": "4", "epochs": "1"}
 
@@ -28,6 +35,8 @@ def words(name: str) -> list[str]:
     node = yaml.safe_load(EXPERIMENTS[name].read_text(encoding="utf-8"))
     options = [(key.split("/", 1)[1], value) for entry in node["defaults"] for key, value in entry.items()]
     chosen = {group: value for group, value in options if "@" not in group and "/" not in group}
+    if chosen.get("dataset") in ("corpus", "shakespeare"):
+        return [f"experiment={name}", *LANGUAGE]
     teacher, procedure = chosen.get("teacher", "resnet20"), node.get("procedure", {})
     masks = ("dataset/augment", "token_dropout") in options  # of tokens, and the data that are made up here are images
     found = [f"experiment={name}", "dataset=fake", "student=mlp", *SMALL]
@@ -70,6 +79,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_it_takes_its_steps(name: str, teachers: Path):
+    Path("train.txt").write_text("one two three four five six\n" * 40, encoding="utf-8")
     out = train(*words(name), f"paths.teachers={teachers}", plain=True)
     runs = sorted((out / "stages").iterdir()) if (out / "stages").exists() else [out]
     steps = [result(run)["last"].get("step") for run in runs]  # none where a stage only publishes a network

@@ -258,6 +258,14 @@ def test_language_models_are_put_in_order_by_perplexity_the_lowest_first(run_com
     assert "test perplexity (last) against loss.tau" in page and "top-1" not in page
 
 
+def test_perplexities_of_other_tokens_or_contexts_are_warned_about(tmp_path):
+    for context in (16, 64):
+        write(tmp_path / f"{context}", language_result(70.0, dataset__context=context))
+    assert "dataset.context (16, 64): their perplexities are not comparable" in "".join(
+        compare(read_runs([tmp_path]).runs).warnings
+    )
+
+
 def test_runs_of_several_tasks_have_tables_of_their_own(run_compare, language_sweep, sweep):
     code, out, _ = run_compare(sweep, language_sweep)
     assert code == 0 and out.count("the same in all") == 2

@@ -13,9 +13,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from kdbench.arguments import locate
+from kdbench.arguments import accepted, locate
 from kdbench.models.base import taken_kinds
-from kdbench.types import ImageInfo, Info, TokenInfo
+from kdbench.types import CorpusInfo, ImageInfo, Info, TokenInfo
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "student"
 LIBRARIES = ("timm", "torchvision", "transformers")  # kdbench.models.<name>: other libraries' networks
@@ -43,6 +43,7 @@ OWN = [name for name in ALL if _library(name) not in LIBRARIES]
 SIZED = [
     name for name in ALL if _library(name) in LIBRARIES and name not in LIBRARIES
 ]  # of a library, in a size of ours
+LANGUAGE = [name for name in _taking(CorpusInfo) if _library(name) not in LIBRARIES]
 TOKENS = [name for name in _taking(TokenInfo) if name not in LIBRARIES]
 
 
@@ -61,7 +62,7 @@ def build_for(name: str, info: Info, /, **changes: Any) -> nn.Module:
     arguments = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     module, _, attribute = arguments.pop("_target_").rpartition(".")
     factory = getattr(importlib.import_module(module), attribute)
-    return factory(**{**arguments, **changes}, **info._asdict())
+    return factory(**{**arguments, **changes}, **accepted(factory, info._asdict()))
 
 
 def on_meta(name: str, /, classes: int = 100, channels: int = 3, size: int = 32, **changes: Any) -> nn.Module:
