@@ -139,7 +139,7 @@ class Mlflow:
         self.client = MlflowClient(tracking_uri=self.uri)
         if known is not None:
             self.id = known
-            self.client.set_terminated(known, "RUNNING")
+            self.client.update_run(known, status="RUNNING")
             return known
         found = self.client.get_experiment_by_name(self.experiment)
         experiment = found.experiment_id if found else self.client.create_experiment(self.experiment)
