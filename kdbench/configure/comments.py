@@ -77,6 +77,12 @@ def explain(key: str, chosen: dict[str, str], places: Sequence[Path]) -> list[Co
         other = _matching(_of_group(group, option, places), key)
         if other:
             return [one._replace(text=f"(with {group}={option}) {one.text}") for one in other]
+    for inner in groups(places):
+        if "/" in inner and key.startswith(f"{inner.replace('/', '.')}."):
+            for option in options(inner, places):
+                other = _matching(of_option(inner, option, places), key)
+                if other:
+                    return [one._replace(text=f"(with {inner}={option}) {one.text}") for one in other]
     hint = nearest(rest, [name.partition(".")[2] for name in found], f"Did you mean {group}.{{}}? ")
     raise UserError(f"{key}: {group}={known[group]} has no such key. {hint}kdbench explain {group} lists them")
 
