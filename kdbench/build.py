@@ -71,7 +71,7 @@ from kdbench.runs.recipe import (
 )
 from kdbench.runs.serving import refuse_table
 from kdbench.runs.stage import refuse_views
-from kdbench.types import MEMBERS, Info
+from kdbench.types import MEMBERS, ImageInfo, Info
 
 log = logging.getLogger(__name__)
 
@@ -258,6 +258,8 @@ def try_networks(recipe: Recipe) -> None:
         if "_target_" in spec.config:
             network = locate(spec.config["_target_"], f"{key}._target_")
             refuse_kind(network, key, spec.name, data.info, f"dataset={data.name}")
+    images, wanted = isinstance(data.info, ImageInfo), recipe.trainer.channels_last is True
+    require(images or not wanted, "trainer.channels_last", True, "auto or false for data that are not images")
     student = _sketch(recipe.student, "student", data.info)
     taught = named.get("teacher", recipe.student)
     read = data.read_by_teacher().info

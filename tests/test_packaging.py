@@ -62,6 +62,14 @@ def test_the_wheel_holds_all_configs_and_plugins_and_nothing_else(wheel, reposit
     assert not any(name.startswith("kdbench/_hydra") for name in names), "a second copy would be registered twice"
 
 
+def test_the_wheel_brings_its_texts_and_they_are_small(wheel, repository):
+    with zipfile.ZipFile(wheel) as archive:
+        held = {info.filename: info.compress_size for info in archive.infolist() if "/embedded/" in info.filename}
+    files = (repository / "kdbench/data/embedded").iterdir()
+    assert held.keys() == {f"kdbench/data/embedded/{path.name}" for path in files} and held
+    assert sum(held.values()) < 600_000
+
+
 def test_the_metadata_names_what_is_needed(wheel):
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith("METADATA"))

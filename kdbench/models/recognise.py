@@ -24,6 +24,7 @@ class _Known(NamedTuple):
     name: str
     shapes: dict[str, torch.Size]
     first: str  # the weights whose shapes depend on the data
+    width: int  # the axis of them that does not
     last: str
 
 
@@ -47,7 +48,9 @@ def _known() -> list[_Known]:
     for name, network in _networks():
         state = network.state_dict()
         shapes = {key: state[key].shape for key in comparable(state)}
-        found.append(_Known(name, shapes, f"{first_layer_name(network)}.weight", f"{last_layer_name(network)}.weight"))
+        first, last = first_layer_name(network), last_layer_name(network)
+        width = int(isinstance(network.get_submodule(first), nn.Embedding))
+        found.append(_Known(name, shapes, f"{first}.weight", width, f"{last}.weight"))
     return found
 
 
@@ -71,5 +74,5 @@ def _classes_if_fits(state: Mapping[str, Tensor], known: _Known) -> int | None:
     free = {known.first, known.last, known.last.removesuffix("weight") + "bias"}
     if any(state[key].shape != shape for key, shape in known.shapes.items() if key not in free):
         return None
-    same_width = state[known.first].shape[:1] == known.shapes[known.first][:1]
+    same_width = state[known.first].shape[known.width] == known.shapes[known.first][known.width]
     return len(state[known.last]) if same_width and state[known.last].dim() == 2 else None

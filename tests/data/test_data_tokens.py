@@ -12,6 +12,7 @@ import torch
 
 from kdbench.data.augment.tokens import TokenDropout
 from kdbench.data.augment.views import CropFlip
+from kdbench.data.batches import TrainingBatches
 from kdbench.data.load import load_bundle
 from kdbench.data.readers.udhr import TEST_ARTICLES, languages, udhr
 from kdbench.data.texts import Texts, Tokens, source_of
@@ -146,6 +147,23 @@ def test_solo_table_and_cohort_give_the_same_student():
     assert [run["student"] for run in found if run["choices"]["loss"] == "kl"] == [live["student"]] and len(found) == 2
 
 
+def test_a_run_that_was_stopped_goes_on_to_the_same_student(monkeypatch):
+    words = [*WORDS, "schedule.epochs=3"]
+    whole = result(train(*words, plain=True, out="whole"))
+    epoch = TrainingBatches.epoch
+
+    def broken(self, number, epochs):
+        if number == 2:
+            raise OSError("the power is gone")
+        return epoch(self, number, epochs)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="power"):
+        patched.setattr(TrainingBatches, "epoch", broken)
+        train(*words, plain=True, out="cut")
+    assert not Path("cut/result.json").exists()
+    assert result(train(*words, plain=True, out="cut"))["student"] == whole["student"]
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [
@@ -153,6 +171,7 @@ def test_solo_table_and_cohort_give_the_same_student():
         ("teacher=mlp", "teacher = mlp: must be a network for token data (vocab_size, length), which dataset=udhr"),
         ("dataset=fake", "student = text_cnn_small: must be a network for image data (in_channels, image_size), which"),
         ("dataset/augment=crop_flip", "dataset.augment = CropFlip"),
+        ("trainer.channels_last=true", "trainer.channels_last = true: must be auto or false for data that are not"),
     ],
 )
 def test_wrong_pairs_are_refused_by_name_before_any_work(word, said):
