@@ -47,6 +47,8 @@ ADDED: Mapping[str, object] = {
     "schedule.repeats": 1,
     "student.upscale": None,
     "teacher.upscale": None,
+    "student.embedding": False,
+    "teacher.embedding": False,
     "teacher.finetune": False,
 }
 

@@ -64,6 +64,7 @@ class DistillationLoss(nn.Module):
     epochs: int | None = None  # of the training; known before `setup`
     batch_size: int | None = None  # of the training, but for an epoch's last batch; known before `setup`
     steps: Steps = "batch"  # what a warm-up rises by
+    of_embeddings: ClassVar[bool] = False  # its logits are embeddings, of data without classes
     uses_teacher: ClassVar[bool] = True  # False: may train with `teacher=none`
     extends: ClassVar[bool] = False  # True: has an `extension`
     terms: ClassVar[tuple[str, ...]] = ()  # what `weights` may name; (): anything

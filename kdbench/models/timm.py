@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def timm_model(
     new_head: bool = False,
     options: Mapping[str, Any] | None = None,
     upscale: Pixels | None = None,
+    embedding: bool = False,
     *,
     num_classes: int,
     in_channels: int = 3,
@@ -45,12 +47,17 @@ def timm_model(
     fetched, and options that the network refuses.
     """
     _check_name(name)
-    if pretrained:
+    if pretrained and not embedding:
         _check_head(name, num_classes, new_head, options or {})
-    arguments = {"num_classes": num_classes, "in_chans": in_channels, **(options or {})}
+    arguments = {"num_classes": 0 if embedding else num_classes, "in_chans": in_channels, **(options or {})}
     net = _create(name, pretrained, upscale or image_size, arguments)
+    size = getattr(net, "head_hidden_size", net.num_features)
+    if embedding and size != num_classes:
+        raise UserError("name", name, f"a network whose embedding has {num_classes} dimensions (it has {size})",
+                        f"dataset.dimensions={size}")  # fmt: skip
     network = Adopted(net, _observer(net), _classifier_name(net), image_size, upscale)
-    network.published = _published(net, in_channels)  # type: ignore[assignment]
+    published = _published(net, in_channels)
+    network.published = replace(published, classes=None) if embedding and published else published  # type: ignore[assignment]
     _check_forward(network, name, in_channels)
     return network
 

@@ -41,6 +41,9 @@ _ALL = (
     Metric("mcc", "", 1, "MCC"),  # Matthews correlation, of two classes
     Metric("ppl", "ppl", -1, "perplexity"),  # exp of the nll a token
     Metric("nll", "nats", -1),
+    Metric("knn", "%", 1, "k-NN"),  # the classes that the nearest embeddings vote for
+    Metric("linear", "%", 1, "linear probe"),
+    Metric("cosine", "", 1),  # similarity to the teacher's embeddings
     Metric("ece", "", -1),
     Metric("agreement", "%", 1),  # with the teacher's answers
     Metric("teacher_kl", "nats", -1),
@@ -147,7 +150,15 @@ LANGUAGE_MODELLING = Task(
     guess="what the frequencies of the training tokens give",
     samples="tokens",
 )
-TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE_MODELLING)}
+EMBEDDING = Task(
+    "embedding",
+    metrics=_named("knn", "linear", "cosine"),
+    primary=METRICS["knn"],
+    chance=lambda images, training: max(images) / sum(images),
+    guess="the share of the largest class",
+    samples="images",
+)
+TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE_MODELLING, EMBEDDING)}
 
 
 def metric_of(name: str, task: Task = CLASSIFICATION) -> Metric:

@@ -1,0 +1,64 @@
+"""A folder of unlabelled photos to learn embeddings from, and a small labelled folder to measure them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from kdbench.arguments.ranges import Text, at_least
+from kdbench.data.bundle import Source
+from kdbench.data.files import LeftOut, find_images
+from kdbench.data.readers.folders import parts_of
+from kdbench.data.readers.imagefolder import Gigabytes, Listing, Parts, Reading, Side, listing, source
+from kdbench.errors import UserError
+from kdbench.results.metrics import EMBEDDING
+
+
+def photos(
+    root: str | None,
+    cache: str,
+    channels: int | None,
+    probe: Text | None,
+    dimensions: Annotated[int, at_least(2)],
+    size: Side = 224,
+    resize: Side | None = None,
+    in_memory_limit: Gigabytes = 4.0,
+    background: Text = "white",
+    packed: bool = False,
+) -> Source:
+    """All images below `root`, whatever their folders, without labels; networks answer with embeddings.
+
+    dimensions: of the embedding, which are the teacher's. probe: a folder of class folders whose images are never
+    trained on; k nearest neighbours and a linear probe name them by the student's embeddings (each image left out of
+    its own answer). With val/ and test/ in it, val/ is the validation set. Other keys as in `imagefolder`. Raises
+    UserError that names the path for whatever is missing.
+    """
+    if not root:
+        raise UserError("dataset.root", root, "the folder that holds the photos")
+    if not probe:
+        raise UserError("dataset.probe", probe, "a folder of class folders, some labelled images to measure with")
+    if not Path(probe).is_dir():
+        raise UserError(
+            "dataset.probe", probe, "a folder of class folders", f"There is no folder {Path(probe).resolve()}"
+        )
+    reading = Reading(Path(root), cache, channels, size, resize, in_memory_limit, background, packed=packed)
+    paths = find_images(root, "dataset.root")
+    test, val = _probe(Path(probe))
+    axes = tuple(f"dimension {number}" for number in range(dimensions))
+    made = source(axes, Parts((paths, torch.full((len(paths),), -1)), test, val), reading)
+    return made._replace(task=EMBEDDING)
+
+
+def _probe(folder: Path) -> tuple[Listing, Listing | None]:
+    """The labelled images to measure with: test, and val where there are both."""
+    left_out = LeftOut()
+    try:
+        where = parts_of(folder, left_out)
+        names, test = listing(where.get("test", where["train"]), left_out)
+        val = listing(where["val"], left_out, names)[1] if "val" in where and "test" in where else None
+    except UserError as error:
+        raise UserError(str(error).replace("dataset.root", "dataset.probe")) from error
+    left_out.tell(folder)
+    return test, val
