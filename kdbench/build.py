@@ -50,7 +50,7 @@ from kdbench.models.base import refuse_kind, sketched
 from kdbench.models.interface import parts_of
 from kdbench.models.own import adopted
 from kdbench.paths import CONFIG_DIR
-from kdbench.results.metrics import METRICS, TASKS
+from kdbench.results.metrics import EMBEDDING, METRICS, TASKS
 from kdbench.results.result import RunResult, is_finished
 from kdbench.runs import fill
 from kdbench.runs.ensemble import Ensemble
@@ -270,6 +270,7 @@ def try_networks(recipe: Recipe) -> None:
     if recipe.teacher is not None and isinstance(recipe.teacher.origin, Trained):
         _try_optimizer(recipe.teacher.optimizer, teacher, "teacher.optimizer")
     loss, classes = recipe.loss.make(), data.info.num_classes
+    _refuse_task(recipe, loss, data)
     allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
     require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
     recipe.refuse_uncalibrated(data)
@@ -279,6 +280,16 @@ def try_networks(recipe: Recipe) -> None:
     with under(recipe.loss.key):
         for part in (loss, *([loss.first_training.loss] if loss.first_training else [])):
             _try_loss(part, student, teacher, recipe, data)
+
+
+def _refuse_task(recipe: Recipe, loss: DistillationLoss, data: Bundle) -> None:
+    """Refuse a loss of classes for data without any and the other way round, and a teacher to train without labels."""
+    embeds = data.task is EMBEDDING
+    allowed = "cosine, feature_mse or relational: {} has no classes" if embeds else "one for classes, which {} has"
+    require(loss.of_embeddings == embeds, recipe.loss.key, recipe.loss.name, allowed.format(f"dataset={data.name}"))
+    if embeds and recipe.teacher is not None and isinstance(recipe.teacher.origin, Trained):
+        had = "one that is trained: teacher=timm teacher.embedding=true with teacher.pretrained=true or teacher.checkpoint="
+        raise UserError("teacher", recipe.teacher.origin.network.name, had)
 
 
 def _try_optimizer(options: OptimizerOptions, network: torch.nn.Module, key: str) -> None:

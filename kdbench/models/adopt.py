@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import torch.nn.functional as F
@@ -60,6 +60,15 @@ class Adopted(nn.Module):
         self._net[0].train(mode)  # some networks ask their own flag; their children are ours
         self.training = mode
         return self
+
+
+def without_classifier(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the classifier that the library's network would have, where this one was built without."""
+    config = getattr(getattr(network, "net", None), "pretrained_cfg", None) or {}
+    names = config.get("classifier") or ()
+    starts = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    kept = network.state_dict()
+    return {name: value for name, value in state.items() if name in kept or not (starts and name.startswith(starts))}
 
 
 def checkpoint_gradients(network: nn.Module) -> None:

@@ -20,7 +20,7 @@ from kdbench.models.base import count_parameters, example_input
 from kdbench.models.fold import align_rows, fold_batchnorm
 from kdbench.models.interface import plain
 from kdbench.models.weights import weight_hash
-from kdbench.results.metrics import Task, metric_of
+from kdbench.results.metrics import EMBEDDING, Task, metric_of
 from kdbench.runs.recipe import Recipe, TeacherSpec
 from kdbench.runs.stage import eval_sets
 from kdbench.runs.taught import TaughtBy
@@ -104,9 +104,9 @@ def _primaries(metrics: Mapping[str, float], task: Task) -> str:
 
 
 def _counts(split: Split, data: Bundle) -> list[int]:
-    """How many labels of each class a split has."""
-    labels = split.labels.flatten()
-    return torch.bincount(labels[labels >= 0], minlength=len(data.classes)).tolist()
+    """How many labels of each class a split has. Of embeddings the classes are those that its labels name."""
+    labels, least = split.labels.flatten(), 0 if data.task is EMBEDDING else len(data.classes)
+    return torch.bincount(labels[labels >= 0], minlength=least).tolist()
 
 
 def _shown(folder: Path) -> Path:

@@ -22,11 +22,13 @@ from kdbench.engine.device import place
 from kdbench.errors import require
 from kdbench.files import lock
 from kdbench.losses.ce import CE
+from kdbench.models.adopt import without_classifier
 from kdbench.models.base import last_layer_name
 from kdbench.models.interface import Interface
 from kdbench.models.names import published_names
 from kdbench.models.weights import WeightsFile, load_into, read_file, weight_hash
 from kdbench.results.result import is_finished
+from kdbench.results.metrics import EMBEDDING
 from kdbench.runs.adapt import fitted, interface_of_run
 from kdbench.runs.folder import NETWORK, network_of_run, spec_of_run
 from kdbench.runs.identity import refuse_other
@@ -69,6 +71,10 @@ class FromFile:
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
         """Raises UserError if the file is none, or if its weights are not the network's, or know other classes."""
         file = read_file(self.path, self.key)
+        if data.task is EMBEDDING:
+            network = self.network.make(data.info)
+            load_into(network, without_classifier(network, file.state), str(self.path))
+            return replace(measured(self.network.name, network, self.path, recipe, data), entry=file.entry)
         known = _interface_of_file(self.path, file)
         classes = len(known.classes or data.classes)
         network = self.network.make(data.info._replace(num_classes=classes))
@@ -122,7 +128,10 @@ class Trained:
         return self.network
 
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
-        """A lock makes parallel runs wait for one training; an interrupted one continues."""
+        """A lock makes parallel runs wait for one training; an interrupted one continues. Raises UserError for data
+        without labels."""
+        allowed = "a network that is trained: teacher.pretrained=true, teacher.checkpoint or teacher.run"
+        require(data.task is not EMBEDDING, "teacher", self.network.name, f"{allowed}; {data.name} has no labels")
         stage = self.stage(spec, recipe, data)
         refuse_other(stage.folder, identity_of(stage))
         _say_shared(self.network.name, recipe.record.overrides)
