@@ -288,7 +288,9 @@ def _refuse_task(recipe: Recipe, loss: DistillationLoss, data: Bundle) -> None:
     allowed = "cosine, feature_mse or relational: {} has no classes" if embeds else "one for classes, which {} has"
     require(loss.of_embeddings == embeds, recipe.loss.key, recipe.loss.name, allowed.format(f"dataset={data.name}"))
     if embeds and recipe.teacher is not None and isinstance(recipe.teacher.origin, Trained):
-        had = "one that is trained: teacher=timm teacher.embedding=true with teacher.pretrained=true or teacher.checkpoint="
+        had = (
+            "one that is trained: teacher=timm teacher.embedding=true teacher.pretrained=true (or teacher.checkpoint=)"
+        )
         raise UserError("teacher", recipe.teacher.origin.network.name, had)
 
 
@@ -304,6 +306,8 @@ def _refuse_several(trainer: TrainerOptions, loss: LossSpec, made: DistillationL
     for key in ("cuda_graph", "compile"):
         if getattr(trainer, key) == "on":
             world.refuse_several(f"trainer.{key}", "on", "their steps are neither recorded nor compiled")
+    if trainer.accumulate > 1:
+        world.refuse_several("trainer.accumulate", trainer.accumulate, "each has its part of a batch already")
     if type(made).attach is not DistillationLoss.attach:
         world.refuse_several(loss.key, loss.name, "it reads the networks' weights, whose gradients are parts there")
     if made.extends or made.needs_means or made.first_training is not None:

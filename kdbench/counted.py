@@ -50,6 +50,7 @@ ADDED: Mapping[str, object] = {
     "student.embedding": False,
     "teacher.embedding": False,
     "teacher.finetune": False,
+    "trainer.accumulate": 1,
 }
 
 # Keys by which the repetitions of one setting differ:

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine.accumulate import joined, parts
 from kdbench.engine.apart import APART, ApartOptimizer
 from kdbench.engine.checkpoint import LearnerState
 from kdbench.engine.distiller import Distiller, wants_compilation
@@ -19,7 +20,7 @@ from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.together import only, whole
 from kdbench.results.metrics import CLASSIFICATION, Task
-from kdbench.types import Batch, LossTerms, OptimizerState, Outputs, Teacher, counted
+from kdbench.types import Batch, LossTerms, OptimizerState, Outputs, StepOutput, Teacher, counted
 
 
 def train_epoch(
@@ -117,8 +118,7 @@ class Learner:
     def update(self, batch: Batch, teacher: Outputs | None) -> None:
         """The device's part of a step: the same work every time, and nothing counted in Python."""
         teacher = counted(teacher, batch.target) if teacher is not None else None
-        output = self.distiller(batch.input, teacher, batch.target)
-        self.backward(output.terms)
+        output = self.accumulated(batch, teacher)
         if self.distiller.together is not None:
             self.distiller.together.add_gradients()
         if self.clip is not None:
@@ -130,6 +130,22 @@ class Learner:
         if self.average is not None:
             self.average.update()
         self.meters.add(output, teacher, batch.target)
+
+    def accumulated(self, batch: Batch, teacher: Outputs | None) -> StepOutput:
+        """Gradients of a batch's loss: of the whole, or added up over `trainer.accumulate` parts of it.
+
+        A part is a batch of its own to batch norm, and to losses that compare its rows.
+        """
+        if self.trainer.accumulate == 1:
+            output: StepOutput = self.distiller(batch.input, teacher, batch.target)
+            self.backward(output.terms)
+            return output
+        found = []
+        for part, answer, share in parts(batch, teacher, self.trainer.accumulate):
+            output = self.distiller(part.input, answer, part.target)
+            self.scaler.scale(share * output.terms.total).backward()
+            found.append((output, share))
+        return joined(found)
 
     @property
     def network(self) -> nn.Module:

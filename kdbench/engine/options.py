@@ -110,6 +110,7 @@ class TrainerOptions:
     ema: Inside | None = None
     limit_steps: Count | None = None
     drop_last: bool = False
+    accumulate: Annotated[int, within(1, 4096)] = 1  # parts of a batch whose gradients are added up
     eval_batch_size: Count | Literal["auto"] = "auto"
     evaluate_every: Count = 1
     checkpoint_every: Count = 1

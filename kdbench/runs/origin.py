@@ -27,8 +27,8 @@ from kdbench.models.base import last_layer_name
 from kdbench.models.interface import Interface
 from kdbench.models.names import published_names
 from kdbench.models.weights import WeightsFile, load_into, read_file, weight_hash
-from kdbench.results.result import is_finished
 from kdbench.results.metrics import EMBEDDING
+from kdbench.results.result import is_finished
 from kdbench.runs.adapt import fitted, interface_of_run
 from kdbench.runs.folder import NETWORK, network_of_run, spec_of_run
 from kdbench.runs.identity import refuse_other
@@ -289,7 +289,8 @@ def store_key(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data: Bun
         "seed": spec.seed,
         "stop_epoch": spec.stop_epoch,
         "precision": place(trainer).precision,
-        "trainer": [trainer.clip, trainer.limit_steps, trainer.drop_last],
+        "trainer": [trainer.clip, trainer.limit_steps, trainer.drop_last]
+        + ([trainer.accumulate] if trainer.accumulate > 1 else []),
     }
     code = own_code(network, data) if with_code else {}
     identity |= {"code": code} if code else {}
