@@ -130,7 +130,8 @@ def _refuse_options(task: DictConfig) -> None:
 def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> None:
     """Refuse keys that the chosen options do not bring, and keys that they bring but are gone.
 
-    A mapping that an option leaves empty ({}) takes any key; nodes that are read by a signature are checked by it.
+    A mapping that an option leaves empty ({}) takes any key, and so do `options`, which are arguments of another
+    library's function; nodes that are read by a signature are checked by it.
     """
     signature = "_target_" in node or prefix in OPTIONS
     if "_target_" in node and node["_target_"] != usual.get("_target_"):
@@ -151,7 +152,8 @@ def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> 
                 known = options(group, [Path(CONFIG_DIR)])
                 hint = f". Did you mean {group}={node[key]}?" if str(node[key]) in known else ""
                 raise UserError(f"{full_key} = {show(node[key])}: must be a mapping with the keys {keys}{hint}")
-            _compare(node[key], ordinary, full_key)
+            if key != "options":
+                _compare(node[key], ordinary, full_key)
 
 
 def _check_launcher(root: DictConfig) -> None:

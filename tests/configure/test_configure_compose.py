@@ -15,6 +15,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 import kdbench
+from kdbench.configure.check import check
 from kdbench.configure.launch import launch
 from kdbench.configure.text import in_quotes, quoted, readable
 from kdbench.errors import UserError
@@ -167,3 +168,9 @@ def test_help_lists_every_group_from_one_copy_of_the_repository(monkeypatch, cap
     assert kdbench_command("train", "--help") == 0
     out = capsys.readouterr().out
     assert "resnet20" in out and "loss=dkd student=resnet8" in out and len(made) < 5
+
+
+def test_options_of_another_library_take_any_of_its_arguments():
+    cfg = kdbench.compose(["student=deit_tiny_cifar", "+student.options.depth=4"])
+    check(cfg)
+    assert cfg.student.options == {"patch_size": 4, "depth": 4}
