@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from kdbench.data.batches import EvaluationBatches
 from kdbench.engine.fidelity import fidelity
-from kdbench.engine.metrics import Figures, combined, of_task, piece_figures
-from kdbench.results.metrics import CLASSIFICATION, Task
+from kdbench.engine.metrics import Figures, combined, of_task, piece_figures, task_figures
+from kdbench.results.metrics import CLASSIFICATION, EMBEDDING, Task
 from kdbench.results.predictions import MOST, Predictions, predictions
 from kdbench.types import Batch, Outputs, counted
 
@@ -101,8 +101,12 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Reference | 
     the same order, or the network that is asked for them.
 
     The set goes through in pieces of `PIECE` logits: those of a whole text (82,430 tokens of Penn Treebank, 10,000
-    words) would be 3.3 GB. A set that is one piece has the figures of `measure_logits` to the last bit.
+    words) would be 3.3 GB. A set that is one piece has the figures of `measure_logits` to the last bit. Embeddings are
+    measured as a whole: neighbours may be anywhere.
     """
+    if _task(batches) is EMBEDDING:
+        embeddings, label = all_logits(network, batches)
+        return task_figures(EMBEDDING, embeddings, label, teacher if isinstance(teacher, Tensor) else None)
     with evaluating(network), asked(teacher), in_float32():
         found = combined([piece_figures(*piece[:4]) for piece in _pieces(network, batches, teacher)])
     return of_task(found, _task(batches))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.engine.embeddings import measure_embeddings
 from kdbench.results.metrics import CLASSIFICATION, LANGUAGE_MODELLING, Task
 from kdbench.types import Outputs, StepOutput, Target
 
@@ -110,6 +111,15 @@ def of_task(values: Mapping[str, float], task: Task) -> dict[str, float]:
     if task is not LANGUAGE_MODELLING or not math.isfinite(values["nll"]):
         return dict(values)
     return {"ppl": math.exp(min(values["nll"], 700.0)), **values}
+
+
+def task_figures(
+    task: Task, logits: Tensor, label: Tensor, teacher: Tensor | None = None, posterior: Tensor | None = None
+) -> dict[str, float]:
+    """What a network's answers on a whole labelled set come to, by its task; arguments as those of `measure_logits`."""
+    if task is EMBEDDING:
+        return measure_embeddings(logits, label, teacher)
+    return of_task(measure_logits(logits, label, teacher, posterior), task)
 
 
 class Figures(NamedTuple):

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdbench.arguments.ranges import within
 from kdbench.data.bundle import Bundle
-from kdbench.engine.metrics import measure_logits, of_task
+from kdbench.engine.metrics import task_figures
 from kdbench.errors import UserError, require
 from kdbench.models.base import first_layer_name, last_layer_name
 from kdbench.models.ensemble import ensemble_logits
@@ -65,7 +65,7 @@ def ensemble_figures(members: Sequence[TaughtBy], data: Bundle, prefix: str) -> 
         # Of a text with many words the logits are not kept: what several generations say together is left out.
         if split is not None and all(name in member.reference for member in members):
             logits = ensemble_logits([member.reference[name] for member in members])
-            found = of_task(measure_logits(logits, split.wanted.to(logits.device)), data.task)
+            found = task_figures(data.task, logits, split.wanted.to(logits.device))
             figures |= {f"{prefix}/{name}/{key}": found[key] for key in keys}
     return figures
 

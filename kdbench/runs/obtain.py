@@ -14,7 +14,7 @@ from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import all_logits, evaluate, logits_kept
 from kdbench.engine.graph import MOST, wants_graph
-from kdbench.engine.metrics import measure_logits, of_task
+from kdbench.engine.metrics import task_figures
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters, example_input
 from kdbench.models.fold import align_rows, fold_batchnorm
@@ -91,7 +91,7 @@ def measure(
     for split, batches in eval_sets(data, recipe.trainer, placement).items():
         if logits_kept(batches, data.info.num_classes):
             reference[split], labels = all_logits(network, batches)
-            found = of_task(measure_logits(reference[split], labels, posterior=batches.posterior), data.task)
+            found = task_figures(data.task, reference[split], labels, posterior=batches.posterior)
         else:
             found = evaluate(network, batches)
         metrics |= {f"{split}/{key}": value for key, value in found.items()}

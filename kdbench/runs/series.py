@@ -19,7 +19,7 @@ from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import STUDENT, save_weights
 from kdbench.engine.device import evaluation_batch, place
 from kdbench.engine.evaluate import all_logits, keepable
-from kdbench.engine.metrics import measure_logits, of_task
+from kdbench.engine.metrics import task_figures
 from kdbench.models.base import count_parameters
 from kdbench.models.weights import weight_hash
 from kdbench.results.metrics import CLASSIFICATION
@@ -117,7 +117,7 @@ class Series:
             if split is not None and name in reference:
                 logits, theirs = reference[name], teacher.reference.get(name) if teacher else None
                 label = split.wanted.to(logits.device)
-                values = of_task(measure_logits(logits, label, theirs), self.data.task)
+                values = task_figures(self.data.task, logits, label, theirs)
                 found |= {f"{name}/{key}": value for key, value in values.items()}
                 rated = name == "test" and self.data.task is CLASSIFICATION
                 if rated and (kept := keepable(logits, label, theirs)) is not None:
