@@ -24,6 +24,7 @@ from kdbench.data.sampling import class_numbers, count_of, order_keys, rows_of, 
 from kdbench.data.survey import survey
 from kdbench.data.transfer import make_transfer
 from kdbench.errors import UserError, require
+from kdbench.results.metrics import EMBEDDING
 
 _KINDS = {(torch.uint8, 4), (torch.float32, 2), (torch.int64, 2)}
 
@@ -175,6 +176,8 @@ def _split(source: Source, dataset: Dataset) -> tuple[Split, Split | None]:
     val = None if source.val is None else outside(*source.val)
     count = count_of(validation, len(whole), "dataset.validation", whole=False)
     rest = torch.arange(len(whole))
+    measured = source.task is not EMBEDDING or not count
+    require(measured, "dataset.validation", validation, "0 without labels; dataset.probe may have val/ and test/")
     if count:
         chosen = stratified(whole.labels, count, -keys, leave=1)
         if len(chosen) < count:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.engine.embeddings import measure_embeddings
-from kdbench.results.metrics import CLASSIFICATION, LANGUAGE_MODELLING, Task
+from kdbench.results.metrics import CLASSIFICATION, EMBEDDING, LANGUAGE_MODELLING, Task
 from kdbench.types import Outputs, StepOutput, Target
 
 

@@ -108,7 +108,7 @@ class Relational(EmbeddingLoss):
         t = F.normalize(detached(teacher, "relational"), dim=1)
         if self.queue:
             own = [(x * t).sum(1, keepdim=True) for x in (s, t)]
-            others = self.directions.to(t.dtype)
+            others = self.directions.to(t.dtype, copy=True)  # the queue moves on before the gradient is taken
             theirs = [torch.cat([column, x @ others.T], 1) for column, x in zip(own, (s, t))]
             self._remember(t)
         else:

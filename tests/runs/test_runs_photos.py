@@ -1,0 +1,78 @@
+"""Embeddings without labels: from a folder of photos and a teacher's file to a k-NN figure by one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from tests.support.shell import kdbench, result
+
+SIZE = 32
+
+
+def folder_of(root: Path, classes: int, each: int, seed: int) -> Path:
+    draw = np.random.default_rng(seed)
+    for number in range(classes):
+        place = root / f"kind{number}"
+        place.mkdir(parents=True)
+        for image in range(each):
+            pixels = draw.integers(0, 60, (SIZE, SIZE, 3)) + np.eye(3, dtype=int)[number] * 150
+            Image.fromarray(pixels.astype(np.uint8)).save(place / f"{image}.png")
+    return root
+
+
+@pytest.fixture
+def words() -> list[str]:
+    folder_of(Path("photos"), 3, 12, 0), folder_of(Path("probe"), 3, 8, 1)
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit", img_size=SIZE, num_classes=10).state_dict(), "teacher.pth")
+    return [
+        "dataset=photos", "dataset.root=photos", "dataset.probe=probe", "dataset.size=32", "dataset.dimensions=64",
+        "dataset/augment=flip", "teacher=timm", "teacher.name=test_vit", "teacher.embedding=true",
+        "teacher.checkpoint=teacher.pth", "student=mlp", "student.hidden=[16]", "schedule.epochs=2",
+        "schedule.batch_size=12", "schedule.warmup=0", "trainer.device=cpu", "trainer.progress=none",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ["cosine", "feature_mse", "relational"])
+def test_one_command_gives_a_k_nn_figure(words, loss):
+    assert kdbench("train", *words, f"loss={loss}", "hydra.run.dir=run") == 0
+    found = result(Path("run"))
+    assert {"test/knn", "test/linear", "test/cosine"} <= found["last"].keys()
+    assert found["teacher"]["test/knn"] > 0.9
+    assert 0.33 <= found["last"]["test/knn"] <= 1 and found["task"] == "embedding"
+
+
+def test_a_table_gives_what_the_live_teacher_gives_and_a_cohort_what_a_run_gives(words):
+    for table in ("on", "off"):
+        assert kdbench("train", *words, "loss=cosine", f"teacher.table={table}", f"hydra.run.dir={table}") == 0
+    together = ["-m", "loss=cosine,relational", "hydra/launcher=cohort", "hydra.sweep.dir=sweep"]
+    assert kdbench("train", *words, *together) == 0
+    weights = {result(path.parent)["student"]["weights"] for path in Path("sweep").rglob("result.json")}
+    table, live = (result(Path(name))["student"]["weights"] for name in ("on", "off"))
+    assert table == live and live in weights and len(weights) == 2
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (["loss=kl"], "loss = kl: must be cosine, feature_mse or relational: dataset=photos has no classes"),
+        (["loss=cosine", "teacher.checkpoint=null"], "teacher = test_vit: must be"),
+        (["loss=cosine", "dataset.dimensions=48"], "dataset.dimensions=64"),
+        (["loss=cosine", "dataset.probe=null"], "dataset.probe = null: must be a folder of class folders"),
+        (["loss=cosine", "dataset.validation=0.2"], "dataset.validation"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(words, change, said, capsys):
+    assert kdbench("train", *words, *change) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_losses_of_embeddings_want_embeddings(capsys):
+    assert kdbench("train", "dataset=fake", "teacher=resnet8", "student=mlp", "loss=cosine") != 0
+    assert "loss = cosine: must be one for classes, which dataset=fake has" in capsys.readouterr().err
