@@ -106,6 +106,8 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
     optimizer = make_optimizer_options(tree["optimizer"], "optimizer")
     trainer = check_node(tree["trainer"], TrainerOptions, "trainer")
     refuse_apart(optimizer, trainer, made, loss.name)
+    pairs = f"1 with loss={loss.name}, which sees {made.views} views of an image at once"
+    require(made.views == 1 or trainer.accumulate == 1, "trainer.accumulate", trainer.accumulate, pairs)
     mix = make_mix(dataset.get("mix") or {})
     refuse_views(made, loss.name, augment, mix)
     if teacher is not None and teacher.table == "on":

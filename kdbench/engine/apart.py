@@ -175,6 +175,7 @@ def refuse_apart(options: OptimizerOptions, trainer: TrainerOptions, loss: Disti
     require(trainer.precision != "fp16", "trainer.precision", "fp16", f"fp32 or bf16: {said}, and scales none")
     require(trainer.clip is None or kind.clips, "trainer.clip", trainer.clip, f"null: {said}, and has no one norm")
     require(trainer.compile != "on", "trainer.compile", "on", f"auto or off: {said}, in several backward passes")
+    require(trainer.accumulate == 1, "trainer.accumulate", trainer.accumulate, f"1: {said}, of whole batches")
     require(world.size() == 1, "optimizer.name", options.name, "sgd or another that adds terms up, under torchrun")
     missing = [stream for stream in kind.streams if stream not in ("task", "distill") and stream not in loss.terms]
     if missing and set(loss.terms) - {"task"}:

@@ -85,7 +85,7 @@ class Relational(EmbeddingLoss):
         weights: Weights,
         tau: Positive = 0.2,
         tau_teacher: Positive = 0.01,
-        queue: Annotated[int, within(0, 10**6)] = 4096,
+        queue: Annotated[int, within(0, 10**6)] = 0,
     ) -> None:
         super().__init__(weights)
         self.tau, self.tau_teacher, self.queue = tau, tau_teacher, queue
