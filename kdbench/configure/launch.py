@@ -56,10 +56,21 @@ def launch(
     register(arguments)
     failures: list[Exception] = []
     sweep = Sweep(refuse, finished, better)
+    _composed(_job(task, failures, finished), sweep, arguments)
+    if failures:
+        raise failures[0]
+    if sweep.begun and not sweep.runs:  # a glob that fits no option, for one
+        raise UserError("-m", said="there is nothing to run: this sweep has no point")
+    if ended is not None and sweep.folders:
+        ended(sweep.folders)
+    return sweep.report()
+
+
+def _composed(job: Callable[[DictConfig], float | None], sweep: Sweep, arguments: list[str]) -> None:
+    """Let Hydra compose what `sys.argv` says and run the job; what goes wrong on the way in words of our own."""
     try:
         with _hydra_raises(), sweep.watching(), _resolving_first("--resolve" in arguments):
-            main = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
-            main(_job(task, failures, finished))()
+            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")(job)()
     except SystemExit:
         _say_how_keys_are_typed(arguments)
         raise
@@ -71,13 +82,6 @@ def launch(
         if message is None:
             raise
         raise UserError(message) from error
-    if failures:
-        raise failures[0]
-    if sweep.begun and not sweep.runs:  # a glob that fits no option, for one
-        raise UserError("-m", said="there is nothing to run: this sweep has no point")
-    if ended is not None and sweep.folders:
-        ended(sweep.folders)
-    return sweep.report()
 
 
 def _in_hydras_order(own: Sequence[str], words: Sequence[str]) -> list[str]:
