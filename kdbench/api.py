@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from omegaconf import DictConfig
 
 from kdbench import configure
 from kdbench.commands import train as command
-from kdbench.errors import UserError, require
+from kdbench.errors import UserError, require, split
 from kdbench.results import read
 from kdbench.results.metrics import TASKS
 from kdbench.results.read import Run
@@ -100,7 +99,7 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _listed(words: Words) -> list[str]:
-    return shlex.split(words) if isinstance(words, str) else list(words)
+    return split("words", words) if isinstance(words, str) else list(words)
 
 
 def _trained(words: list[str]) -> list[Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,6 +67,14 @@ def read_from(file: object) -> Iterator[None]:
         if str(file) in str(error):
             raise
         raise UserError(f"{file}: {error}") from error
+
+
+def split(key: str, line: str) -> list[str]:
+    """The words of a command line as a shell parts them. Raises UserError, naming the key, for an open quote."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:  # shlex says which: no closing quotation, no escaped character
+        raise UserError(key, line, f"words as a shell parts them: {str(error).lower()}") from error
 
 
 def joined(prefix: str, key: str) -> str:

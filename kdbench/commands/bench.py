@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from kdbench import configure
 from kdbench.arguments import fit
 from kdbench.arguments.ranges import above_to, within
 from kdbench.commands.train import chosen
-from kdbench.errors import UserError, require
+from kdbench.errors import UserError, require, split
 from kdbench.files import in_bytes, write_json
 
 if TYPE_CHECKING:
@@ -89,6 +88,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for other in options.against:
         name, _, command = other.partition("=")
         require(bool(name and command.strip()), "--against", other, "NAME=COMMAND")
+        split("--against", command)
     for name, annotation in RANGES.items():
         fit(getattr(options, name), annotation, f"--{name}")
     return options, words
@@ -112,7 +112,7 @@ def bench(cfg: DictConfig, options: argparse.Namespace, words: list[str]) -> Non
             workers = [] if options.workers is None else [f"--workers={options.workers}"]
             others[PLAIN] = apart("--serve=plain", *workers)
         for name, _, command in (other.partition("=") for other in options.against):
-            others[name] = stack.enter_context(Remote(shlex.split(command)))
+            others[name] = stack.enter_context(Remote(split("--against", command)))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdbench-bench-")))
         data, real = _data(recipe)
         quick = options.seconds < 1

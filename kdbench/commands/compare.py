@@ -43,8 +43,8 @@ def main() -> int:
     for named, members in _tables(runs, arguments):
         comparison = compare(members, metrics)
         comparison.rows.sort(key=_order(comparison, arguments.sort, metrics), reverse=arguments.reverse)
-        if named and arguments.format in (None, "markdown"):
-            print(named)
+        if named and arguments.format in (None, "markdown", "latex"):
+            print(f"% {named}" if arguments.format == "latex" else named)
         _print(comparison, arguments, metrics, found)
         _write(comparison, arguments, metrics, found)
         for warning in comparison.warnings if arguments.format != "json" else ():

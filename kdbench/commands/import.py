@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 from kdbench.configure.peers import translate
+from kdbench.errors import split
 
 
 def main() -> int:
     arguments = _parse()
     line = " ".join(arguments.line)
-    words = shlex.split(line.replace("\\\n", " ")) if len(arguments.line) == 1 else arguments.line
+    words = split("kdbench import", line.replace("\\\n", " ")) if len(arguments.line) == 1 else arguments.line
     made = translate(line, words)
     print(made.line)
     for note in made.notes:

@@ -32,6 +32,8 @@ class Order:
             raise UserError("schedule.batch_size", batch_size, "1 or more")
         if limit_steps is not None and limit_steps < 1:
             raise UserError("trainer.limit_steps", limit_steps, "1 or more, or null")
+        if repeats > batch_size:
+            raise UserError("schedule.repeats", repeats, f"at most {batch_size}, the batch size")
         tail = n % batch_size
         whole = n // batch_size
         steps = whole + (tail > 1 and not drop_last)
@@ -60,7 +62,8 @@ class Order:
         """Places in the split and views [copies x used] int64, on the CPU: its random streams are the same on every
         machine."""
         place = torch.randperm(self.samples, generator=torch_generator(self.seed, epoch, "order"))
-        place = place.repeat_interleave(self.repeats)[: self.used] if self.repeats > 1 else place[: self.used]
+        shown = -(-self.used // self.repeats)  # samples, each `repeats` times in a row
+        place = place[:shown].repeat_interleave(self.repeats)[: self.used] if self.repeats > 1 else place[: self.used]
         generator = torch_generator(self.seed, epoch, "view")
         if self.copies == 1:
             return place, augment.draw(self.samples, generator)[: self.used]

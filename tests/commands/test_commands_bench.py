@@ -49,6 +49,8 @@ def test_mistakes_are_messages(kdbench):
     assert code == 1 and "--members = 0: must be in [1, 1000]" in err
     code, _, err = kdbench("bench", "--against=nothing")
     assert code == 1 and "--against = nothing: must be NAME=COMMAND" in err
+    code, _, err = kdbench("bench", "--against=mine=python 'mine.py")
+    assert code == 1 and "--against = python 'mine.py: must be words as a shell parts them: no closing quotation" in err
     code, _, err = kdbench("bench", "studnet=resnet8")
     assert code == 1 and "studnet" in err
     code, out, _ = kdbench("bench", "--help")

@@ -52,6 +52,12 @@ def test_the_command_prints_it_and_what_it_left_out(capsys):
     assert out[0].startswith("kdbench train dataset=cifar100") and "# not translated: --tb_freq 3" in out
 
 
+def test_an_open_quote_is_a_mistake_of_the_line(capsys):
+    assert kdbench("import", f"{REP} --distill 'kd") == 1
+    err = capsys.readouterr().err
+    assert "must be words as a shell parts them: no closing quotation" in err and "unexpected" not in err
+
+
 @pytest.mark.parametrize("line", [f"{REP} --distill abound", "make", "nowhere.yaml", "python train_student.py --kd_T"])
 def test_what_is_not_understood_is_refused(line):
     with pytest.raises(UserError):

@@ -197,3 +197,9 @@ def test_repeated_augmentation_shows_a_third_of_the_samples_three_times_in_their
     assert order.steps == 3 and place.tolist() == usual[0][:4].repeat_interleave(3).tolist()
     assert torch.equal(view, usual[1]) and len(view.unique()) > 6
     assert Order(10, 4, 7, repeats=3).epoch(0, CropFlip())[0].shape == (10,)
+
+
+def test_a_sample_is_repeated_at_most_a_batch_long():
+    assert [len(part.unique()) for part in Order(12, 4, 7, repeats=4).epoch(0, CropFlip())[0].split(4)] == [1, 1, 1]
+    with pytest.raises(UserError, match=r"schedule\.repeats = 1000000000: must be at most 4"):
+        Order(12, 4, 7, repeats=10**9)

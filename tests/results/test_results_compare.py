@@ -302,6 +302,17 @@ def test_a_pivot_of_a_papers_size(run_compare, tmp_path):
     assert all(line.count(" & ") == 13 for line in lines[4:-2]) and "loss \\textbackslash{} student" in lines[2]
 
 
+def test_names_that_differ_by_a_number_are_ordered_by_it(run_compare, tmp_path):
+    for student in ("resnet110", "resnet8", "vgg8", "resnet20"):
+        write(tmp_path / student, result(0.5, choices={"student": student}))
+    _, out, _ = run_compare(tmp_path, "--rows", "loss", "--columns", "student", "--markdown")
+    assert out.splitlines()[0] == "| loss \\ student | resnet8 | resnet20 | resnet110 | vgg8 |"
+    _, out, _ = run_compare(tmp_path, "--by", "student", "--latex")  # and a comment names each table
+    assert [line for line in out.splitlines() if line.startswith("%")] == [
+        f"% student={name}" for name in ("resnet8", "resnet20", "resnet110", "vgg8")
+    ]
+
+
 def test_a_cell_never_holds_two_settings(run_compare, sweep):
     code, _, err = run_compare(sweep, "--rows", "loss", "--columns", "student")
     assert code == 1 and "two settings at loss=kl, student=resnet8 (loss.tau=4 and loss.tau=1)" in err
