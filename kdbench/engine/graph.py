@@ -108,21 +108,25 @@ class Ahead:
     """
 
     def __init__(self, example: tuple[Batch, Outputs | None], steps: int) -> None:
-        leaves, self._spec = tree_flatten(_whole(example))
+        every, self._spec = tree_flatten(_whole(example))
+        self._absent = [place for place, leaf in enumerate(every) if leaf is None]
+        leaves = _tensors(example)
         self.steps = steps
         self._rows = [torch.empty(steps, t.numel(), dtype=t.dtype, device=t.device) for t in leaves]
         self._layouts = [(t.shape, t.stride()) for t in map(_dense, leaves)]
 
     def put(self, data: Sequence[tuple[Batch, Outputs | None]]) -> None:
         """The data of the next steps, at most `steps`. One kernel a tensor, whatever their number."""
-        columns = zip(*(tree_leaves(_whole(one)) for one in data), strict=True)
+        columns = zip(*map(_tensors, data), strict=True)
         for rows, (shape, stride), tensors in zip(self._rows, self._layouts, columns, strict=True):
             torch.stack([_bytes_of(t, shape, stride) for t in tensors], out=rows[: len(data)])
 
     def at(self, step: Tensor) -> tuple[Batch, Outputs | None]:
         """The data of step [1] int64, which is read on the device."""
         parts = zip(self._rows, self._layouts, strict=True)
-        found = [rows.index_select(0, step).as_strided(*layout) for rows, layout in parts]
+        found: list[Tensor | None] = [rows.index_select(0, step).as_strided(*layout) for rows, layout in parts]
+        for place in self._absent:
+            found.insert(place, None)
         batch, *answer = tree_unflatten(found, self._spec)
         return batch, answer[0] if answer else None
 
@@ -206,7 +210,7 @@ class CohortGraph:
 
     def _load(self, data: Sequence[tuple[Batch, Outputs | None]], teacher: Teacher) -> None:
         if self._data is None:
-            size = sum(t.numel() * t.element_size() for t in tree_leaves(_whole(data[0])))
+            size = sum(t.numel() * t.element_size() for t in _tensors(data[0]))
             most = max(1, min(AHEAD // max(size, 1), MOST // self._size))
             self._data = Ahead(data[0], 1 if learns(teacher) else most)
         rates = [[one.lr * one.factors[one.steps_done + s] for one in self._learners] for s in range(len(data))]
@@ -286,8 +290,8 @@ def _asked(group: Sequence[Batch], teacher: Teacher, needs: set[str]) -> list[tu
     if isinstance(teacher, LiveTeacher) and len(group) > 1:
         outputs = teacher.outputs(torch.cat([batch.input for batch in group]))
         sizes = [len(batch.input) for batch in group]
-        logits = outputs.logits.split(sizes)
-        features = {key: outputs.features[key].split(sizes) for key in needs}
+        logits = _split(outputs.logits, sizes)
+        features = {key: _split(outputs.features[key], sizes) for key in needs}
         answers = [Outputs(own, {key: features[key][i] for key in needs}) for i, own in enumerate(logits)]
         return list(zip(group, answers, strict=True))
     found = [(batch, teacher(batch)) for batch in group]
@@ -298,6 +302,17 @@ def _whole(data: tuple[Batch, Outputs | None]) -> tuple[Batch, Outputs] | tuple[
     """Without the answer of a teacher that there is not."""
     batch, answer = data
     return (batch,) if answer is None else (batch, answer)
+
+
+def _tensors(data: tuple[Batch, Outputs | None]) -> list[Tensor]:
+    """What there is of a step's data, in one order."""
+    return [leaf for leaf in tree_leaves(_whole(data)) if leaf is not None]
+
+
+def _split(answers: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Answers to many inputs by batch; of texts each input has one for every position."""
+    each = len(answers) // sum(sizes)
+    return answers.split([each * size for size in sizes])
 
 
 def _dense(tensor: Tensor) -> Tensor:

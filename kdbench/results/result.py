@@ -129,7 +129,7 @@ class RunResult:
 
 def as_part(result: RunResult, folder: Path, whole: Path) -> StageResult:
     """A finished stage in `folder` as an entry of the result of the run in folder `whole`."""
-    tops = {key: value for key, value in result.last.items() if key.endswith("/top1")}
+    tops = TASKS[result.task].primaries(result.last)
     return StageResult(
         folder.name,
         str(folder.relative_to(whole)),

@@ -21,6 +21,7 @@ from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.engine.checkpoint import CHECKPOINT, STUDENT, Checkpoints, resume_epoch, save_state, save_weights
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import Evaluator
+from kdbench.engine.graph import learns
 from kdbench.engine.log import NoLog, RunLog
 from kdbench.engine.loggers import About, Guarded
 from kdbench.engine.progress import ProgressView
@@ -361,7 +362,8 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
         images_per_second=round(train_images * member.epochs_done / max(member.seconds, 1e-9), 1),
         more={"git": describe_git()},
     ).write(stage.folder)  # fmt: skip
-    (stage.folder / CHECKPOINT).unlink(missing_ok=True)  # to go on from; twice the size of the weights, and more
+    if teacher is None or not learns(teacher.teacher):  # what such a teacher has become lies in the checkpoint
+        (stage.folder / CHECKPOINT).unlink(missing_ok=True)  # to go on from; twice the size of the weights, and more
 
 
 def _now() -> str:

@@ -33,7 +33,7 @@ def test_a_papers_script_gets_the_words(monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["kim"], "Did you mean kim2021?"),
+        (["kim202"], "Did you mean kim2021"),
         (["kim2021", "tiny"], "size = tiny"),
         (["kim2021", "small", "x"], "x: not of"),
     ],

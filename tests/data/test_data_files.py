@@ -164,7 +164,7 @@ def streamed(root, **keys):
 def epoch_of(bundle, number: int, **options):
     made = TrainingBatches(bundle, bundle.train, Loading(4, seed=3, **options))
     assert made.views is None
-    return [part for batch in made.epoch(number, 2) for part in (batch.input, batch.view, *batch.target)]
+    return [part for batch in made.epoch(number, 2) for part in (batch.input, batch.view, *batch.target[:3])]
 
 
 AT_DECODING = Compose([ResizedCrop(), Timm(), RandomErasing(1.0)])

@@ -180,7 +180,7 @@ def test_a_cache_that_is_there_needs_no_lock(tmp_path, monkeypatch):
     root = shapes(tmp_path / "shapes")
     files = ImageFiles(find_images(root / "train", "x"), 8, 8, 3)
     made = cached_images(files, root, "cache")
-    monkeypatch.setattr("kdbench.data.cache.FileLock", lambda path: pytest.fail("locked"))
+    monkeypatch.setattr("kdbench.data.cache.lock", lambda path: pytest.fail("locked"))
     assert cached_images(files, root, "cache").fingerprint == made.fingerprint == fingerprint(made.images)
 
 

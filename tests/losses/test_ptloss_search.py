@@ -253,4 +253,4 @@ def test_what_cannot_be_calibrated(said):
     with pytest.raises(UserError, match="must be search or gradient"):
         PTLoss({"distill": 1.0}).calibrate(z, y)
     loss("search", count=2, per_class=True).calibrate(z[:30], y[:30])
-    assert any("under 10 images a class" in line for line in said)
+    assert any("under 10 a class" in line for line in said)

@@ -13,7 +13,9 @@ from kdbench.results.metrics import CLASSIFICATION, METRICS, metric_of
 def test_what_is_computed_is_in_the_list():
     logits, labels = torch.randn(20, 7), torch.arange(20) % 7
     found = measure_logits(logits, labels, logits, logits.softmax(1))
-    assert set(found) == {metric.name for metric in CLASSIFICATION.metrics}
+    of_two = {"f1", "mcc"}  # classes
+    assert set(found) == {metric.name for metric in CLASSIFICATION.metrics} - of_two
+    assert of_two <= set(measure_logits(logits[:, :2], labels % 2))
     assert fidelity(logits, logits, labels).keys() <= METRICS.keys()
     assert all(name == metric.name and metric.better in (1, -1) for name, metric in METRICS.items())
 
