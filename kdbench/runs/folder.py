@@ -147,9 +147,25 @@ def network_of_run(folder: Path, catalogue: Catalogue, weights: str = STUDENT) -
     if weights == STUDENT:
         _check_weights(folder, state)
     with read_from(folder / NETWORK):
+        _refuse_larger(spec, info, sum(value.numel() for value in state.values()))
         network = spec.make(info)
     load_into(network, state, str(folder / weights))
     return spec, network, info
+
+
+def _refuse_larger(spec: NetworkSpec, info: Info, numbers: int) -> None:
+    """Raise a UserError for a network of far more parameters than its weights have numbers, before it takes memory:
+    a few digits of a stranger's file are gigabytes otherwise. It is built without memory for that, in a millisecond,
+    and what cannot be (a network that reads its own values) is left to the real one to say."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            wanted = sum(value.numel() for value in spec.make(info).parameters())
+    except Exception as error:
+        if "overflow" in str(error).lower():  # torch has no type of error for it
+            raise UserError("damaged: a network of more parameters than can be counted") from error
+        return
+    if wanted > 2 * numbers:
+        raise UserError(f"damaged: a network of {wanted:,} parameters, of which its weights have {numbers:,}")
 
 
 def _described(path: Path) -> tuple[str, dict[str, Any], Info]:
