@@ -70,7 +70,10 @@ SCENARIOS = {
 }  # fmt: skip
 KINDS = ("killed", "full", "damaged", "crowd")
 # What differs between equal runs.
-TIMES = ("seconds", "images_per_second", "time/images_per_second", "finished", "started", "machine", "git")
+TIMES = (
+    "seconds", "images_per_second", "time/images_per_second", "finished", "started", "machine", "git", "cost",
+    "process", "host", "epochs_done",
+)  # fmt: skip
 NO_MESSAGE = ("unexpected ", "Traceback (most recent call last)", "This should not happen", "Exception in thread")
 UNCOMPARED = (".lock", ".log", "checkpoint.pt", "multirun.yaml", "optimization_results.yaml")  # times, folders, threads
 TEXT = (".json", ".jsonl", ".yaml", ".log")  # a changed digit in one is no damage that can be seen

@@ -243,7 +243,7 @@ def test_a_table_that_may_not_be_written_is_read(tmp_path, monkeypatch):
     def refuse(*_arguments):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(tables.FileLock, "acquire", refuse)
+    monkeypatch.setattr("kdbench.files.FileLock.acquire", refuse)
     before = table.path.read_bytes()
     other = make(tmp_path)
     assert other.valid(entries).all() and torch.equal(other.read(entries), logits)

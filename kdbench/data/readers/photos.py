@@ -21,7 +21,7 @@ def photos(
     cache: str,
     channels: int | None,
     probe: Text | None,
-    dimensions: Annotated[int, at_least(2)],
+    dimensions: Annotated[int, at_least(2)] | None,
     size: Side = 224,
     resize: Side | None = None,
     in_memory_limit: Gigabytes = 4.0,
@@ -43,6 +43,8 @@ def photos(
         raise UserError(
             "dataset.probe", probe, "a folder of class folders", f"There is no folder {Path(probe).resolve()}"
         )
+    if dimensions is None:
+        raise UserError("dataset.dimensions", dimensions, "the dimensions of the teacher's embedding, e.g. 384")
     reading = Reading(Path(root), cache, channels, size, resize, in_memory_limit, background, packed=packed)
     paths = find_images(root, "dataset.root")
     test, val = _probe(Path(probe))
