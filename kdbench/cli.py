@@ -225,11 +225,20 @@ def _report(error: Exception) -> int:
         traceback.print_exception(error)
     if isinstance(error, (UserError, OSError)):  # OSError: a full disk, a folder that may not be written
         _say(printable(f"kdbench: {error}"))
-    else:
-        first = str(error).partition("\n")[0]
-        hint = "This should not happen. With KDBENCH_TRACEBACK=1 the same command shows where it did."
-        _say(f"{printable(f'kdbench: unexpected {type(error).__name__}: {first}')}\n{hint}")
+        return 1
+    what = f"unexpected {type(error).__name__}"
+    hint = "This should not happen. With KDBENCH_TRACEBACK=1 the same command shows where it did."
+    if _is_memory(error):
+        what, hint = "out of memory", "Smaller batches take less (schedule.batch_size, trainer.accumulate)."
+    first = str(error).partition("\n")[0]
+    _say(f"{printable(f'kdbench: {what}: {first}'.removesuffix(': '))}\n{hint}")
     return 1
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether the machine or the GPU had too little memory; torch, which may not be loaded, has no type for a CPU's."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _say(text: str) -> None:

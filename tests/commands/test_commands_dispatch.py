@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdbench import __version__, cli
 from kdbench.configure.options import groups, headline, options
@@ -124,3 +125,11 @@ def test_tab_completion(kdbench, monkeypatch):
 def test_info_and_hydras_own_help(kdbench):
     assert CONFIG_DIR in kdbench("train", "--info", "searchpath")[1]
     assert "hydra/launcher: " in kdbench("train", "--hydra-help")[1]
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(10**15), lambda: bytearray(2**60)], ids=["torch", "python"])
+def test_too_little_memory_is_no_fault_of_the_program(kdbench, monkeypatch, ask):
+    monkeypatch.setattr("kdbench.commands.list.main", ask)
+    code, _, err = kdbench("list")
+    assert code == 1 and err.startswith("kdbench: out of memory") and "schedule.batch_size" in err
+    assert "unexpected" not in err
