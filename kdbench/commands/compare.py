@@ -139,6 +139,9 @@ def _parse() -> argparse.Namespace:
     _add_shapes(parser)
     arguments = parser.parse_args()
     _refuse_impossible(arguments)
+    for name in ("report", "parquet"):
+        file = getattr(arguments, name)
+        require(not file or not file.exists() or file.is_file(), f"--{name}", file, "a file, or not there yet")
     return arguments
 
 

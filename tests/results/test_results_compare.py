@@ -458,3 +458,9 @@ def test_networks_are_called_what_they_are(tmp_path):
     write(tmp_path / "a", taught)
     same = compare(read_runs([tmp_path]).runs).same
     assert (same["student"], same["teacher"]) == ("resnet18", "wrn_16_2")
+
+
+@pytest.mark.parametrize("option", ["--report", "--parquet"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_the_table(option, run_compare, sweep, tmp_path):
+    code, out, err = run_compare(sweep, option, str(tmp_path))
+    assert code == 1 and not out and f"{option} = {tmp_path}: must be a file, or not there yet" in err
