@@ -15,6 +15,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 import kdbench
+from kdbench.configure import reference
 from kdbench.configure.check import check
 from kdbench.configure.launch import launch
 from kdbench.configure.text import in_quotes, quoted, readable
@@ -143,6 +144,7 @@ def test_a_command_line_is_composed_once_and_so_are_its_choices_alone(monkeypatc
         return real(self, config_name, overrides, *rest, **more)
 
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    reference._reference.cache_clear()
     launch(lambda cfg: None, words=["loss=kl", "loss.tau=3", "seed=4"])
     assert len(composed) == 2 and composed[0] == ["loss=kl", "loss.tau=3", "seed=4"]
     with pytest.raises(UserError, match="several values"):  # which Hydra's first composition lets pass
