@@ -57,6 +57,7 @@ def evaluate_run(
     from kdbench.engine.evaluate import compare_networks, evaluate
     from kdbench.runs.adapt import as_trained, fitted, interface_of_run
     from kdbench.runs.folder import network_of_run, read_config
+    from kdbench.runs.identity import tell_of_other_data
 
     trust = trust or trusting()
     tree = read_config(folder, "dataset", "trainer")
@@ -66,6 +67,8 @@ def evaluate_run(
     _, network, info = network_of_run(folder, catalogue, weights)
     with nullcontext() if overrides else read_from(folder / "config.yaml"):
         data = load_data(json.dumps(dataset_node(tree["dataset"], overrides)))
+    if not overrides:
+        tell_of_other_data(folder, data.content)
     network, data = as_trained(network, info, folder, data)
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")

@@ -109,6 +109,14 @@ def refuse_other(folder: Path, own: Identity, data: Callable[[], Content] | None
         log.info("%s: made before kdbench kept with a run what it is of; its configuration is this one's", folder)
 
 
+def tell_of_other_data(folder: Path, data: Content) -> None:
+    """Say what of its data has changed since a run was trained; for what measures it again on them."""
+    known = Kept(folder).identity
+    changed = [] if known is None or known.data is None else content.differences(known.data, data)
+    if changed:
+        log.warning("%s: its data are not those that it was trained and measured on: %s", folder, _listed(changed))
+
+
 def keep(folder: Path, own: Identity, stamp: Stamp | None, about: Mapping[str, object]) -> None:
     """Write run.json, with which a run starts: where it does, its identity, and the stamp of its data's files."""
     where = {"host": socket.gethostname(), "process": os.getpid()}

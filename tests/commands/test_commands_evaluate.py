@@ -268,3 +268,21 @@ def test_a_run_of_the_first_edition_is_seen_as_the_data_are(photo_run, tmp_path,
     assert figures_of(old, capsys)[0] == figures_of(photo_run, capsys)[0]
     said = [record.message for record in caplog.records if "not known; those of dataset" in record.message]
     assert len(said) == 1
+
+
+def test_data_that_changed_since_the_training_are_told(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    for number in range(24):
+        place = tmp_path / "photos" / ("left", "right")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (8, 8, 3), np.uint8)).save(place / f"{number}.png")
+    words = ["dataset=imagefolder", f"dataset.root={tmp_path / 'photos'}", f"dataset.cache={tmp_path / 'cache'}"]
+    words += ["teacher=none", "loss=ce", "student=mlp", "student.hidden=[4]", "schedule.epochs=1", "schedule.warmup=0"]
+    assert kdbench("train", *words, "trainer.progress=none", f"hydra.run.dir={tmp_path / 'run'}") == 0
+    capsys.readouterr()
+    assert kdbench("evaluate", str(tmp_path / "run")) == 0
+    assert "its data are not those" not in "".join(capsys.readouterr())
+    (tmp_path / "photos/left/0.png").rename(tmp_path / "photos/right/0.png")
+    assert kdbench("evaluate", str(tmp_path / "run")) == 0
+    said = "".join(capsys.readouterr())
+    assert "its data are not those that it was trained and measured on: imagefolder: training" in said
