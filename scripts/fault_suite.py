@@ -75,7 +75,9 @@ TIMES = (
     "process", "host", "epochs_done",
 )  # fmt: skip
 NO_MESSAGE = ("unexpected ", "Traceback (most recent call last)", "This should not happen", "Exception in thread")
-UNCOMPARED = (".lock", ".log", "checkpoint.pt", "multirun.yaml", "optimization_results.yaml")  # times, folders, threads
+UNCOMPARED = (
+    ".lock", ".log", "checkpoint.pt", "multirun.yaml", "optimization_results.yaml", "points.json",
+)  # fmt: skip # times, folders, threads
 TEXT = (".json", ".jsonl", ".yaml", ".log")  # a changed digit in one is no damage that can be seen
 TMPFS = sys.platform == "linux" and hasattr(os, "geteuid") and os.geteuid() == 0
 WHOLE = "undisturbed"  # the folder of the run that all others are compared with
