@@ -38,6 +38,7 @@ def test_a_sweep_and_its_table():
     found = kdbench.sweep(f"{TINY} seed=0,1")
     assert [run.result.seed for run in found] == [0, 1]
     table = kdbench.read_runs("outputs/runs")
+    assert list(kdbench.runs("outputs/runs")) == list(table)
     pandas = pytest.importorskip("pandas")
     assert isinstance(table, pandas.DataFrame) and len(table) == 2
     assert set(table["seed"]) == {0, 1} and table["test/top1"].between(0, 1).all()
