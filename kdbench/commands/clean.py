@@ -43,9 +43,12 @@ def main() -> int:
 
 
 def checkpoints(folder: Path) -> Iterator[Spare]:
-    """checkpoint.pt of finished runs: only an unfinished one goes on from it. Whoever is at work is left alone."""
+    """checkpoint.pt of finished runs: only an unfinished one goes on from it, or from its stages'. Whoever is at work
+    is left alone."""
     for path in folder.rglob("checkpoint.pt"):
-        if is_finished(path.parent) and not is_locked(path.parent / LOCK):
+        run = path.parent
+        whole = run.parent.parent if run.parent.name == "stages" else run
+        if is_finished(run) and is_finished(whole) and not is_locked(run / LOCK):
             yield Spare(path, "checkpoint of a finished run", on_disk(path))
 
 

@@ -17,6 +17,7 @@ from kdbench.engine.checkpoint import resume_epoch
 from kdbench.engine.device import place
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import MOST_EPOCHS, OptimizerOptions
+from kdbench.errors import UserError
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import measured, obtain
 from kdbench.runs.recipe import Recipe
@@ -74,9 +75,11 @@ def _meta(
 
 
 def _teacher_after(series: Series, folder: Path, given: TaughtBy) -> dict[str, float | None]:
-    """The teacher's accuracy after its last update: its weights lie in the stage's checkpoint."""
+    """The teacher's accuracy after its last update: its weights lie in the stage's checkpoint. Raises UserError if that
+    was removed before the whole run was finished."""
     state = resume_epoch(folder)[1]
-    assert state is not None
+    if state is None:
+        raise UserError(f"{folder}: its checkpoint is gone, which held the teacher; force=true trains both again")
     network = copy.deepcopy(given.layers())
     network.load_state_dict(state["teacher"]["network"])
     after = measured(given.name, network, folder, series.recipe, series.data)

@@ -19,7 +19,10 @@ def test_what_may_go_goes_and_the_run_stays_what_it_was(capsys):
     assert not list(Path("outputs").rglob("checkpoint.pt")), "a finished run and its teacher keep none"
     before = files()
     (run / "checkpoint.pt").write_bytes(b"of an earlier kdbench" * 1000)
-    (Path("outputs/runs/two")).mkdir()
+    stage = Path("outputs/runs/two/stages/1-taught")  # finished, of a run that is not
+    stage.mkdir(parents=True)
+    (stage / "result.json").write_bytes((run / "result.json").read_bytes())
+    (stage / "checkpoint.pt").write_bytes(b"of its teacher that learns")
     (Path("outputs/runs/two/checkpoint.pt")).write_bytes(b"of a run that is not finished")
     table = next(Path("outputs/teachers").rglob("*.table"))
     orphan = table.with_name("00.table")
@@ -29,7 +32,8 @@ def test_what_may_go_goes_and_the_run_stays_what_it_was(capsys):
     assert "checkpoint of a finished run" in out.out and "--yes removes them" in out.err
     assert (run / "checkpoint.pt").exists()
     assert kdbench("clean", "--yes") == 0
-    assert files() == before | {"outputs/runs/two/checkpoint.pt"}
+    kept = {"outputs/runs/two/checkpoint.pt", f"{stage}/checkpoint.pt", f"{stage}/result.json"}
+    assert files() == before | kept
     assert kdbench("clean") == 0 and "nothing to remove" in capsys.readouterr().out
     assert kdbench("clean", "--tables", "--yes") == 0
     assert not list(Path("outputs").rglob("*.table"))

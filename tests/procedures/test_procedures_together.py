@@ -268,3 +268,11 @@ def test_what_cannot_be_is_refused(words: list[str], parts: list[str]):
 def test_more_that_cannot_be(words: list[str], parts: list[str]):
     message = refusal(*words, *MLPS)
     assert all(part in message for part in parts), message
+
+
+def test_a_learning_teachers_checkpoint_that_was_removed_is_named():
+    out = train(*META, out="meta")
+    (stage,) = [path for path in (out / "stages").iterdir() if path.name.endswith("taught")]
+    (out / "result.json").unlink(), (stage / "checkpoint.pt").unlink()
+    with pytest.raises(UserError, match="its checkpoint is gone, which held the teacher"):
+        train(*META, out="meta")
