@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -26,6 +27,7 @@ from kdbench.data.transfer import make_transfer
 from kdbench.errors import UserError, require
 from kdbench.results.metrics import EMBEDDING
 
+log = logging.getLogger("kdbench")
 _KINDS = {(torch.uint8, 4), (torch.float32, 2), (torch.int64, 2)}
 
 # Channel statistics of pixels in 0..1; a set may be scaled otherwise, but not beyond what float32 still squares well.
@@ -73,6 +75,7 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
     Raises UserError naming the key, or saying which file to put where.
     """
     source = survey(dataset.name, _read(dataset, options), dataset.cache)
+    _tell_alike(source.classes)
     if source.blocks is not None:
         return corpus_bundle(dataset.name, source, dataset.subset, _of_samples(dataset))
     if source.reading is not None and not isinstance(dataset.augment or Identity(), Identity):
@@ -121,6 +124,15 @@ def _read(dataset: Dataset, options: Mapping[str, object]) -> Source:
     if channels is not None and not are_images(source.inputs):
         raise UserError("dataset.channels", channels, "null for data that is not images")
     return _with_channels(source, channels)
+
+
+def _tell_alike(classes: Sequence[str]) -> None:
+    """Warn of classes whose names differ by case or space alone: one class, written in two ways, perhaps."""
+    first: dict[str, str] = {}
+    for name in classes:
+        other = first.setdefault(" ".join(str(name).casefold().split()), name)
+        if other != name:
+            log.warning("the classes %r and %r differ by case or spaces alone: are they one?", other, name)
 
 
 def _labelled(train: Split, source: Source, noise: Mapping[str, object]) -> tuple[Split, Split]:

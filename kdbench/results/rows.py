@@ -195,10 +195,9 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         shown = ", ".join(f"{name} with {train} training and {test} test images" for name, train, test in data)
         found.append(f"The runs differ in their data ({shown}): their accuracies are not comparable.")
     for key in ("dataset.tokenizer", "dataset.vocab_size", "dataset.context"):
-        values = list(dict.fromkeys(run.result.config.get(key) for row in rows for run in row.runs))
+        values = _sets(rows, lambda run: str(run.result.config.get(key)))  # noqa: B023 - asked at once
         if len(values) > 1 and rows[0].task.samples == "tokens":
-            listed = ", ".join(map(str, values))
-            found.append(f"The runs differ in {key} ({listed}): their perplexities are not comparable.")
+            found.append(f"The runs differ in {key} ({', '.join(values)}): their perplexities are not comparable.")
     epochs = _sets(rows, lambda run: run.result.last.get("epoch"))
     if len(epochs) > 1:
         found.append(f"The runs differ in length ({', '.join(f'{e:g}' for e in epochs)} epochs).")

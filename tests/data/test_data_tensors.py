@@ -223,3 +223,27 @@ def test_a_table_is_trained_on_end_to_end():
     live = result(train(*words, "teacher.table=off", plain=True, out="live"))
     table = result(train(*words, "teacher.table=on", plain=True, out="table"))
     assert live["last"]["test/top1"] > 0.6 and table["student"] == live["student"]
+
+
+TABLE = "".join(f"{n},{n % 3},{('pos', 'POS', 'neg')[n % 3]}\n" for n in range(30))
+
+
+@pytest.mark.parametrize("inputs", [["a", "a"], ["a", "label"]])
+def test_columns_that_say_the_label_or_themselves_twice_are_refused(inputs):
+    Path("t.csv").write_text(f"a,target,label\n{TABLE}")
+    with pytest.raises(UserError, match=r"keys.inputs = .*: must be names that differ, and none of what is no input"):
+        load("t.csv", keys={"inputs": inputs})
+
+
+def test_the_columns_that_are_taken_are_said_and_classes_that_differ_by_case_alone(caplog):
+    Path("t.csv").write_text(f"a,target,label\n{TABLE}")
+    with caplog.at_level("INFO", logger="kdbench"):
+        load("t.csv")
+    assert "t.csv: inputs a, target; not label (dataset.keys)" in caplog.text
+    assert "the classes 'POS' and 'pos' differ by case or spaces alone" in caplog.text
+
+
+def test_a_number_that_leaves_no_digit_to_the_others_is_refused():
+    Path("t.csv").write_text(f"a,target,label\n1e37,0,neg\n{TABLE}")
+    with pytest.raises(UserError, match=r"inputs are no number up to 1e\+15, the first \(1e\+37\) in row 0 of a"):
+        load("t.csv")

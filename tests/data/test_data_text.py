@@ -191,3 +191,10 @@ def test_own_texts_train_from_the_command_line():
     found = result(train(*words, plain=True))
     assert found["last"]["test/top1"] == 1.0
     assert json.loads(Path("run/network.json").read_text())["info"] == TokenInfo(2, 39, 6)._asdict()
+
+
+def test_a_column_is_not_text_and_label_at_once_nor_text_twice():
+    csv_file("t.csv")
+    for column in ("label", ["text", "text"]):
+        with pytest.raises(UserError, match=r"dataset.text = .*: must be columns that differ, and none"):
+            text("t.csv", "cache", text=column)

@@ -464,3 +464,11 @@ def test_networks_are_called_what_they_are(tmp_path):
 def test_a_folder_in_the_place_of_a_file_is_refused_before_the_table(option, run_compare, sweep, tmp_path):
     code, out, err = run_compare(sweep, option, str(tmp_path))
     assert code == 1 and not out and f"{option} = {tmp_path}: must be a file, or not there yet" in err
+
+
+def test_a_list_in_the_key_of_a_texts_context_is_no_fault(run_compare, tmp_path):
+    """dataset.context is a number of a corpus, and [before, after] of frames."""
+    for seed in (0, 1):
+        write(tmp_path / f"runs/vectors/{seed}", result(0.9, dataset__context=[0, 0], seed=seed))
+    code, out, err = run_compare(tmp_path / "runs")
+    assert (code, err) == (0, "") and "90.00" in out

@@ -31,7 +31,7 @@ _USUAL = {
     "val_labels": ("val_labels", "y_val", "y_valid"),
 }
 Frames = Annotated[int, within(0, 1000)]
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = 1e15  # its square is well inside of float32; beside one of 1e37 the others would have no digit left
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,17 @@ def _input_names(file: File, wanted: Keys, prefix: str, taken: set[str]) -> list
     typed = getattr(wanted, key)
     if isinstance(typed, list):
         require(bool(typed), f"dataset.keys.{key}", typed, "one or more names")
-        return [known(file, name, f"dataset.keys.{key}") for name in typed]
+        names = [known(file, name, f"dataset.keys.{key}") for name in typed]
+        apart = len({*names}) == len(names) and not taken & {*names}
+        said = f"names that differ, and none of what is no input ({', '.join(sorted(taken))})"
+        require(apart, f"dataset.keys.{key}", typed, said)
+        return names
     name = _called(file, wanted, key)
     if name is None and file.table:
-        return [name for name in file.names if name not in taken]
+        names = [name for name in file.names if name not in taken]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        log.info("%s: inputs %s; not %s (dataset.keys)", file.path, shown, ", ".join(sorted(taken)))
+        return names
     if name is None:
         usual = f"one of {', '.join(_USUAL[key])} in {file.path}, which has {', '.join(file.names[:12])}"
         raise UserError(f"dataset.keys.{key}", None, f"a name; there is none of the usual ones ({usual})")
@@ -177,13 +184,13 @@ def _called(file: File, wanted: Keys, key: str) -> str | None:
 
 
 def _finite(inputs: np.ndarray, names: Sequence[str], file: File) -> np.ndarray:
-    """Inputs as float32. Raises UserError naming the first number that is none, or that float32 cannot hold."""
+    """Inputs as float32. Raises UserError naming the first number that is none, or too large to be squared."""
     wrong = ~(np.abs(inputs) <= _LARGEST) if inputs.dtype.kind == "f" else np.zeros((1, 1), bool)
     if wrong.any():
         row, column = (int(place) for place in np.argwhere(wrong)[0])
         where = names[column] if len(names) == inputs.shape[1] else f"{names[0]}, dimension {column}"
         raise UserError(
-            f"{file.path}: {int(wrong.sum()):,} of {inputs.size:,} inputs are no finite number of 32 bits, the first "
+            f"{file.path}: {int(wrong.sum()):,} of {inputs.size:,} inputs are no number up to {_LARGEST:g}, the first "
             f"({inputs[row, column]}) in row {row} of {where}; mend or remove them"
         )
     return np.ascontiguousarray(inputs, dtype=np.float32)

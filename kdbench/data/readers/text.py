@@ -175,6 +175,8 @@ def _part(path: Path, texts: Sequence[str], label: str | None, name: str) -> Par
     if name == "test" and all(value in (-1, "-1", None) for value in labels.tolist()):
         return None
     columns = [rows.known(wanted, "dataset.text") for wanted in texts] or [_text_column(rows, own)]
+    apart = len({*columns, own}) > len(columns)
+    require(apart, "dataset.text", ", ".join(columns), f"columns that differ, and none of them the labels' ({own})")
     return Part([SEPARATOR.join(pieces) for pieces in zip(*map(rows.texts, columns), strict=True)], labels)
 
 
