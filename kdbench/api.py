@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from kdbench import configure
 from kdbench.commands import train as command
+from kdbench.configure.explain import explain
 from kdbench.errors import UserError, require, split
 from kdbench.results import read
 from kdbench.results.metrics import TASKS
@@ -28,15 +31,23 @@ if TYPE_CHECKING:
 Words = str | Sequence[str]
 
 
-def compose(words: Words = ()) -> DictConfig:
+def compose(*words: Words) -> DictConfig:
     """The configuration that `kdbench train WORDS` runs with, e.g. compose("loss=dkd student=resnet8").
 
-    Relative paths in it count from the current folder. Raises what Hydra raises for words that do not fit.
+    Relative paths in it count from the current folder. Raises UserError for words that do not fit.
     """
-    return configure.compose(_listed(words))
+    typed = _listed(words)
+    kept = Singleton.get_state()  # a notebook may have a Hydra of its own
+    GlobalHydra.instance().clear()
+    try:
+        return configure.compose(typed)
+    except HydraException as error:
+        raise UserError(explain(error, typed) or str(error)) from error
+    finally:
+        Singleton.set_state(kept)
 
 
-def train(words: Words = ()) -> Run:
+def train(*words: Words) -> Run:
     """`kdbench train WORDS`, e.g. train("loss=dkd seed=1"): its folder and its result. A finished run is read.
 
     Raises UserError for what cannot run, before any work, and whatever ends the training.
@@ -49,7 +60,7 @@ def train(words: Words = ()) -> Run:
     return found[0]
 
 
-def sweep(words: Words) -> list[Run]:
+def sweep(*words: Words) -> list[Run]:
     """`kdbench train -m WORDS`, e.g. sweep("loss.tau=1,2,4 seed=0,1"): every run of it.
 
     Raises UserError for what cannot run, before any work, and at the end where runs failed.
@@ -98,8 +109,9 @@ def _row(run: Run) -> dict[str, Any]:
     return about | figures | timing | {f"config.{key}": value for key, value in result.config.items()}
 
 
-def _listed(words: Words) -> list[str]:
-    return split("words", words) if isinstance(words, str) else list(words)
+def _listed(words: Sequence[Words]) -> list[str]:
+    """Words typed as one line, as several, or as lists of them."""
+    return [word for part in words for word in (split("words", part) if isinstance(part, str) else part)]
 
 
 def _trained(words: list[str]) -> list[Run]:

@@ -481,7 +481,7 @@ def rows(top: Path, size: str) -> Iterator[list[str]]:
     for paper, claims in CLAIMS.items():
         folder = top / f"{paper}-{size}"
         if not folder.is_dir():
-            print(f"{paper}: not run: scripts/reproduce_{paper}.sh {size} writes {folder}", file=sys.stderr)
+            print(f"{paper}: not run: kdbench reproduce {paper} {size} writes {folder}", file=sys.stderr)
             continue
         runs = Runs(folder, paper)
         lacking: dict[str, list[str]] = {}  # the claims by what they lack

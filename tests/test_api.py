@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
@@ -56,6 +57,24 @@ def test_what_is_no_training_is_refused(words):
     with pytest.raises(UserError):
         kdbench.train(words)
     assert not list(Path().rglob("config.yaml"))
+
+
+def test_words_are_one_line_or_several_and_wrong_ones_are_explained():
+    assert kdbench.compose("loss=dkd", ["loss.tau=2", "seed=3"]).seed == 3
+    with initialize_config_module("kdbench.configs", version_base="1.3"):
+        for words, said in (("tau=4", "Did you mean loss.tau=4"), ("loss=kd", "Did you mean loss=kl")):
+            with pytest.raises(UserError, match=said):
+                kdbench.compose(words)
+        assert GlobalHydra.instance().is_initialized(), "the notebook's own"
+    with pytest.raises(UserError, match=r"Did you mean loss.tau=4,5"):
+        kdbench.sweep("tau=4,5", "debug=smoke")
+
+
+def test_what_is_no_list_of_inputs_is_refused():
+    student = kdbench.load(kdbench.train(TINY))
+    for inputs in ("photo.jpg", [], Image.new("RGB", (8, 8))):
+        with pytest.raises(UserError, match=r"inputs = .*: must be a list of one input or more"):
+            student.predict(inputs)
 
 
 def test_importing_it_loads_nothing_and_its_names_are_there():

@@ -30,7 +30,7 @@ def main() -> int:
 
     formats = [name for name in FORMATS if getattr(arguments, name)]
     formats = formats or ([] if arguments.int8 else ["onnx"])
-    for name in [*formats, *(["onnx"] if arguments.int8 else [])]:
+    for name in [*formats, *(["int8"] if arguments.int8 else [])]:
         refuse_missing(name)
     named = Path(arguments.run).name if Path(arguments.run).is_file() else "student.safetensors"
     student = open_student(folder, named, trust_of(arguments))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.commands.evaluate import add_trust, find_run, trust_of
 from kdbench.errors import UserError, printable, require
+from kdbench.files import naming
 
 if TYPE_CHECKING:
     from kdbench.deploy.prediction import Prediction
@@ -58,7 +59,7 @@ def _print(found: Sequence[Prediction], classes: Sequence[str], top: int) -> Non
 def _write(path: Path, found: Sequence[Prediction], classes: Sequence[str]) -> None:
     """One line an input: its name, the class, its probability, then each class's probability under its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with naming(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["input", "class", "probability", *(f"p({name})" for name in classes), "problem"])
         for one in found:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from kdbench.errors import UserError, require
@@ -59,7 +59,8 @@ def _shown(status: Status) -> Group:
         head += f"; about {_span(status.left)} left"
     elif (status.of("waiting") or status.of("stopped")) and not status.sweeps and not status.of("running"):
         head += "; nothing is at work on them: the same command goes on"
-    table = Table("run", "state", "epoch", "where", "an epoch", "left", box=None, header_style="bold", pad_edge=False)
+    name = Column("run", overflow="fold", ratio=1)  # names differ at their ends
+    table = Table(name, "state", "epoch", "where", "an epoch", "left", box=None, header_style="bold", pad_edge=False)
     more = []
     for state in ("running", "failed", "stopped", "waiting"):
         found = status.of(state)

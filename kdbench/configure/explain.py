@@ -193,9 +193,14 @@ def _listing(group: str, names: Sequence[str], brief: bool = False) -> str:
     return f"Options of {group}: {', '.join(names) or 'none yet'}"
 
 
+def _written(override: Override) -> str:
+    """A value as it was typed, also several for a sweep."""
+    return str(override.input_line).partition("=")[2]
+
+
 def _several(override: Override) -> str:
     key = override.get_key_element()
-    values = str(override.input_line).partition("=")[2]
+    values = _written(override)
     return (
         f"{override.input_line}: several values for one run. To run each of them add -m; "
         f"for a list write '{key}=[{values}]', for text with commas \"{key}='{values}'\""
@@ -259,12 +264,12 @@ def _unknown(
     if other and OmegaConf.select(node, other, default=...) is not ...:
         place = f"{owner}.{other}"
     if place:
-        value = override.get_value_element_as_str()
+        value = _written(override)
         value = _OPTIONS_ELSEWHERE.get(place, {}).get(value.lower(), value)
         words.append(f"Did you mean {place}={value}?")
     names = options(group, places)
-    if choice and str(override.value()) in names and len(parts) == 2:
-        words.append(f"Did you mean {group}={override.value()}?")
+    if choice and _written(override) in names and len(parts) == 2:
+        words.append(f"Did you mean {group}={_written(override)}?")
     holders = [name for name, file in names.items() if name != choice and has_key(file, parts[1:])] if depth else []
     keys = [str(key) for key in node if key != "_target_" and not (not owner and key == "hydra")]
     close = nearest(missing, keys, f"Did you mean {owner}.{{}}?" if owner else "Did you mean {}?")

@@ -95,7 +95,11 @@ def _repdistiller(words: Sequence[str]) -> Translation:
     if given.path_t:
         segments = Path(given.path_t).parent.name.split("_")
         name = "_".join(segments[:3]) if segments[0] == "wrn" else segments[0]
-        made.words += [f"teacher={_network(name)}", f"teacher.checkpoint={given.path_t}"]
+        if name in ("", ".", ".."):  # "save/models/<network>_vanilla/ckpt_epoch_240.pth" names it by its folder
+            made.notes.append(f"--path_t {given.path_t} does not name the teacher's network: add teacher=<network>")
+        else:
+            made.words.append(f"teacher={_network(name)}")
+        made.words.append(f"teacher.checkpoint={given.path_t}")
     made.words.append(f"student={student}")
     made.words += _sum_of(_method(given.distill), given)
     if student in _SLOW:

@@ -60,7 +60,7 @@ def export(student: Student, formats: list[str], folder: Path, trust: Trust, int
     ones where the data are not here. Raises UserError for a format whose package is not installed, for data that int8
     needs and that are not here, and for a file that answers differently, which is removed.
     """
-    for name in [*formats, *(["onnx"] if int8 else [])]:
+    for name in [*formats, *(["int8"] if int8 else [])]:
         refuse_missing(name)
     data = _data(student, trust, needed=int8)
     inputs = _checked_on(student, data)
@@ -81,7 +81,7 @@ def export(student: Student, formats: list[str], folder: Path, trust: Trust, int
 
 def refuse_missing(name: str) -> None:
     """Raise a UserError for a format whose packages are not installed."""
-    for package in {"onnx": ("onnx", "onnxscript", "onnxruntime")}.get(name, ()):
+    for package in ("onnx", "onnxscript", "onnxruntime") if name in ("onnx", "int8") else ():
         try:
             importlib.import_module(package)
         except ImportError as error:

@@ -93,7 +93,9 @@ class Student:
         return raw.float() * scale.view(shape) + shift.view(shape)
 
     def predict(self, inputs: Sequence[Input]) -> Tensor:
-        """Probabilities [N, classes] of several inputs."""
+        """Probabilities [N, classes] of several inputs. Raises UserError for none, and for what is no list."""
+        several = not isinstance(inputs, (str, Path, Image.Image)) and len(inputs) > 0
+        require(several, "inputs", "" if several else inputs, "a list of one input or more")
         with evaluating(self.network):
             batch = self.normalised(torch.stack([self.raw(one) for one in inputs]))
             return self.network(batch).logits.float().softmax(1)

@@ -34,6 +34,8 @@ MISTAKES = [
     # names of other programs and papers
     ("train tau=4", ["there is no key 'tau'", "Did you mean loss.tau=4?"]),
     ("train temperature=4", ["Did you mean loss.tau=4?"]),
+    ("train -m temperature=4,8", ["temperature=4,8: there is no key", "Did you mean loss.tau=4,8?"]),
+    ("train -m model=resnet8,mlp", ["Did you mean student=resnet8,mlp?"]),
     ("train lr=0.1", ["Did you mean schedule.lr=0.1?"]),
     ("train epochs=3", ["Did you mean schedule.epochs=3?"]),
     ("train batch_size=32", ["Did you mean schedule.batch_size=32?"]),

@@ -62,3 +62,10 @@ def test_an_open_quote_is_a_mistake_of_the_line(capsys):
 def test_what_is_not_understood_is_refused(line):
     with pytest.raises(UserError):
         translate(line, shlex.split(line))
+
+
+def test_a_path_that_does_not_name_the_teacher_is_said():
+    line = "python train_student.py --path_t ... --distill kd -r 0.1 -a 0.9 -b 0"
+    made = translate(line, shlex.split(line))
+    assert not any(word.startswith("teacher=") for word in made.words) and "teacher.checkpoint=..." in made.words
+    assert "--path_t ... does not name the teacher's network: add teacher=<network>" in made.notes

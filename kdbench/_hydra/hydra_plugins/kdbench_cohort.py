@@ -81,11 +81,14 @@ class CohortLauncher(Launcher):
 
         from kdbench import world
         from kdbench.configure.lots import Lot, dealt
+        from kdbench.engine.device import named_device
         from kdbench.errors import UserError
 
         if not devices:
             raise UserError("hydra.launcher.devices", [], "null or a list of at least one device, e.g. [cuda:0,cuda:1]")
         world.refuse_several("hydra.launcher.devices", list(devices), "a process has one device there")
+        for device in dict.fromkeys(devices):  # before the first point
+            named_device(device)
         hands = dealt(self.side_by_side(points), len(devices))
         lots = [
             [(points[i][0], [*points[i][1], f"trainer.device={device}"]) for i in hand]
