@@ -102,7 +102,7 @@ def test_claims_whose_runs_are_not_there_are_left_out(claims, tmp_path, capsys):
     told = capsys.readouterr().err.splitlines()
     assert len([line for line in told if line.startswith("hinton2015 H2: ")]) == 1  # four of its claims lack these runs
     assert [line for line in told if line.startswith("kim2021")] == [
-        f"kim2021: not run: scripts/reproduce_kim2021.sh small writes {tmp_path / 'kim2021-small'}"
+        f"kim2021: not run: kdbench reproduce kim2021 small writes {tmp_path / 'kim2021-small'}"
     ]
 
 
