@@ -3,10 +3,9 @@
     python scripts/claims.py [outputs/reproduce] [--size small] [--markdown]
 
 Every claim is a figure and a bound, written down before the runs: one comparison each, judged as `kdbench compare`
-judges. It holds if the 95 % t interval of the mean over seeds lies on the bound's right side, does not hold if it lies
-on the wrong one, and cannot be told with so few seeds if the bound is inside. Accuracies that agree in every seed are
-certain to one test image only. "reported" ones are within the noise of the papers themselves. Most figures are
-differences of test accuracies, in points. A claim whose runs are not there is left out.
+judges (kdbench/results/claims.py: holds, does not hold, cannot be told with so few seeds). "reported" ones are within
+the noise of the papers themselves. Most figures are differences of test accuracies, in points. A claim whose runs are
+not there is left out.
 """
 
 from __future__ import annotations
@@ -14,123 +13,32 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import operator
-import statistics
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from kdbench.errors import UserError
-from kdbench.results.read import Run, read_runs
+from kdbench.results.claims import (
+    ALL,
+    HEAD,
+    BySeed,
+    Claim,
+    Of,
+    Results,
+    Runs,
+    defined,
+    figure,
+    first_teacher,
+    last,
+    members,
+    of_teacher,
+    ratio,
+    rows,
+    stage,
+    stopped,
+    teacher,
+    training,
+)
+from kdbench.results.read import Run
 from kdbench.results.result import read_result
-from kdbench.results.statistics import FEWEST, Difference, difference
-
-Of = Callable[[Run], float]  # a figure of a run's result
-ALL = -1  # in place of a seed: one figure of all seeds together
-
-
-class BySeed(dict[int, float]):
-    """A figure for each seed."""
-
-    def __sub__(self, other: BySeed) -> BySeed:
-        return BySeed({seed: self[seed] - other[seed] for seed in sorted(self.keys() & other.keys())})
-
-    def __mul__(self, factor: float) -> BySeed:
-        return BySeed({seed: factor * value for seed, value in self.items()})
-
-    @property
-    def mean(self) -> BySeed:
-        """One figure, of all seeds."""
-        return BySeed({0: statistics.mean(self.values())})
-
-
-class Results(dict[int, Run]):
-    """A run for each seed."""
-
-    def __getitem__(self, key: Any) -> Any:  # results[figure] -> the figure by seed
-        if callable(key):
-            return BySeed({seed: key(run) for seed, run in self.items()})
-        return super().__getitem__(key)
-
-
-class Runs:
-    """The runs of one paper's script: `runs(experiment, loss__tau=4)` are those with loss.tau = 4, by seed."""
-
-    def __init__(self, folder: Path, paper: str) -> None:
-        self._folder, self._paper = folder, paper
-        self._read = functools.cache(self._results)
-        self.images: set[int] = set()  # in the test sets of the runs that were asked for
-
-    def __call__(self, experiment: str, **wanted: Any) -> Results:
-        """Raises LookupError if no run or several runs of one seed fit."""
-        known = {key.replace("__", "."): value for key, value in wanted.items()}
-        fitting = [
-            run
-            for run in self._read(experiment)
-            if all({**run.result.config, **run.result.choices}.get(key) == value for key, value in known.items())
-        ]
-        found = Results({run.result.seed: run for run in fitting})
-        if not fitting or len(found) < len(fitting):
-            raise LookupError(f"{experiment}, {known}: {len(fitting)} runs of {len(found)} seeds")
-        self.images |= {run.result.images.get("test", 0) for run in fitting}
-        return found
-
-    def _results(self, experiment: str) -> list[Run]:
-        try:
-            return read_runs([self._folder / f"{self._paper}_{experiment}"]).runs
-        except UserError as error:
-            raise LookupError(str(error)) from error
-
-
-def last(run: Run) -> float:
-    return 100 * run.result.last["test/top1"]
-
-
-def training(run: Run) -> float:
-    return 100 * run.result.last["train/top1"]
-
-
-def stopped(run: Run) -> float:
-    """Test accuracy of the epoch that validation chooses."""
-    return 100 * (run.result.best or run.result.last)["test/top1"]
-
-
-def teacher(run: Run) -> float:
-    return _of_teacher(run, "test/top1")
-
-
-def members(run: Run) -> float:
-    """The mean of an ensemble's members."""
-    return _of_teacher(run, "members/test/top1")
-
-
-def _of_teacher(run: Run, name: str) -> float:
-    """Raises LookupError for a run without a teacher."""
-    if run.result.teacher is None:
-        raise LookupError(f"{run.folder}: no teacher taught it")
-    return 100 * defined(run.result.teacher.metrics[name])
-
-
-def defined(value: float | None) -> float:
-    """Raises LookupError for a figure that is not defined in this run."""
-    if value is None:
-        raise LookupError("not defined in this run")
-    return value
-
-
-def figure(key: str, unit: float = 100) -> Of:
-    return lambda run: unit * defined(run.result.figures[key])
-
-
-def stage(number: int) -> Of:
-    """The student of a procedure's stage, counted from 1."""
-    return lambda run: 100 * defined(run.result.stages[number - 1].metrics["test/top1"])
-
-
-def first_teacher(run: Run) -> float:
-    folder = run.folder / run.result.stages[0].folder
-    return teacher(Run(folder, read_result(folder)))
 
 
 def against_teacher(name: str) -> Of:
@@ -143,33 +51,6 @@ def _against_teacher(folder: Path) -> dict[str, float]:
     from kdbench.commands.evaluate import evaluate_run, teacher_folder  # loads torch
 
     return evaluate_run(folder, "train", [], against=teacher_folder(folder))
-
-
-class Claim(NamedTuple):
-    name: str
-    kind: str  # claim, reported
-    text: str
-    relation: str  # >=, <=, >, <
-    bound: float
-    figure: Callable[[Runs], BySeed]
-    exact: bool = False  # no share of the test images: nothing is rounded to one of them
-
-    def keeps(self, value: float) -> bool:
-        """Whether a value is on the bound's right side."""
-        compare = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}[self.relation]
-        return bool(compare(value, self.bound))
-
-    def judge(self, found: BySeed, images: int) -> tuple[Difference, bool | None]:
-        """Mean, standard error and interval, and whether the claim holds; None: that cannot be told.
-
-        `images`: in the test set; 0: not known.
-        """
-        step = 0.0 if self.exact or not images else 100 / images
-        one = difference(found, dict.fromkeys(found, 0.0), step)
-        if one.low is None or one.high is None or one.n < FEWEST:
-            return one, None
-        inside = {self.keeps(one.low), self.keeps(one.high)}
-        return one, inside.pop() if len(inside) == 1 else None
 
 
 def way_to_teacher(r: Runs) -> BySeed:
@@ -282,10 +163,6 @@ def teachers_ppl(run: Run) -> float:
     return defined(run.result.teacher.metrics["test/ppl"])
 
 
-def ratio(above: BySeed, below: BySeed) -> BySeed:
-    return BySeed({seed: 100 * above[seed] / below[seed] for seed in sorted(above.keys() & below.keys())})
-
-
 def labelled_ppl(r: Runs) -> BySeed:
     """Mean perplexity of the first teacher and of a network that learns from labels with other seeds."""
     plain = r("lm", loss="ce")
@@ -376,7 +253,7 @@ def distance(run: Run) -> float:
 
 
 def teachers_distance(run: Run) -> float:
-    return _of_teacher(run, "test/posterior_l2")
+    return of_teacher(run, "test/posterior_l2")
 
 
 def pt(r: Runs, order: int = 5, of: Of = last) -> BySeed:
@@ -391,6 +268,12 @@ def best_rival(r: Runs) -> BySeed:
     """In each seed the best of PTLoss' own rivals, chosen on the test set: in their favour."""
     rivals = [gaussian(r, "kl", tau) for tau in (2, 4, 8)] + [r("ptloss_gaussian", loss="label_smoothing")[last]]
     return BySeed({seed: max(rival[seed] for rival in rivals) for seed in rivals[0]})
+
+
+def fragments(order: int, r: Runs) -> BySeed:
+    """PTLoss on languages of short texts, less KL at its temperature."""
+    plain = r("ptloss_udhr", loss="kl", loss__tau=1, loss__weights__distill=1)
+    return r("ptloss_udhr", loss="ptloss", loss__order=order)[last] - plain[last]
 
 
 SUPERVISION = (("p*", "ensemble"), ("ensemble", "one teacher"), ("one teacher", "labels"))
@@ -458,6 +341,8 @@ OTHERS = {
               lambda r: pt(r) - gaussian(r, "kl", 1, 0.1)),
         Claim("Gaussians", "reported", "100 x distance to p*: KL at tau = 1 - PTLoss", ">", 0,
               lambda r: gaussian(r, "kl", 1, of=distance) - pt(r, of=distance), exact=True),
+        *(Claim("fragments", "claim", f"order {order} - KL at tau = 1", ">=", 0, functools.partial(fragments, order))
+          for order in (1, 5)),
         Claim("PTLoss", "reported", "r/m - KL at the same tau", ">", 0,
               lambda r: r("ptloss", loss__epsilon="0.5/m")[last] - r("ptloss", loss="kl", loss__tau=4)[last]),
         Claim("PTLoss", "reported", "epsilon searched - KL at the same tau", ">", 0,
@@ -473,58 +358,25 @@ CLAIMS = {
 }
 
 
-HEAD = ("paper", "claim", "figure", "claimed", "mean", "error", "95 % interval", "by seed", "kept in", "")
-
-
-def rows(top: Path, size: str) -> Iterator[list[str]]:
-    """A row for each claim whose runs are there."""
-    for paper, claims in CLAIMS.items():
-        folder = top / f"{paper}-{size}"
-        if not folder.is_dir():
-            print(f"{paper}: not run: kdbench reproduce {paper} {size} writes {folder}", file=sys.stderr)
-            continue
-        runs = Runs(folder, paper)
-        lacking: dict[str, list[str]] = {}  # the claims by what they lack
-        for claim in claims:
-            try:
-                runs.images.clear()
-                found = claim.figure(runs)
-                yield row(paper, claim, found, min(runs.images, default=0))
-            except LookupError as error:
-                lacking.setdefault(str(error), []).append(claim.name)
-        for reason, names in lacking.items():
-            print(f"{paper} {', '.join(dict.fromkeys(names))}: {reason}", file=sys.stderr)
-
-
-def row(paper: str, claim: Claim, found: BySeed, images: int) -> list[str]:
-    one, holds = claim.judge(found, images)
-    values = list(found.values())
-    seeds = ", ".join(f"{value:.2f}" for value in values)
-    error = "-" if one.error is None else f"{one.error:.2f}"
-    interval = "-" if one.low is None else f"{one.low:.2f} to {one.high:.2f}"
-    kept = f"{sum(map(claim.keeps, values))} of {len(values)}"
-    untold = ": one figure of all seeds" if set(found) == {ALL} else f" with n = {len(found)}"
-    word = {True: "holds", False: "does not hold", None: f"cannot be told{untold}"}[holds]
-    word = f"reported: {word}" if claim.kind == "reported" else word
-    claimed = f"{claim.relation} {claim.bound:g}"
-    return [paper, claim.name, claim.text, claimed, f"{one.mean:.2f}", error, interval, seeds, kept, word]
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("outputs", nargs="?", type=Path, default=Path("outputs/reproduce"))
     parser.add_argument("--size", choices=("small", "full"), default="small")
     parser.add_argument("--markdown", action="store_true")
     arguments = parser.parse_args()
     head = list(HEAD)
-    table = [head, *rows(arguments.outputs, arguments.size)]
+    table = [head, *rows(CLAIMS, arguments.outputs, arguments.size)]
+    if len(table) == 1:
+        print(f"no claim has its runs below {arguments.outputs}", file=sys.stderr)
+        return 1
     if arguments.markdown:
         print("\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *table[1:]]))
-        return
+        return 0
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

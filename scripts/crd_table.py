@@ -4,7 +4,7 @@
     python scripts/crd_table.py table outputs/reproduce/crd_table [--markdown]
 
 A header's figure holds if the 95 % t interval of our mean over seeds lies above it less a tolerance, does not hold if
-it lies below, and cannot be told if the bound is inside: scripts/claims.py's rule. The tolerance, written down before
+it lies below, and cannot be told if the bound is inside, as in `kdbench claims`. The tolerance, written down before
 any run: 0.5 points, as much as five runs of one setting differ by, and 0.3 more for figures of the best of 240 test
 evaluations (* and +), since ours are of the last epoch. Pairs and figures without runs are left out.
 """
@@ -14,16 +14,13 @@ from __future__ import annotations
 import argparse
 import functools
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from claims import BySeed, Claim, Runs, last, row
+from kdbench.results.claims import BySeed, Claim, Runs, last, row
 
 EXPERIMENTS = Path(__file__).parent.parent / "configs" / "experiment"
 PAPER = "tian2020"

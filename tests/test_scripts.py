@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from kdbench.errors import UserError
+from kdbench.results import claims
 from tests.support.results import result as made_result
 from tests.support.results import write
 
@@ -28,11 +29,6 @@ def loaded(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def claims():
-    return loaded("claims")
-
-
 def finished(folder: Path, seed: int, top1: float, **config: object) -> None:
     folder.mkdir(parents=True)
     result = {
@@ -42,7 +38,7 @@ def finished(folder: Path, seed: int, top1: float, **config: object) -> None:
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def test_figures_by_seed(claims, tmp_path):
+def test_figures_by_seed(tmp_path):
     for seed, top1 in enumerate((0.5, 0.75)):
         for tau in (1, 4):
             finished(tmp_path / "hinton2015_soft" / f"{seed}-{tau}", seed, top1, **{"loss.tau": tau})
@@ -67,7 +63,7 @@ def test_figures_by_seed(claims, tmp_path):
         ((1.0, 1.1), ">", 0, "cannot be told with n = 2"), ((1.0,), ">", 0, "cannot be told with n = 1"),
     ],
 )  # fmt: skip
-def test_verdicts_are_those_of_an_interval(claims, values, relation, bound, verdict):
+def test_verdicts_are_those_of_an_interval(values, relation, bound, verdict):
     claim = claims.Claim("X", "claim", "a difference", relation, bound, lambda runs: None)
     found = claims.BySeed(enumerate(values))
     told = claims.row("a paper", claim, found, 10_000)
@@ -82,7 +78,7 @@ def test_verdicts_are_those_of_an_interval(claims, values, relation, bound, verd
     assert claims.row("a paper", reported, found, 10_000)[-1] == f"reported: {verdict}"
 
 
-def test_figures_that_agree_are_certain_to_one_image_only(claims):
+def test_figures_that_agree_are_certain_to_one_image_only():
     claim = claims.Claim("X", "claim", "a difference", ">", 0, lambda runs: None)
     found = claims.BySeed(dict.fromkeys(range(3), 0.2))
     assert claims.row("a paper", claim, found, 360)[-1] == "cannot be told with n = 3"
@@ -92,10 +88,10 @@ def test_figures_that_agree_are_certain_to_one_image_only(claims):
     assert claims.row("a paper", claim._replace(exact=True), nothing, 360)[-1] == "does not hold"
 
 
-def test_claims_whose_runs_are_not_there_are_left_out(claims, tmp_path, capsys):
+def test_claims_whose_runs_are_not_there_are_left_out(tmp_path, capsys):
     for name, top1 in (("hard", 0.8), ("soft", 0.85)):
         finished(tmp_path / "hinton2015-small" / f"hinton2015_{name}" / "run", 0, top1)
-    found = list(claims.rows(tmp_path, "small"))
+    found = list(claims.rows(loaded("claims").CLAIMS, tmp_path, "small"))
     assert [line[:2] for line in found] == [["hinton2015", "H1"], ["hinton2015", "H1"]]
     assert found[0][-3:] == ["5.00", "1 of 1", "cannot be told with n = 1"]
     assert found[1][-3:] == ["50.00", "1 of 1", "cannot be told: one figure of all seeds"]
@@ -138,7 +134,7 @@ def test_how_often_a_setting_is_called_better_than_itself(tmp_path, monkeypatch,
 
 
 @pytest.fixture(scope="module")
-def crd_table(claims):
+def crd_table():
     return loaded("crd_table")
 
 

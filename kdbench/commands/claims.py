@@ -10,5 +10,5 @@ from kdbench.paths import SCRIPTS
 
 def main() -> int:
     sys.argv[0] = "kdbench claims"
-    runpy.run_path(str(SCRIPTS / "claims.py"), run_name="__main__")
-    return 0
+    script = runpy.run_path(str(SCRIPTS / "claims.py"))
+    return int(script["main"]())

@@ -24,8 +24,8 @@ def main() -> int:
         )
     for key in keys:
         found = explain(key, chosen, places)
-        if key in chosen:
-            print(f"{key}={chosen[key]}: {headline(options(key, places)[chosen[key]])}")
+        if file := options(key, places).get(chosen.get(key, "")):  # a value of a plain key is no option's name
+            print(f"{key}={chosen[key]}: {headline(file)}")
         _print(found)
     return 0
 

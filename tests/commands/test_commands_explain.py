@@ -31,6 +31,8 @@ PLACES = [Path(CONFIG_DIR)]
         (["seed"], "sets every random choice"),
         (["seeds"], "order of the images"),
         (["loss=ttm"], "loss=ttm: task CE(y, s)"),
+        (["loss.tau=2"], "loss.tau = 4.0  temperature"),
+        (["dataset=imagefolder", "dataset.root=photos"], "dataset.root = null  the folder"),
     ],
 )
 def test_a_key_is_explained(words, said, capsys):
