@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from device_check import recipe
+from device_check.check import recipe
 
 from kdbench.bench.reference import ReferenceLoop
 from kdbench.data.bundle import Bundle

@@ -19,7 +19,7 @@ from kdbench.engine.options import DEVICES, TrainerOptions
 from kdbench.errors import UserError, require
 from kdbench.types import CorpusInfo, Info
 
-# `auto` keeps off what scripts/device_check.py has not passed on a GPU yet: it was written and tested without one, and
+# `auto` keeps off what scripts/device_check has not passed on a GPU yet: it was written and tested without one, and
 # a training that is fast and wrong is worth nothing. `on` asks for it all the same. The script's page names the flags
 # that its results justify.
 PROVEN_GRAPHS = False  # trainer.cuda_graph: a cohort's step as one launch

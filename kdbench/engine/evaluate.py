@@ -38,9 +38,21 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         network.train(was_training)
 
 
-def in_float32() -> AbstractContextManager[object]:
-    """A block whose convolutions and matrix products are float32's own on every device: no TF32."""
-    return torch.backends.cudnn.flags(allow_tf32=False) if torch.cuda.is_available() else nullcontext()
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """A block whose convolutions and matrix products are float32's own on every device: no TF32.
+
+    Not torch.backends.cudnn.flags: what it is not told it sets to its defaults, and one of them is no cuDNN at all.
+    """
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def all_logits(network: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from types import SimpleNamespace
+import time
 
 import pytest
 import torch
@@ -23,42 +23,61 @@ def script(repository):
     return load
 
 
-def test_the_device_check_finds_nothing_wrong_and_would_find_it(script, tmp_path, monkeypatch, capsys):
-    device = script("device_check")
-    check = device.Check(tmp_path, quick=True, seconds=0.1)
-    check.words = [*device.SMALL, "trainer.device=cpu"]
-    check.judge("table", check._table)
-    check.judge("cohort", check._cohort)
-    check.on_cuda("recorded", lambda: check._recorded([], 1), "graphs")
+@pytest.fixture
+def device(repository, monkeypatch):
+    """A module of scripts/device_check."""
+    monkeypatch.syspath_prepend(str(repository / "scripts"))
+    return lambda name: importlib.import_module(f"device_check.{name}")
+
+
+def test_the_device_check_finds_nothing_wrong_and_would_find_it(device, tmp_path, monkeypatch, capsys):
+    equal, parts = device("equal"), device("check")
+    check = parts.Check(tmp_path, quick=True, seconds=0.1)
+    check.words = [*parts.SMALL, "trainer.device=cpu"]
+    check.judge("table", lambda: equal._table(check))
+    check.judge("cohort", lambda: equal._cohort(check))
+    check.on_cuda("recorded", lambda: equal._recorded(check, [], 1), "graphs")
     applies = True if torch.cuda.is_available() else None
     assert [verdict.ok for verdict in check.verdicts] == [True, True, applies]
     # A table that gives other logits is found out, and so is a check that breaks.
-    monkeypatch.setattr(device.Workbench, "table", lambda bench: (bench.batches, lambda batch: _other(bench, batch)))
-    check.judge("table", check._table)
-    monkeypatch.setattr(device.Workbench, "table", lambda bench: 1 / 0)
-    check.judge("cohort", check._cohort)
+    monkeypatch.setattr(parts.Workbench, "table", lambda bench: (bench.batches, lambda batch: _other(bench, batch)))
+    check.judge("table", lambda: equal._table(check))
+    monkeypatch.setattr(parts.Workbench, "table", lambda bench: 1 / 0)
+    check.judge("cohort", lambda: equal._cohort(check))
     assert [verdict.ok for verdict in check.verdicts[3:]] == [False, False]
     assert "ZeroDivisionError" in check.verdicts[4].detail and "FAIL" in capsys.readouterr().out
 
 
-def test_the_device_check_keeps_what_it_found_of_sections_that_end_early(script, tmp_path, monkeypatch):
+def test_the_device_check_keeps_what_it_found_of_sections_that_end_early(device, tmp_path):
     """Each section is a process: one that is stopped or dies is a verdict, and the others' results stay."""
-    device = script("device_check")
-    arguments = SimpleNamespace(out=tmp_path, seconds=0.1, quick=True)
-    monkeypatch.setattr(device, "__file__", str(tmp_path / "section.py"))
+    supervise, page = device("__main__").supervise, device("page").page
     found = '{"machine": {}, "verdicts": [{"name": "a", "ok": true, "detail": "", "flag": "graphs"}], "figures": {}}'
-    script_text = f"import pathlib, sys, time\npathlib.Path(sys.argv[4]).write_text({found!r})\n"
+    text = f"import pathlib, subprocess, sys, time\npathlib.Path(sys.argv[-1]).write_text({found!r})\n"
+    (tmp_path / "child.py").write_text("import pathlib, time\ntime.sleep(1.2)\npathlib.Path('late').touch()\n")
+    child = f"subprocess.Popen([sys.executable, 'child.py'], cwd={str(tmp_path)!r})\n"
     sections = {}
-    for name, end, limit in (("goals", "", 20), ("equal", "sys.exit(7)\n", 20), ("kernels", "time.sleep(60)\n", 0.5)):
-        (tmp_path / "section.py").write_text(script_text + end)
-        sections[name] = device.supervise(name, arguments, limit)
+    for name, end, limit in (
+        ("run", "", 20),
+        ("equal", "sys.exit(7)\n", 20),
+        ("cohort", child + "time.sleep(60)\n", 0.6),
+    ):
+        (tmp_path / "section.py").write_text(text + end)
+        sections[name] = supervise([sys.executable, str(tmp_path / "section.py")], name, tmp_path, limit)
     oks = [[verdict["ok"] for verdict in section["verdicts"]] for section in sections.values()]
     assert oks[0] == [True] and oks[1] == [True, False] and oks[2][-1] is False
-    text = device.page(sections)
-    assert "ended with 7" in text and "stopped after" in text
-    assert "`PROVEN_GRAPHS = True (" in text and "`PROVEN_COMPILE = False (not tried on a GPU)`" in text
-    sections["goals"]["verdicts"].append({"name": "b", "ok": False, "detail": "", "flag": "graphs"})
-    assert "`PROVEN_GRAPHS = False (failed: b)`" in device.page(sections)
+    written = page(sections)
+    assert "ended with 7" in written and "stopped after" in written
+    assert "`PROVEN_GRAPHS = True (" in written and "`PROVEN_COMPILE = False (not tried on a GPU)`" in written
+    sections["run"]["verdicts"].append({"name": "b", "ok": False, "detail": "", "flag": "graphs"})
+    assert "`PROVEN_GRAPHS = False (failed: b)`" in page(sections)
+    time.sleep(0.8)
+    assert not (tmp_path / "late").exists()  # what a stopped section started is stopped too
+
+
+def test_every_section_of_the_device_check_has_a_limit_and_is_explained(device):
+    main = device("__main__")
+    assert list(main.LIMITS) == list(device("sections").SECTIONS)
+    assert all(f"\n  {name} " in main.__doc__ for name in main.LIMITS)
 
 
 def _other(bench, batch):
@@ -66,12 +85,12 @@ def _other(bench, batch):
     return answer._replace(logits=answer.logits + torch.arange(answer.logits.shape[1]))
 
 
-def test_a_distance_between_weights(script):
-    device = script("device_check")
+def test_a_distance_between_weights(device):
+    distance = device("check").distance
     a = {"w": torch.tensor([3.0, 4.0])}
-    assert device.distance(a, a) == 0.0
-    assert device.distance({"w": torch.tensor([3.0, 9.0])}, a) == 1.0
-    assert device.distance({"w": torch.tensor([3.0, float("nan")])}, a) == float("inf")
+    assert distance(a, a) == 0.0
+    assert distance({"w": torch.tensor([3.0, 9.0])}, a) == 1.0
+    assert distance({"w": torch.tensor([3.0, float("nan")])}, a) == float("inf")
 
 
 def test_the_table_replaces_what_stands_between_its_marks(script, tmp_path, monkeypatch):

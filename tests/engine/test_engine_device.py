@@ -13,6 +13,7 @@ from torch import nn
 
 from kdbench.engine.device import place
 from kdbench.engine.distiller import Distiller
+from kdbench.engine.evaluate import in_float32
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError
@@ -106,6 +107,24 @@ def test_what_a_process_computes_with_is_set_and_said(monkeypatch):
     assert place(TrainerOptions(device="cuda")).device == torch.device("cuda:0")
     with pytest.raises(UserError, match="torch sees 2 CUDA devices"):
         place(TrainerOptions(device="cuda:2"))
+
+
+def test_evaluation_is_in_float32_and_changes_nothing_else_of_what_a_process_computes_with():
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    kept = [backend.allow_tf32 for backend in backends]
+    enabled, tried = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
+    try:
+        for backend in backends:
+            backend.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        with in_float32():
+            assert [backend.allow_tf32 for backend in backends] == [False, False]
+            assert torch.backends.cudnn.enabled == enabled and torch.backends.cudnn.benchmark
+        assert [backend.allow_tf32 for backend in backends] == [True, True]
+    finally:
+        torch.backends.cudnn.benchmark = tried
+        for backend, allowed in zip(backends, kept, strict=True):
+            backend.allow_tf32 = allowed
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
