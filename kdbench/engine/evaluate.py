@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def in_float32() -> Iterator[None]:
 
     Not torch.backends.cudnn.flags: what it is not told it sets to its defaults, and one of them is no cuDNN at all.
     """
-    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:
