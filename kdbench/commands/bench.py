@@ -19,6 +19,8 @@ from kdbench.arguments.ranges import above_to, within
 from kdbench.commands.train import chosen
 from kdbench.errors import UserError, require, split
 from kdbench.files import in_bytes, write_json
+from kdbench.results.read import LATENCY
+from kdbench.results.result import is_finished
 
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
@@ -45,7 +47,8 @@ weights. Where the dataset is not on this machine, random images of its shapes s
                  with a number of steps on its stdin, the seconds that they took (scripts/bench_peer.py)
   --json FILE    write all figures there, too
   --latency RUN  instead: how long a finished run's student takes for an answer here, by torch and onnxruntime, and its
-                 size; --batch: inputs a call (default 1,64); --trust: run code that the run's folder names
+                 size; --batch: inputs a call (default 1,64); --trust: run code that the run's folder names. It is kept
+                 beside the run (latency.json), and kdbench compare shows the time of one input by torch
 
 Examples:
   kdbench bench dataset=cifar100 teacher=resnet56 student=resnet20 schedule=crd240 --baseline
@@ -149,9 +152,10 @@ def latency(options: argparse.Namespace, words: list[str]) -> int:
     for one in found:
         spread = f"({one.spread[0]:.3f} to {one.spread[1]:.3f})"
         print(f"{one.way:<{width}}  {one.batch:>5}  {one.milliseconds:>9.3f} {spread:<18}  {one.rate:>12,.0f}")
-    if options.json is not None:
-        tree = {"network": student.name, **size._asdict(), "latency": [one._asdict() for one in found]}
-        write_json(options.json, tree)
+    tree = {"network": student.name, **size._asdict(), "latency": [one._asdict() for one in found]}
+    for file in [*([student.folder / LATENCY] if is_finished(student.folder) else []), options.json]:
+        if file is not None:
+            write_json(file, tree)
     return 0
 
 

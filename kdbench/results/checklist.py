@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,8 @@ from kdbench.results.read import Run
 from kdbench.results.rows import Comparison
 from kdbench.results.statistics import LEVEL
 from kdbench.results.verdicts import by_seed
+
+_VALUE = re.compile(r"[\w.+-]+")
 
 
 def checklist(comparison: Comparison) -> list[tuple[str, str]]:
@@ -22,7 +25,7 @@ def checklist(comparison: Comparison) -> list[tuple[str, str]]:
     chosen = TASKS[runs[0].result.task].on("val") if runs else ""
     split = any(run.result.best for run in runs)
     rule = f"best: the epoch with the best {chosen}" if split else "no validation split: nothing was selected"
-    commands = list(dict.fromkeys(shlex.join(["kdbench", "train", *run.result.overrides]) for run in runs))
+    commands = _sweeps(list(dict.fromkeys(tuple(run.result.overrides) for run in runs)))
     kept = sum((run.folder / PREDICTIONS).exists() for run in runs)
     return [
         ("Runs", f"{len(runs)} of {len(comparison.rows)} settings; {_some(counts)} a setting"),
@@ -44,6 +47,23 @@ def checklist(comparison: Comparison) -> list[tuple[str, str]]:
                       "here varies"),
         ("Left out", "; ".join(comparison.warnings) or "nothing to warn of"),
     ]  # fmt: skip
+
+
+def _sweeps(typed: Sequence[tuple[str, ...]]) -> list[str]:
+    """The command lines of runs: those that differ in the value of one word are one sweep."""
+    lines = list(typed)
+    for place in range(max(map(len, typed), default=0)):
+        groups: dict[tuple[bool, tuple[str, ...]], list[str]] = {}
+        for words in lines:
+            key, _, value = words[place].partition("=") if place < len(words) else ("", "", "")
+            plain = _VALUE.fullmatch(value) is not None  # else a comma would need quotes
+            same = (*words[:place], f"{key}=", *words[place + 1 :]) if plain else words
+            groups.setdefault((plain, same), []).append(value if plain else "")
+        lines = [
+            (*same[:place], *(word + ",".join(values) for word in same[place : place + 1]), *same[place + 1 :])
+            for (_, same), values in groups.items()
+        ]
+    return [shlex.join(["kdbench", "train", *([] if words in typed else ["-m"]), *words]) for words in lines]
 
 
 def _each_cost(runs: Sequence[Run]) -> str:

@@ -64,6 +64,7 @@ _ALL = (
     Metric("memory", "bytes", -1),
     Metric("gpu_memory", "bytes", -1),
     Metric("flops", "FLOPs", -1),
+    Metric("latency", "s", -1),
     Metric("images_per_second", "images/s", 1),
     Metric("epoch", "epochs", -1),
 )

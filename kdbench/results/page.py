@@ -12,7 +12,7 @@ from kdbench.results.plots.images import classes, confusion, reliability
 from kdbench.results.plots.plot import MOST_SERIES, Plot
 from kdbench.results.plots.runs import candidates, costs, curves, sweeps
 from kdbench.results.plots.svg import STYLE, svg
-from kdbench.results.render import WORDS, cells, heading, verdict_cells
+from kdbench.results.render import VERDICTS, WORDS, cells, heading, verdict_cells
 from kdbench.results.rows import Comparison
 from kdbench.results.verdicts import Verdicts
 
@@ -31,7 +31,9 @@ p,figcaption,footer{color:var(--soft)}p{margin:.3rem 0}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--faint);white-space:nowrap}
 th{position:sticky;top:0;background:var(--paper)}
-.word{text-align:left}.BETTER{color:var(--good);font-weight:600}.WORSE{color:var(--bad);font-weight:600}
+.word{text-align:left}.told{white-space:normal;min-width:9rem}
+tbody tr{background:var(--paper)}td:first-child{position:sticky;left:0;background:inherit}
+.BETTER{color:var(--good);font-weight:600}.WORSE{color:var(--bad);font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.5rem}
 figure{margin:0;break-inside:avoid}figure h3{font-size:1rem;margin:0 0 .3rem}
 figcaption{font-size:.85rem}svg.plot{width:100%;height:auto;display:block}
@@ -102,7 +104,7 @@ def _parts(
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> Iterator[str]:
     """A table that scrolls by itself where it is too wide; columns of words are aligned to the left."""
-    kinds = [' class="word"' if title in words else "" for title in header]
+    kinds = [f' class="word{" told" * (title in VERDICTS)}"' if title in words else "" for title in header]
     heads = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, header, strict=True))
     yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>'
     for row in rows[:MOST_ROWS]:
@@ -114,5 +116,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence
 
 def _cell(kind: str, text: str) -> str:
     if text in ("BETTER", "WORSE"):
-        kind = f' class="word {text}"'
+        kind = f' class="word told {text}"'
     return f"<td{kind}>{escape(text)}</td>"

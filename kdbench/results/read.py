@@ -9,14 +9,31 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdbench.errors import UserError
+from kdbench.files import read_object
 from kdbench.results.result import RESULT, RunResult, is_finished, read_result
 
+LATENCY = "latency.json"  # what `kdbench bench --latency` measured of a run's student
 _MARKS = (RESULT, "run.json", "config.yaml", "train.log", ".hydra")  # any of these makes a folder a run's
 
 
 class Run(NamedTuple):
     folder: Path
     result: RunResult
+
+    def cost(self, name: str) -> float | None:
+        """What the run took or its student takes, by its name in `RunResult.cost`, "flops" or "latency"."""
+        return latency(self.folder) if name == "latency" else self.result.figure(f"cost/{name}")
+
+
+def latency(folder: Path) -> float | None:
+    """Seconds that the student takes for one input by torch, as `kdbench bench --latency` measured them last and on the
+    machine that it ran on; None: it did not, or its file is no such file."""
+    try:
+        found = read_object(folder / LATENCY)["latency"]
+        (one,) = (float(each["milliseconds"]) for each in found if (each["way"], each["batch"]) == ("torch", 1))
+    except (UserError, LookupError, TypeError, ValueError):
+        return None
+    return one / 1000
 
 
 class Found(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from kdbench.results.rows import COSTS, Comparison, Figure, Row
 from kdbench.results.statistics import FEWEST, LEVEL, Judged
 from kdbench.results.verdicts import Verdicts, Versus
 
-WORDS = ("setting", "against", "verdict", "on this test set", "on such images")  # columns of words, to the left
+VERDICTS = ("verdict", "on this test set", "on such images")  # columns of sentences
+WORDS = ("setting", "against", *VERDICTS)  # columns of words, to the left
 
 
 def metric_title(name: str, comparison: Comparison) -> str:
@@ -117,7 +118,7 @@ def heading(verdicts: Verdicts, columns: Sequence[str]) -> str:
 
 def setting(row: Row, columns: Sequence[str]) -> str:
     """A setting by what it differs in: "loss=kl, loss.tau=4"."""
-    return ", ".join(f"{key}={row.differs[key]}" for key in columns if key in row.differs) or "all runs"
+    return ", ".join(f"{key}={_short(row.differs[key])}" for key in columns if key in row.differs) or "all runs"
 
 
 def sentence(judged: Judged) -> str:
@@ -132,7 +133,7 @@ def sentence(judged: Judged) -> str:
 
 
 def _signed(metric: Metric, value: float | None) -> str:
-    return "-" if value is None else f"{metric.scale * value:+.{metric.digits}f}"
+    return "-" if value is None else f"{round(metric.scale * value, metric.digits) + 0.0:+.{metric.digits}f}"
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -237,7 +238,13 @@ def _columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
 
 
 # Titles and units of what runs cost; where none of them knows it there is no column.
-_COSTS = {"cpu_seconds": ("CPU s", 1.0), "gpu_seconds": ("GPU s", 1.0), "energy": ("kJ", 1e3), "flops": ("MFLOPs", 1e6)}
+_COSTS = {
+    "cpu_seconds": ("CPU s", 1.0),
+    "gpu_seconds": ("GPU s", 1.0),
+    "energy": ("kJ", 1e3),
+    "flops": ("MFLOPs", 1e6),
+    "latency": ("ms an input", 1e-3),
+}
 
 
 def _cost(name: str, unit: float, row: Row) -> str:
@@ -260,4 +267,13 @@ def _metric(name: str, metric: Metric, row: Row) -> str:
 
 def _differing(key: str, row: Row) -> str:
     value = row.differs.get(key)
-    return "-" if value is None else str(value)
+    return "-" if value is None else _short(value)
+
+
+def _short(value: Any) -> str:
+    """A value as text; of objects (the parts of an augmentation) the names of their classes alone."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return str(value["_target_"]).rpartition(".")[2]
+    if isinstance(value, (list, tuple)) and any(isinstance(one, Mapping) for one in value):
+        return " + ".join(map(_short, value))
+    return str(value)

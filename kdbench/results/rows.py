@@ -18,7 +18,7 @@ _counted, _is_seed = functools.cache(counted), functools.cache(is_seed)  # a tho
 _FOLLOWS = {"schedule": ("optimizer.", "teacher.schedule.", "teacher.optimizer."), "optimizer": ("teacher.optimizer.",)}
 
 
-COSTS = ("cpu_seconds", "gpu_seconds", "energy", "flops")  # that tables show beside every figure
+COSTS = ("cpu_seconds", "gpu_seconds", "energy", "flops", "latency")  # that tables show beside every figure
 
 
 class Figure(NamedTuple):
@@ -222,7 +222,7 @@ def _row(runs: list[Run], columns: Sequence[str], metrics: Sequence[str]) -> Row
         metrics={name: Figure.of(run.result.figure(name) for run in runs) for name in metrics},
         agreement=Figure.of(run.result.last.get("test/agreement") for run in runs),
         seconds=Figure.of(run.result.seconds for run in runs),
-        cost={name: Figure.of(run.result.figure(f"cost/{name}") for run in runs) for name in COSTS},
+        cost={name: Figure.of(run.cost(name) for run in runs) for name in COSTS},
         runs=runs,
     )
 

@@ -25,6 +25,7 @@ from kdbench.models.base import needed
 from kdbench.models.interface import Interface
 from kdbench.models.weights import load_into, read_safetensors, weight_hash
 from kdbench.results.predictions import PREDICTIONS
+from kdbench.results.read import LATENCY
 from kdbench.results.result import RESULT, is_finished, read_result
 from kdbench.results.status import FAILURE, START
 from kdbench.types import CorpusInfo, ImageInfo, Info
@@ -37,7 +38,7 @@ NETWORK = "network.json"
 LOSS = "loss.safetensors"  # what a loss learned, where another stage goes on from it
 EXPORT = "export"  # files of the student for other programs
 _TEXTS = ("config.yaml", "metrics.jsonl", "epsilon.json")
-_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, LOSS, PREDICTIONS, START, FAILURE, *_TEXTS)
+_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, LOSS, PREDICTIONS, LATENCY, START, FAILURE, *_TEXTS)
 
 
 def clear(folder: Path) -> None:

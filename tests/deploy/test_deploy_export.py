@@ -19,6 +19,7 @@ from kdbench.deploy.export import export, read_back
 from kdbench.deploy.latency import latencies, size_of
 from kdbench.deploy.student import load
 from kdbench.errors import UserError
+from kdbench.results.read import latency
 from tests.support.shell import kdbench
 
 # What somebody writes who has only the file, numpy, Pillow and onnxruntime.
@@ -111,6 +112,7 @@ def test_latency_and_size(photo_run, capsys):
     assert kdbench("bench", "--latency", str(photo_run), "--batch", "2", "--seconds", "0.05", "--json", "l.json") == 0
     assert "inputs a second" in capsys.readouterr().out
     assert json.loads(Path("l.json").read_text())["latency"][0]["batch"] == 2
+    assert (photo_run / "latency.json").read_text() == Path("l.json").read_text() and latency(photo_run) is None
 
 
 def test_a_timm_student_and_vectors_are_exported_too(tmp_path):

@@ -345,6 +345,38 @@ def test_the_checklist(run_compare, clear_sweep):
     assert told["Compute"].startswith("0.08 hours") and told["Teachers"] == "resnet20 aa"
 
 
+def test_commands_that_differ_in_one_value_are_one_sweep(run_compare, tmp_path):
+    words = [["loss=ce", f"seed={seed}"] for seed in (0, 1)]
+    words += [[f"loss={loss}", f"seed={seed}", "a=[1,2]"] for loss in ("kl", "dkd") for seed in (0, 1, 2)]
+    words += [["loss=ce", "a=[1,3]"], ["loss=ce", "a=[1,4]"]]
+    for number, overrides in enumerate(words):
+        write(tmp_path / str(number), {**result(0.9, seed=number), "overrides": overrides})
+    _, out, _ = run_compare(tmp_path, "--checklist")
+    told = dict(line.split(": ", 1) for line in out.splitlines())
+    assert told["Commands"].split("; ") == [
+        "kdbench train -m loss=ce seed=0,1", "kdbench train -m loss=kl,dkd seed=0,1,2 'a=[1,2]'",
+        "kdbench train loss=ce 'a=[1,3]'", "kdbench train loss=ce 'a=[1,4]'",
+    ]  # fmt: skip
+
+
+def test_the_parts_of_an_augmentation_are_named_by_their_classes(run_compare, tmp_path):
+    for number, name in enumerate(("Crop", "Flip")):
+        parts = [{"_target_": f"kdbench.data.{name}", "pad": 4}, {"_target_": "kdbench.data.Cutout", "size": 16}]
+        write(tmp_path / name, result(0.9 - number / 10, dataset__augment__parts=parts))
+    _, out, _ = run_compare(tmp_path)
+    assert "Flip + Cutout" in out and "_target_" not in out
+
+
+def test_a_measured_latency_stands_beside_the_figures(run_compare, tmp_path):
+    for name in ("kl", "dkd"):
+        write(tmp_path / name, result(0.9, loss=name))
+    found = [{"way": "torch", "batch": 64, "milliseconds": 9.0}, {"way": "torch", "batch": 1, "milliseconds": 1.25}]
+    (tmp_path / "kl" / "latency.json").write_text(json.dumps({"latency": found}))
+    (tmp_path / "dkd" / "latency.json").write_text("[]")  # hostile: no figure, no fault
+    code, out, _ = run_compare(tmp_path)
+    assert code == 0 and "ms an input" in out and "1.25" in out
+
+
 def test_a_librarys_network_is_found_by_its_own_name_and_by_its_option(run_compare, tmp_path):
     for name in ("resnet18", "vit_tiny"):
         choices = {"choices": {"teacher": "timm"}, "teacher": {"name": name}}

@@ -112,13 +112,14 @@ def _swept(name: str, line: Sequence[tuple[float, Row]], metric: str, kind: Metr
 
 
 def costs(comparison: Comparison, chosen: Sequence[Row], metric: str) -> Iterator[Plot]:
-    """The metric against parameters, multiply-adds where the results know them, and seconds of training."""
+    """The metric against parameters, FLOPs and latency where they are known, and what training took."""
     kind, named = comparison.metric(metric), metric_title(metric, comparison)
     columns = comparison.columns
     known = [row for row in comparison.rows if row.metrics[metric].mean is not None]
     for name, title, of in (
         ("parameters", "parameters of the student", lambda run: run.result.student.parameters),
         ("flops", "FLOPs of the student", lambda run: run.result.figure("cost/flops")),
+        ("latency", "seconds an input takes the student", lambda run: run.cost("latency")),
         ("seconds", "seconds of training", lambda run: run.result.seconds),
         ("energy", "joules of training", lambda run: run.result.figure("cost/energy")),
     ):

@@ -77,7 +77,8 @@ def _axes(plot: Plot) -> Iterator[str]:
     for value, text in plot.y.ticks:
         y = _y(plot.y, value)
         yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>'
-        yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(_cut(text, 8))}</text>'
+        small = ' style="font-size:11px"' if len(text) > 6 else ""  # eight letters beside the axis' title
+        yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end"{small}>{escape(_cut(text, 10))}</text>'
     yield f'<path class="frame" d="M{_LEFT} {_TOP}H{right}V{bottom}H{_LEFT}Z"/>'
     yield from _titles(plot)
 
