@@ -41,7 +41,8 @@ class Distiller(nn.Module):
             if self.together is not None:
                 outputs = self.together.outputs(network, input, target)
             else:
-                outputs = network(input) if self.loss.views == 1 else by_view(network, input, self.loss.views)
+                apart = self.loss.views > 1 and self.loss.apart
+                outputs = by_view(network, input, self.loss.views) if apart else network(input)
         outputs = counted(outputs, target)
         terms = self.loss(outputs, teacher, target)
         return StepOutput(terms, outputs.logits.detach())

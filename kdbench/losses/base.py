@@ -59,7 +59,8 @@ class DistillationLoss(nn.Module):
     """
 
     needs: tuple[str, ...] = ()  # features read; an instance may set its own
-    views: int = 1  # of each image, one after the other in a batch; each goes through the student by itself
+    views: int = 1  # of each image, one after the other in a batch
+    apart: ClassVar[bool] = True  # whether each view goes through the student by itself, or all as one batch
     train_rows: int | None = None  # rows of the training set (target.row lies below it); known before `setup`
     epochs: int | None = None  # of the training; known before `setup`
     batch_size: int | None = None  # of the training, but for an epoch's last batch; known before `setup`

@@ -41,7 +41,8 @@ def timm_model(
     for one image size are given `image_size`, or `upscale`: pixels a side that inputs are scaled to first (small
     images for networks of large ones, on the device, so that the data stays small). Features: "stem" where the
     network has five map sizes or more, the last four (or fewer) sizes as "stage1".."stage4", each [B, D, H, W]; four
-    evenly spaced blocks where all maps are equally large (ViT); "pooled" [B, D]; "head" and "head_dist", the logits
+    evenly spaced blocks where all maps are equally large (ViT); of a ViT also "block1" and "block2", and "tokens", the
+    last block's after the final norm; "pooled" [B, D]; "head" and "head_dist", the logits
     [B, C] of the class token and of the distillation token where there is one, whose mean the network's own are (DeiT,
     PiT). Raises UserError for an unknown name, a head that does not fit, weights that do not exist or cannot be
     fetched, and options that the network refuses.
@@ -170,15 +171,19 @@ def _imagenet_names(net: Any, config: Mapping[str, Any]) -> list[str] | None:
 class Stages:
     """Reads logits and features off a timm network in one pass. Stateless; `indices` are those of feature_info."""
 
-    def __init__(self, names: list[str], indices: list[int], linear: bool, distilled: bool) -> None:
+    def __init__(self, names: list[str], indices: list[int], linear: bool, distilled: bool, tokens: bool) -> None:
         self.names = names
         self.indices = indices
+        self.tokens = tokens  # whether it is a ViT, whose last tokens after the final norm are a feature, too
         self.linear = linear  # whether the classifier is one linear layer on the pooled features
         self.distilled = distilled  # whether a second one is on a distillation token
 
     def __call__(self, net: Any, image: Tensor) -> Outputs:
-        last, maps = net.forward_intermediates(image, indices=self.indices)
-        features = dict(zip(self.names, maps))
+        read = sorted(set(self.indices))
+        last, maps = net.forward_intermediates(image, indices=read)
+        features = {name: maps[read.index(index)] for name, index in zip(self.names, self.indices)}
+        if self.tokens:
+            features["tokens"] = last[:, net.num_prefix_tokens :].mT.unflatten(2, maps[-1].shape[2:])
         pooled = net.forward_head(last, pre_logits=True)
         if isinstance(pooled, Tensor):  # CrossViT has one vector a branch: not a feature that a loss could read
             features["pooled"] = pooled.flatten(1)
@@ -201,7 +206,10 @@ def _observer(net: Any) -> Stages:
     sizes = [entry["reduction"] for entry in getattr(net.feature_info, "info", net.feature_info)]
     names, indices = choose_stages(sizes)
     distilled = hasattr(net, "set_distilled_training") and getattr(net, "head_dist", None) is not None
-    return Stages(names, indices, isinstance(net.get_classifier(), nn.Linear), distilled)
+    tokens = isinstance(net, timm.models.VisionTransformer) and len(sizes) > 1
+    if tokens:
+        names, indices = ["block1", "block2", *names], [0, 1, *indices]
+    return Stages(names, indices, isinstance(net.get_classifier(), nn.Linear), distilled, tokens)
 
 
 def _check_forward(network: Adopted, name: str, in_channels: int) -> None:

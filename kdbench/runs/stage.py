@@ -139,7 +139,8 @@ def refuse_views(loss: DistillationLoss, name: str, augment: Augment, mix: objec
     if loss.views == 1:
         return
     why = f"loss={name} compares {loss.views} views of each image"
-    allowed = f"weak_strong, or another SideBySide of {loss.views} augmentations: {why}"
+    option = "weak_strong" if loss.views == 2 else "rotations"
+    allowed = f"{option}, or another SideBySide of {loss.views} augmentations: {why}"
     require(copies_of(augment) == loss.views, "dataset/augment", type(augment).__name__, allowed)
     require(mix is None, "dataset.mix.kind", type(mix).__name__.lower(), f"none: {why}")
     require(world.size() == 1, "loss", name, f"another under torchrun: {why}, and a process has only some rows")

@@ -17,7 +17,7 @@ from tests.support.losses import FOLDER, NAMES, C, attach, batch, build, cast, r
 
 LABELLED = [name for name in NAMES if not build(name).of_embeddings]
 # value depends on the order of the batch, or on chance
-IN_ORDER = {"dkpp", "cc", "crd", "sum", "crld", "dhkd", "semckd", "mgd", "nd", "diffkd"}
+IN_ORDER = {"dkpp", "cc", "crd", "sum", "crld", "dhkd", "semckd", "mgd", "nd", "diffkd", "sskd", "hsakd", "vitkd"}
 PHASES = (0.0, 0.25, 0.75, 1.0)
 
 

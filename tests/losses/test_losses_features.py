@@ -24,8 +24,8 @@ SHAPES = {
 }
 PLAIN = ("at", "cat_kd", "fsp", "kdsvd", "norm", "nst", "pkt", "rkd", "simkd", "sp")  # without layers of their own
 ADAPTED = (
-    "afd", "cc", "crd", "diffkd", "fitnet", "ft", "ickd", "itrd", "mgd", "nd", "ofd", "reviewkd", "semckd", "srrl",
-    "vid", "vkd", "wkd_f",
+    "afd", "cc", "crd", "diffkd", "fitnet", "ft", "hsakd", "ickd", "itrd", "mgd", "nd", "ofd", "reviewkd", "semckd",
+    "srrl", "sskd", "vid", "vitkd", "vkd", "wkd_f",
 )  # fmt: skip
 FEATURE = (*PLAIN, *ADAPTED)
 
@@ -97,7 +97,7 @@ def test_a_missing_feature_is_told(name):
     attach(loss, student, teacher)
     bare = Outputs(student.logits, {"stage0": student.logits})
     assert loss.needs
-    assert set(ready(name).needs) <= {"stem", "stage1", "stage2", "stage3", "pooled"}
+    assert set(ready(name).needs) <= {"stem", "stage1", "stage2", "stage3", "pooled", "block1", "block2", "tokens"}
     with pytest.raises(UserError, match=r"the student has (only stage0|no map)|does not extend its students"):
         loss.setup(bare, teacher)
         loss(bare, teacher, batch(2, name)[2])

@@ -66,6 +66,8 @@ def outputs(logits: torch.Tensor, width: int, sizes: tuple[int, int, int], seed:
     maps |= {"head": logits + apart, "head_dist": logits - apart}
     maps["members"] = torch.stack([logits, logits + apart, 0.5 * logits - apart], 1)
     maps["projected"] = torch.randn(len(logits), 24, 2, 2, generator=random).relu()  # of a student that is extended
+    # What a ViT has: its first blocks, and its last tokens.
+    maps |= {name: torch.randn(len(logits), width, 4, 4, generator=random) for name in ("block1", "block2", "tokens")}
     return Outputs(logits, maps)
 
 

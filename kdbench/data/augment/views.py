@@ -7,7 +7,7 @@ them fit in a table. Where there are not (`views` is None), the id is a 63-bit s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Literal, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import listed, within
 from kdbench.data.seeds import mixed
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 
 SEED = 2**63 - 1  # view ids of what cannot be enumerated are drawn from [0, SEED)
 
@@ -130,6 +130,28 @@ class CropFlip:
 
 
 @checked
+@dataclass(frozen=True)
+class Turn:
+    """Square images turned counter-clockwise by a number of right angles: one view."""
+
+    quarters: Annotated[int, within(0, 3)]
+
+    views = 1
+
+    @property
+    def no_op(self) -> int:
+        return 0 if self.quarters == 0 else -1
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.zeros(n, dtype=torch.int64)
+
+    def __call__(self, images: Tensor, view: Tensor) -> Tensor:
+        if self.quarters % 2 and images.shape[-1] != images.shape[-2]:
+            raise UserError("dataset.augment", "Turn", f"another for images of {images.shape[-2]} x {images.shape[-1]}")
+        return images.rot90(self.quarters, (-2, -1)).contiguous()
+
+
+@checked
 def jitter(pixels: Annotated[int, within(0, 1024)] = 2) -> CropFlip:
     """Shift by up to `pixels` in both directions, black borders: Hinton et al. 2015, section 3 (MNIST)."""
     return CropFlip(pad=pixels, flip=False)
@@ -195,12 +217,17 @@ class SideBySide:
 
     A batch of B images holds all B in the first part's views, then all B in the second's, ... A view id is a part's own
     one times the number of parts, plus the part. A table of the teacher's logits serves if all parts can be enumerated.
+    `alike`: an image's views have one draw, so that parts which differ in a turn alone show the same crop; parts with
+    other numbers of views are refused.
     """
 
     parts: Annotated[Sequence[Augment], listed(2, "a list of two augmentations or more")]
+    alike: bool = field(default=False, repr=False)  # which draws there are; what a view id shows, and so a table, stays
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
+        one = len({part.views for part in self.parts}) == 1
+        require(one or not self.alike, "alike", self.alike, "false: its parts have different numbers of views")
 
     @property
     def copies(self) -> int:
@@ -217,7 +244,8 @@ class SideBySide:
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n view ids: the first n / copies are the first part's, ..."""
-        own = [part.draw(n // self.copies, generator) for part in self.parts]
+        own = [part.draw(n // self.copies, generator) for part in self.parts[: 1 if self.alike else None]]
+        own = own * self.copies if self.alike else own
         largest = SEED // self.copies  # of seeds, such that an id has 63 bits
         return torch.cat([(view % largest) * self.copies + number for number, view in enumerate(own)])
 
