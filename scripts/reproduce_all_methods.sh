@@ -7,8 +7,9 @@ source "$(dirname "$0")/reproduce.sh"
 
 weak=jitter # what the teacher of all others sees
 [ "$size" = small ] || { suffix=_cifar10; weak=crop_flip; }
-# What needs another teacher, student or augmentation runs by itself below; tfkd_self and pskd teach themselves.
-apart=' aekd camkd ce crld deit pskd tfkd_self '
+# What needs another teacher, student or augmentation runs by itself below; tfkd_self and pskd teach themselves; deit and
+# vitkd are for vision transformers.
+apart=' aekd camkd ce crld deit hsakd pskd sskd tfkd_self vitkd '
 named=${LOSSES:-$(cd "$(dirname "$0")/../configs/loss" && printf '%s\n' *.yaml | sed 's/\.yaml$//' | paste -sd, -)}
 losses=$(tr , '\n' <<<"$named" | while read -r name; do [[ $apart == *" $name "* ]] || echo "$name"; done | paste -sd, -)
 one() { [[ ,$named, == *,$1,* ]] || return 0; shift; run tian2020 "$@"; }
@@ -17,6 +18,9 @@ run tian2020 "loss=$losses" hydra/launcher=cohort
 one ce loss=ce teacher=none
 one pskd loss=pskd loss.as_published=true teacher=none
 one crld loss=crld dataset/augment=weak_strong "+dataset/augment@dataset.teacher_augment=$weak"
+for name in sskd hsakd; do # one epoch of what they train first for each of the student's; published: 60
+  one $name loss=$name loss.epochs='${schedule.epochs}' dataset/augment=rotations "+dataset/augment@dataset.teacher_augment=$weak"
+done
 one mlkd loss=mlkd loss.views=2 dataset/augment=weak_strong "+dataset/augment@dataset.teacher_augment=$weak"
 one kl loss=kl optimizer=dot optimizer@teacher.optimizer=sgd
 one deepkd loss=deepkd optimizer=deepkd optimizer@teacher.optimizer=sgd

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from kdbench.data.augment.strong import Cutout, RandAugment, ResizedCrop
-from kdbench.data.augment.views import Compose, CropFlip, Identity, SideBySide, copies_of, jitter
+from kdbench.data.augment.views import Compose, CropFlip, Identity, SideBySide, Turn, copies_of, jitter
 from kdbench.data.order import Order
 from kdbench.data.seeds import mixed, seed_of, uniforms
 from kdbench.errors import UserError
@@ -139,3 +139,23 @@ def test_side_by_side_shows_each_image_in_the_view_of_every_part():
     assert torch.equal(shown[4:8], again) and not torch.equal(shown[4:8], shown[:4])
     assert torch.equal(both(images, torch.full((6,), both.no_op)), images)
     assert SideBySide([strong, weak]).no_op == -1
+
+
+def test_turned_views_show_one_crop_where_they_are_alike():
+    """Four turns of an image as torch.rot90 has them; a table's view ids mean the same with draws of their own."""
+    crop, images = CropFlip(pad=1), some_images(6, 3, 8)
+    parts = [crop, *(Compose([crop, Turn(quarters)]) for quarters in (1, 2, 3))]
+    alike, free = SideBySide(parts, alike=True), SideBySide(parts)
+    assert repr(alike) == repr(free) and alike.views == free.views == 4 * crop.views
+    place, view = Order(6, 6, 3, copies=4).epoch(1, alike)
+    shown = alike(images.index_select(0, place), view).view(4, 6, 3, 8, 8)
+    for quarters in range(4):
+        assert torch.equal(shown[quarters], shown[0].rot90(quarters, (-2, -1)))
+    assert not torch.equal(
+        *(SideBySide(parts, alike=own).draw(24, torch.Generator().manual_seed(0)) for own in (True, False))
+    )
+    assert torch.equal(alike(images, torch.full((6,), alike.no_op)), images) and Turn(2).no_op == -1
+    with pytest.raises(UserError, match="alike"):
+        SideBySide([crop, jitter(2)], alike=True)
+    with pytest.raises(UserError, match="Turn"):
+        Turn(1)(images[..., :4], view[:6])

@@ -26,6 +26,7 @@ NETWORKS: dict[str, list[tuple[int, int]]] = {
     "teacher": [(5, 8), (6, 4), (8, 4)],
     "same": [(5, 8), (6, 4), (8, 4)],
     "even": [(5, 8), (6, 4), (8, 2)],
+    "strided": [(3, 8), (4, 4), (5, 2)],
 }  # fmt: skip
 
 
@@ -35,16 +36,18 @@ def wave(shape: tuple[int, ...], phase: float, scale: float = 1.5) -> Tensor:
     return scale * torch.sin(0.9 * i**1.5 + phase).reshape(shape)
 
 
-def outputs(name: str, phase: float, dtype: torch.dtype) -> Outputs:
-    """What one of the fixed networks gives for four inputs; every feature a leaf."""
+def outputs(name: str, phase: float, dtype: torch.dtype, samples: int = 4) -> Outputs:
+    """What one of the fixed networks gives for four inputs, or more; every feature a leaf."""
     features = {}
     for i, (width, side) in enumerate(NETWORKS[name], start=1):
-        before = wave((4, width, side, side), phase + i)
+        before = wave((samples, width, side, side), phase + i)
         features |= {f"stage{i}.pre": before, f"stage{i}": before.relu()}
     last = features["stage3"]
-    features |= {"pooled": last.mean((2, 3)), "projected": wave((4, 8, 2, 2), phase + 9).relu()}
+    features |= {"pooled": last.mean((2, 3)), "projected": wave((samples, 8, 2, 2), phase + 9).relu()}
+    tokens = (samples, last.shape[1], 4, 4)  # of a ViT
+    features |= {name: wave(tokens, phase + 11 + i) for i, name in enumerate(("block1", "block2", "tokens"))}
     leaves = {key: value.to(dtype).requires_grad_(phase < 1) for key, value in features.items()}
-    return Outputs(wave((4, 5), phase, 3.0).to(dtype).requires_grad_(phase < 1), leaves)
+    return Outputs(wave((samples, 5), phase, 3.0).to(dtype).requires_grad_(phase < 1), leaves)
 
 
 def parts(out: Outputs, phase: float) -> Parts:
@@ -69,8 +72,9 @@ def marks(grad: Tensor) -> list[float]:
 
 
 def prepared(case: dict[str, object], dtype: torch.dtype) -> tuple[DistillationLoss, Outputs, Outputs]:
-    student = outputs(str(case.get("student", "student")), 0.2, dtype)
-    teacher = outputs(str(case.get("teacher", "teacher")), 1.3, dtype)
+    samples = int(case.get("samples", 4))  # type: ignore[call-overload]
+    student = outputs(str(case.get("student", "student")), 0.2, dtype, samples)
+    teacher = outputs(str(case.get("teacher", "teacher")), 1.3, dtype, samples)
     loss = build(str(case["loss"]), **case["changes"])  # type: ignore[arg-type]
     if case.get("first"):  # what comes before the main training
         assert loss.first_training is not None
@@ -97,7 +101,8 @@ def test_value_and_gradients_equal_the_authors(case, dtype, digits, monkeypatch)
         monkeypatch.setattr(torch, "randn", lambda shape, **_: wave(shape, 0.3 * next(turn), 1.0).to(dtype))
         monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([17, 300, 999, 512]))
     loss, student, teacher = prepared(case, dtype)
-    target = Target(LABEL, torch.arange(4), torch.tensor(case.get("progress", 0.0), dtype=torch.float64))
+    label = LABEL if loss.views == 1 else LABEL[:3].repeat(loss.views)
+    target = Target(label, torch.arange(len(label)), torch.tensor(case.get("progress", 0.0), dtype=torch.float64))
     total = loss(student, teacher, target).total
     total.backward()
     known = digits if dtype == torch.float64 else case.get("float32", 1e-6)  # singular vectors have fewer digits

@@ -20,6 +20,7 @@ LISTED = [
     "{_target_: kdbench.data.augment.views.CropFlip, pad: 1},{_target_: kdbench.data.augment.views.CropFlip, pad: 0}]",
 ]  # fmt: skip
 SMALL = [*MLPS, "schedule.epochs=2"]
+TURNED = ["dataset/augment=rotations", "loss.epochs=1"]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -60,21 +61,25 @@ def test_an_optimizer_that_keeps_terms_apart_needs_its_terms():
     [
         ["loss=deepkd", "optimizer=deepkd"], ["loss=dhkd", "optimizer=aligned_sgd", "loss.hidden=8"],
         ["loss=kl", "optimizer=dot"], ["loss=pskd", "loss.as_published=true", "teacher=none"], PAIRED,
+        [*TURNED, "loss=sskd"], [*TURNED, "loss=hsakd"],
     ],
-    ids=["deepkd", "dhkd", "dot", "pskd", "crld"],
+    ids=["deepkd", "dhkd", "dot", "pskd", "crld", "sskd", "hsakd"],
 )  # fmt: skip
 def test_a_run_that_was_stopped_continues_to_the_last_bit(words, monkeypatch):
     from kdbench.engine.trainer import Member
 
-    taught = [word for word in SMALL if not (word.startswith("teacher") and "teacher=none" in words)]
-    typed, options = [*taught, *words], {"without": ["dataset/augment"] if words is PAIRED else []}
+    small = [*SMALL[4:], "teacher=resnet8", "student=resnet8"] if "loss=hsakd" in words else SMALL  # it reads maps
+    taught = [word for word in small if not (word.startswith("teacher") and "teacher=none" in words)]
+    after = 1 + ("loss.epochs=1" in words)  # past its first training
+    views = any(word.startswith("dataset/augment") for word in words)
+    typed, options = [*taught, *words], {"without": ["dataset/augment"] if views else []}
     whole = train(*typed, out="whole", **options)
     end, ended = Member.end_epoch, []
 
     def stop(self, *args):
         found = end(self, *args)
         ended.append(1)
-        if len(ended) == 1:
+        if len(ended) == after:
             raise KeyboardInterrupt
         return found
 
