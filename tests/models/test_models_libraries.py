@@ -28,7 +28,7 @@ FOUR = FIVE[1:]
 TIMM = {
     "test_resnet": FIVE,
     "test_efficientnet": FIVE,
-    "test_vit": FOUR,
+    "test_vit": ["block1", "block2", *FOUR[:-1], "tokens", "pooled"],
     "test_convnext": FOUR,
     "levit_128s": ["stage1", "stage2", "stage3", "pooled", "head", "head_dist"],  # two heads, averaged
 }
@@ -77,6 +77,10 @@ def _compare(network: nn.Module, theirs: nn.Module, x: torch.Tensor, features: l
     if "head" in features:
         assert torch.equal((out.features["head"] + out.features["head_dist"]) / 2, out.logits)
         assert not torch.equal(out.features["head"], out.features["head_dist"])
+    if "tokens" in features:  # of a ViT's last block, after the final norm
+        theirs_last = theirs.forward_features(x)[:, theirs.num_prefix_tokens :]
+        torch.testing.assert_close(out.features["tokens"].flatten(2).mT, theirs_last)
+        assert torch.equal(out.features["block2"], theirs.forward_intermediates(x, indices=[1])[1][0])
     sides = [value.shape[-1] for value in maps]
     assert sides == sorted(sides, reverse=True)
     assert first_layer(network).in_channels == 3
