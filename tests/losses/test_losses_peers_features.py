@@ -27,6 +27,7 @@ NETWORKS: dict[str, list[tuple[int, int]]] = {
     "same": [(5, 8), (6, 4), (8, 4)],
     "even": [(5, 8), (6, 4), (8, 2)],
     "strided": [(3, 8), (4, 4), (5, 2)],
+    "narrow": [(5, 8), (6, 4), (4, 4)],
 }  # fmt: skip
 
 
