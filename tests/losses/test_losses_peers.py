@@ -72,8 +72,12 @@ def prepared(case: dict[str, Any], dtype: torch.dtype, student: Outputs, teacher
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case['loss']}-{i}" for i, case in enumerate(CASES)])
-@pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-9), (torch.float32, 5e-5)])
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-9), (torch.float32, 1e-6)])
 def test_value_and_gradient_equal_the_peer_s(case, dtype, digits):
+    if dtype == torch.float32:
+        # Factors of tau^2 bring to light what differences of log-probabilities near each other lack in float32, and
+        # ten iterations of a transport add up: 4e-6 or 2.5e-5 in the eleven cases that say so.
+        digits = case.get("float32", digits)
     student, teacher, target = outputs(case, dtype)
     loss = prepared(case, dtype, student, teacher)
     total = loss(student, teacher, target).total
@@ -85,6 +89,8 @@ def test_value_and_gradient_equal_the_peer_s(case, dtype, digits):
     for name, numbers in wanted.items():
         if numbers is not None:
             expected = torch.tensor(numbers, dtype=dtype).reshape(leaves[name].shape)
-            torch.testing.assert_close(leaves[name].grad, expected, rtol=digits, atol=digits / 10)
+            # Small entries are differences of large ones: in float32 they have the digits of the largest.
+            atol = digits / 10 if dtype == torch.float64 else digits * expected.abs().max().item()
+            torch.testing.assert_close(leaves[name].grad, expected, rtol=digits, atol=atol)
     if "theta" in case and dtype == torch.float64:
         assert loss.theta.grad.item() == pytest.approx(case["theta"], rel=digits)

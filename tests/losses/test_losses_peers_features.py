@@ -94,8 +94,11 @@ def prepared(case: dict[str, object], dtype: torch.dtype) -> tuple[DistillationL
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case['loss']}-{i}" for i, case in enumerate(CASES)])
-@pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-9), (torch.float32, 1e-6)])
 def test_value_and_gradients_equal_the_authors(case, dtype, digits, monkeypatch):
+    # Singular vectors, attentions and long ways through layers leave fewer digits of a gradient in float32.
+    few = ("afd", "kdsvd", "diffkd", "sskd")
+    digits = 1e-5 if dtype == torch.float32 and case["loss"] in few else digits
     if case.get("draws"):
         turn = itertools.count(1)
         monkeypatch.setattr(torch, "rand", lambda shape, **_: wave(shape, 0.9, 0.5) + 0.5)
