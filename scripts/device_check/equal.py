@@ -123,7 +123,9 @@ def losses(check: Check) -> None:
 def _loss(check: Check, name: str) -> Found:
     ended = []
     for mode in ("off", check.on):
-        bench = check.bench(f"loss={name}", *NEEDS.get(name, []), "dataset.validation=0.1", f"trainer.cuda_graph={mode}")
+        bench = check.bench(
+            f"loss={name}", *NEEDS.get(name, []), "dataset.validation=0.1", f"trainer.cuda_graph={mode}"
+        )
         learner = bench.learner()
         bench.steps(bench.live(), [learner])(8)
         ended.append(state(learner))
