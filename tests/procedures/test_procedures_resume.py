@@ -20,11 +20,11 @@ WORDS = [
 ]
 
 # 48 training images in batches of 16: 3 steps an epoch. The teacher takes 6 steps, generation 1 nine; step 21 is in the
-# second epoch of generation 2.
+# second epoch of generation 2, whose checkpoint is the only one: a finished stage keeps none.
 CUT = """
 from tests.support.killing import kill_at
 from tests.support.procedures import train
-kill_at(21, "cut", checkpoints=2)
+kill_at(21, "cut/stages/2-generation2")
 train(*{words!r}, out="cut")
 """
 

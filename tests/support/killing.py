@@ -34,7 +34,10 @@ def kill_at(step: int, folder: str, checkpoints: int = 1) -> None:
         count[0] += 1
         if count[0] == step:
             deadline = time.monotonic() + 60
-            while len(list(Path(folder).rglob("checkpoint.pt"))) < checkpoints and time.monotonic() < deadline:
+            while len(list(Path(folder).rglob("checkpoint.pt"))) < checkpoints:
+                if time.monotonic() > deadline:
+                    os.write(2, b"no such checkpoints came: the kill would prove nothing\n")
+                    os._exit(1)
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
