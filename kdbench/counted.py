@@ -35,6 +35,7 @@ UNCOUNTED = (
 # Keys that came later, with the value that gives what was before them: at that value they do not count, so that runs
 # and stored teachers of before are still found. "teacher.optimizer" is an optimizer's node as well.
 ADDED: Mapping[str, object] = {
+    "dataset.trim": False,
     "dataset.mix.cutmix_alpha": 1.0,
     "dataset.mix.switch": 0.5,
     "dataset.mix.probability": 1.0,

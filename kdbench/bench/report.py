@@ -84,6 +84,7 @@ def about(bench: Workbench) -> dict[str, Any]:
     return {
         "dataset": data.name,
         "images": list(data.train.inputs.shape),
+        "kind": {"ImageInfo": "images", "VectorInfo": "vectors"}.get(type(data.info).__name__, "texts"),
         "teacher": bench.teacher.name if bench.teacher else None,
         "teacher_parameters": bench.teacher.parameters if bench.teacher else None,
         "student": recipe.student.name,
@@ -130,7 +131,7 @@ def _head(result: Mapping[str, Any]) -> list[str]:
     kind = "channels_last" if m["channels_last"] else "channels_first"
     return [
         f"{taught}{c['student']} ({c['student_parameters']:,} parameters), loss {c['loss']}, {c['dataset']}: "
-        f"{c['images'][0]:,} images of {shape}, batch {c['batch_size']}",
+        f"{c['images'][0]:,} {c['kind']} of {shape}, batch {c['batch_size']}",
         f"{m['name']}: {m['device']}, {m['threads']} threads of {m['cores']} cores (load {m['load']}), "
         f"{m['precision']}, {kind}, torch {m['torch']}",
     ]
@@ -139,7 +140,8 @@ def _head(result: Mapping[str, Any]) -> list[str]:
 def _steps(result: Mapping[str, Any]) -> list[str]:
     steps, epoch = result["steps"], result["configuration"]["steps_per_epoch"]
     width = max(map(len, steps))
-    lines = [f"{'':<{width}}  ms a step, quartiles    n   images/s   an epoch"]
+    rate = f"{result['configuration']['kind']}/s"
+    lines = [f"{'':<{width}}  ms a step, quartiles    n  {rate:>9}   an epoch"]
     for name, step in steps.items():
         low, high = 1e3 * step["low"], 1e3 * step["high"]
         lines.append(
@@ -168,8 +170,11 @@ def _part_lines(result: Mapping[str, Any]) -> list[str]:
         for name, part in parts.items()
     ]
     evaluation = result["evaluation"]
-    seconds = evaluation["seconds_an_image"]["median"]
-    return [*lines, f"  evaluation of {evaluation['images']:,} images: {_duration(seconds * evaluation['images'])}"]
+    seconds, kind = evaluation["seconds_an_image"]["median"], result["configuration"]["kind"]
+    return [
+        *lines,
+        f"  evaluation of {evaluation['images']:,} {kind}: {_duration(seconds * evaluation['images'])}",
+    ]
 
 
 def _cost_lines(result: Mapping[str, Any]) -> list[str]:

@@ -141,6 +141,7 @@ class Source(NamedTuple):
     posterior: nn.Module | None = None  # inputs [N, ...] -> logits [N, C] of the true p*(class | input), where known
     task: Task = CLASSIFICATION  # what networks are asked to do with it
     blocks: Blocks | None = None  # of a running text, whose inputs are windows of it (kdbench.data.blocks)
+    trim: bool = False  # whether a student may leave out what is padding in a whole batch
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class Bundle:
     stamp: Stamp | None = None  # of the files that were read
     vocabulary: str = ""  # what token ids mean: the tokeniser's name
     reading: Reading | None = None  # as in Source
+    trim: bool = False  # as in Source
 
     def read_by_teacher(self) -> Bundle:
         """The same samples with the teacher's own token ids; this bundle where it reads what the student reads."""

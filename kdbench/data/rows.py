@@ -60,10 +60,26 @@ def read_rows(path: Path, wanted: Sequence[str]) -> Rows:
     the file for what cannot be read, and the line of a row that has more or fewer columns than the first.
     """
     with readable(path):
-        rows = _READERS[path.suffix.lower()](path, wanted)
+        try:
+            rows = _READERS[path.suffix.lower()](path, wanted)
+        except UnicodeDecodeError as error:
+            raise no_utf8(path) from error
     if not rows.size:
         raise UserError(f"{path}: it holds no rows")
     return rows
+
+
+def no_utf8(path: Path) -> UserError:
+    """What is said of a text file in another encoding: which one it seems to be, and what makes it UTF-8."""
+    with path.open("rb") as file:
+        start = file.read(2**16)
+    wide = start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start
+    guess, known = ("UTF-16", "UTF-16") if wide else ("Windows-1252 (Latin-1)", "WINDOWS-1252")
+    other = path.with_name(f"{path.stem}.utf8{path.suffix}")
+    return UserError(
+        f"{path}: cannot be read as UTF-8 text: it looks like {guess}. iconv -f {known} -t UTF-8 {path} > {other} "
+        "makes one that can be"
+    )
 
 
 def _table(path: Path, wanted: Sequence[str]) -> Rows:

@@ -34,6 +34,7 @@ class Tokens(NamedTuple):
     vocab_size: VocabSize = 8192
     length: Length | None = None
     teacher_tokenizer: Text | None = None
+    trim: bool = True
 
 
 def source_of(name: str, classes: tuple[str, ...], parts: Mapping[str, Texts], tokens: Tokens) -> Source:
@@ -48,7 +49,7 @@ def source_of(name: str, classes: tuple[str, ...], parts: Mapping[str, Texts], t
     return Source(
         classes, read.inputs, parts["train"].labels, read.test_inputs, parts["test"].labels, val=val,
         vocab_size=read.vocab_size, vocabulary=read.vocabulary,
-        reading=taught if taught is None or taught.vocabulary != read.vocabulary else None,
+        reading=taught if taught is None or taught.vocabulary != read.vocabulary else None, trim=tokens.trim,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from kdbench.losses.base import DistillationLoss
 from kdbench.types import Outputs, StepOutput, Target, counted
 
 LONG = 20_000  # steps: compiling takes about a minute the first time (later runs find it in the compiler's cache)
+_WIDTHS = 8  # tokens
 NETWORKS = 64  # that may share a forward method in one process, each with a compilation of its own; torch gives up at 8
 
 
@@ -33,10 +34,13 @@ class Distiller(nn.Module):
         self.placement = placement
         self.together = Together(student, loss, placement.device) if world.size() > 1 else None
         self._compiled: Callable[[Tensor], Outputs] | None = None
+        self.trims = False  # whether the student is asked without what is padding in a whole batch
 
     def forward(self, input: Tensor, teacher: Outputs | None, target: Target) -> StepOutput:
         """input [B, ...]; the teacher's outputs are of what counts. The loss runs outside autocast, in float32."""
         network = self._compiled or self.student
+        if self.trims:
+            input = trimmed(input)
         with self.placement.autocast():
             if self.together is not None:
                 outputs = self.together.outputs(network, input, target)
@@ -54,6 +58,23 @@ class Distiller(nn.Module):
         torch._dynamo.config.recompile_limit = max(NETWORKS, torch._dynamo.config.recompile_limit)
         torch._dynamo.config.fail_on_recompile_limit_hit = strict
         self._compiled = CompiledForward(self.student)
+
+
+def may_trim(student: nn.Module, loss: DistillationLoss, options: TrainerOptions, device: torch.device) -> bool:
+    """Whether nothing but the last bits changes where a student of token ids is asked without padding.
+
+    Features are compared with those of a teacher that reads the whole width, so losses that need some do without. On a
+    GPU, compiled, and among other processes, every batch has the one shape that was recorded.
+    """
+    plain = device.type == "cpu" and options.compile != "on" and world.size() == 1
+    return plain and not loss.needs and bool(getattr(student, "any_length", False))
+
+
+def trimmed(ids: Tensor) -> Tensor:
+    """Token ids [B, L] without the columns behind the longest text, up to a multiple of 8: of few widths memory is used
+    again."""
+    longest = int((ids != 0).any(0).nonzero().max()) + 1 if ids.any() else 1
+    return ids[:, : -(-longest // _WIDTHS) * _WIDTHS].contiguous()
 
 
 def by_view(network: Callable[[Tensor], Outputs], input: Tensor, views: int) -> Outputs:

@@ -24,6 +24,8 @@ class BiLSTM(nn.Module):
     "embeddings" [B, width, 1, L], "stage1".."stageN" [B, 2 hidden, 1, L], and "pooled" [B, dense].
     """
 
+    any_length = True
+
     def __init__(
         self,
         width: Width = 128,

@@ -25,6 +25,8 @@ class TextCNN(nn.Module):
     a window, "stage1".."stageN" [B, maps, 1, L], and "pooled" [B, N maps] after dropout.
     """
 
+    any_length = True
+
     def __init__(
         self,
         width: Width = 128,

@@ -16,7 +16,7 @@ from kdbench.data.augment.views import Augment, copies_of
 from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.device import Placement, evaluation_batch
-from kdbench.engine.distiller import Distiller
+from kdbench.engine.distiller import Distiller, may_trim
 from kdbench.engine.evaluate import evaluating
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import TrainerOptions
@@ -206,6 +206,7 @@ def make_learner(
     if stage.start is not None:
         stage.start.apply_to_loss(loss)
     distiller = Distiller(student, loss.to(placement.device), placement)
+    distiller.trims = stage.data.trim and may_trim(student, loss, recipe.trainer, placement.device)
     factors, truth = lr_factors(recipe.schedule, batches.steps), _truth(stage)
     return Learner(
         distiller, recipe.optimizer, recipe.trainer, factors, batches.steps, recipe.seeds.init, truth, stage.data.task

@@ -199,3 +199,10 @@ def test_a_text_has_a_vocabulary_of_its_training_part_alone():
     assert source.classes == ("<pad>", "<unk>", "a", "b")
     assert source.test_labels.tolist() == [[2, 3, 1]] and source.val[1].tolist() == [[3, -1, -1]]
     json.dumps(source.classes)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl"])
+def test_rows_with_labels_are_no_running_text(name):
+    Path(name).write_text("text,label\nso,1\n" * 200)
+    with pytest.raises(UserError, match=r"dataset.root = .*: must be a file of running text; dataset=text reads rows"):
+        load_bundle(name="corpus", reader="kdbench.data.readers.corpus.corpus", root=name, cache="c")

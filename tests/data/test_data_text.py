@@ -198,3 +198,13 @@ def test_a_column_is_not_text_and_label_at_once_nor_text_twice():
     for column in ("label", ["text", "text"]):
         with pytest.raises(UserError, match=r"dataset.text = .*: must be columns that differ, and none"):
             text("t.csv", "cache", text=column)
+
+
+@pytest.mark.parametrize(("encoding", "said"), [("utf-16", "UTF-16"), ("cp1252", r"Windows-1252 \(Latin-1\)")])
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_a_file_in_another_encoding_is_refused_with_what_makes_it_utf8(encoding, said, name):
+    line = '{"text": "caf\u00e9", "label": 1}\n' if name.endswith("l") else "text,label\ncaf\u00e9,1\n"
+    Path(name).write_bytes((line * 9).encode(encoding))
+    remedy = rf"it looks like {said}. iconv -f .* {name} > t.utf8"
+    with pytest.raises(UserError, match=rf"{name}: cannot be read as UTF-8 text: {remedy}"):
+        text(name, "cache")

@@ -9,9 +9,12 @@ import torch
 
 from kdbench.engine import device as placement
 from kdbench.engine import distiller as distillers
-from kdbench.engine.distiller import Distiller, wants_compilation
+from kdbench.engine.distiller import Distiller, may_trim, trimmed, wants_compilation
 from kdbench.engine.options import TrainerOptions
+from kdbench.losses.hidden import Hidden
 from kdbench.losses.kl import KL
+from kdbench.models.bilstm import BiLSTM
+from kdbench.models.text_cnn import TextCNN
 from kdbench.types import Outputs
 from tests.support.engine import SmallNet, Stream, make_learner
 
@@ -68,3 +71,37 @@ def test_a_smaller_last_batch_is_not_compiled(counted):
     small = learner.distiller(batch.input[:3], None, batch.target._replace(label=batch.target.label[:3]))
     assert len(counted) == 1 and len(whole.logits) == 8 and len(small.logits) == 3
     assert not any("_orig_mod" in key for key in learner.distiller.state_dict())
+
+
+def test_padding_behind_a_batch_s_longest_text_is_left_out_up_to_a_multiple_of_8():
+    ids = torch.zeros(3, 44, dtype=torch.int64)
+    ids[0, :3], ids[1, :17] = 5, 6
+    assert trimmed(ids).shape == (3, 24) and torch.equal(trimmed(ids), ids[:, :24])
+    ids[2, 43] = 1
+    assert torch.equal(trimmed(ids), ids) and trimmed(torch.zeros_like(ids)).shape == (3, 8)
+
+
+@pytest.mark.parametrize("make", [TextCNN, BiLSTM])
+def test_a_network_of_texts_answers_and_learns_the_same_without_padding(make):
+    torch.manual_seed(0)
+    network = make(16, num_classes=3, vocab_size=50, length=40, dropout=0.0)
+    ids = torch.zeros(4, 40, dtype=torch.int64)
+    ids[:, :9] = torch.randint(1, 50, (4, 9))
+    found = []
+    for given in (ids, trimmed(ids)):
+        network.zero_grad()
+        logits = network(given).logits
+        logits.square().sum().backward()
+        found.append([logits, *(one.grad.clone() for one in network.parameters())])
+    assert network.any_length and trimmed(ids).shape == (4, 16)
+    torch.testing.assert_close(*found)
+
+
+def test_a_student_is_trimmed_on_a_cpu_where_its_loss_needs_no_features():
+    network, weights = TextCNN(16, num_classes=3, vocab_size=50, length=40), {"task": 0.5, "distill": 0.5}
+    cpu, options = torch.device("cpu"), TrainerOptions()
+    assert may_trim(network, KL(weights), options, cpu)
+    assert not may_trim(network, KL(weights), options, torch.device("cuda"))
+    assert not may_trim(network, KL(weights), replace(options, compile="on"), cpu)
+    assert not may_trim(SmallNet(dropout=0.0), KL(weights), options, cpu)
+    assert not may_trim(network, Hidden(weights, ["pooled"]), options, cpu), "its teacher reads the whole width"

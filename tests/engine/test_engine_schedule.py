@@ -1,8 +1,10 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from timm.scheduler import CosineLRScheduler
 
 from kdbench.engine.options import ScheduleOptions
@@ -83,3 +85,11 @@ def test_by_epoch_with_the_warmup_laid_over_it_is_timms_cosine():
 def test_a_rise_starts_where_it_is_told_to():
     factors = lr_factors(ScheduleOptions(4, 2, warmup=2, warmup_from=0.5), 2)
     assert factors == [0.625, 0.75, 0.875, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_zaremba_s_rate_falls_by_1_15_an_epoch_after_the_14th():
+    path = Path(__file__).parents[2] / "configs" / "schedule" / "zaremba55.yaml"
+    factors = lr_factors(ScheduleOptions(**yaml.safe_load(path.read_text(encoding="utf-8"))), 10)
+    assert len(factors) == 550 and factors[:140] == [1.0] * 140
+    for epoch in range(14, 55):
+        assert factors[10 * epoch : 10 * epoch + 10] == pytest.approx([1.15 ** (13 - epoch)] * 10, rel=1e-5)

@@ -9,11 +9,13 @@ from typing import Annotated
 from kdbench.arguments.ranges import Text, within
 from kdbench.data.bundle import Source
 from kdbench.data.corpus import Context, Predicted, Reading, corpus_of
+from kdbench.data.rows import no_utf8
 from kdbench.data.texts import VocabSize
 from kdbench.errors import UserError
 
 Cut = Annotated[float, within(0, 0.5)]
 ENDINGS = (".txt", ".tokens", ".text", ".raw")
+ROWS = (".csv", ".tsv", ".jsonl", ".parquet")  # endings of files that hold rows, not running text
 _PARTS = {"train": "train", "val": "valid|validation|val|dev", "test": "test"}
 
 
@@ -34,6 +36,8 @@ def corpus(
     """
     if root is None:
         raise UserError("dataset.root", None, f"a text file, or a folder with text files ({', '.join(ENDINGS)})")
+    if Path(root).suffix.lower() in ROWS:
+        raise UserError("dataset.root", root, "a file of running text; dataset=text reads rows of texts with labels")
     files = find_parts(Path(root).expanduser())
     texts = {part: _read(path) for part, path in files.items()}
     for part, share in (("test", test), ("val", val)):
@@ -80,5 +84,7 @@ def cut_off(text: str, share: float) -> tuple[str, str]:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise no_utf8(path) from error
+    except OSError as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error

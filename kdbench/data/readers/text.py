@@ -64,6 +64,7 @@ def text(
     vocab_size: VocabSize = 8192,
     length: Length | None = None,
     teacher_tokenizer: Text | None = None,
+    trim: bool = True,
 ) -> Source:
     """A file (.csv, .tsv, .jsonl, .parquet), a folder of such files, a folder of class folders with one .txt a text, or
     hf://datasets/<owner>/<name>/<folder in it>.
@@ -81,7 +82,7 @@ def text(
             parts["train"], parts[name] = _set_aside(parts["train"], amount, name)
     names, labels = numbered({name: part.labels for name, part in parts.items()}, "dataset.label")
     made = {name: Texts(part.texts, labels[name]) for name, part in parts.items()}
-    return source_of(place.name, names, made, Tokens(tokenizer, vocab_size, length, teacher_tokenizer))
+    return source_of(place.name, names, made, Tokens(tokenizer, vocab_size, length, teacher_tokenizer, trim))
 
 
 def _place(root: str | None, cache: str, download: bool) -> Path:
