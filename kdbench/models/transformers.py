@@ -56,10 +56,6 @@ def transformers_model(
     return Transformer(net, shift, attentions)
 
 
-# Kinds whose answers to a text have been seen to be the same, but for rounding, whatever the padding behind it.
-_ANY_LENGTH = ("albert", "bert", "distilbert", "electra", "gpt2", "llama", "roberta", "t5")
-
-
 class Transformer(nn.Module):
     """Token ids int64 [B, L], 0 = padding, which is masked -> `Outputs`.
 
@@ -72,7 +68,6 @@ class Transformer(nn.Module):
         super().__init__()
         self.net, self.shift, self.attentions = net, shift, attentions
         self.padding = int(net.config.pad_token_id)  # type: ignore[union-attr, arg-type]
-        self.any_length = str(getattr(net.config, "model_type", "")) in _ANY_LENGTH
 
     def forward(self, inputs: Tensor) -> Outputs:
         here = inputs != 0
