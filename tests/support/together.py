@@ -28,8 +28,9 @@ def start(function: Callable[[], object], processes: int = 2, strangers: bool = 
     return begun
 
 
-def finish(begun: list[BaseProcess], seconds: float = 60) -> list[tuple[int | None, str]]:
-    """Exit codes and what was printed. A process that has not ended by then counts as hanging: None."""
+def finish(begun: list[BaseProcess], seconds: float = 300) -> list[tuple[int | None, str]]:
+    """Exit codes and what was printed. A process that has not ended by then (long, since a busy machine is slow)
+    counts as hanging: None."""
     ended = []
     for rank, process in enumerate(begun):
         process.join(seconds)
