@@ -93,6 +93,11 @@ class ImageInfo(NamedTuple):
     in_channels: int
     image_size: int  # pixels a side
 
+    @property
+    def samples(self) -> str:
+        """What they are counted in."""
+        return "images"
+
     def __str__(self) -> str:
         return (
             f"{self.num_classes} classes of images with {self.in_channels} channels and {self.image_size} pixels a side"
@@ -110,6 +115,11 @@ class VectorInfo(NamedTuple):
     num_classes: int
     dimensions: int
 
+    @property
+    def samples(self) -> str:
+        """What they are counted in."""
+        return "vectors"
+
     def __str__(self) -> str:
         return f"{self.num_classes} classes of vectors with {self.dimensions} dimensions"
 
@@ -124,6 +134,11 @@ class TokenInfo(NamedTuple):
     num_classes: int
     vocab_size: int  # ids are in [0, vocab_size); 0 is padding
     length: int  # tokens of the longest sequence
+
+    @property
+    def samples(self) -> str:
+        """What they are counted in."""
+        return "texts"
 
     def __str__(self) -> str:
         return f"{self.num_classes} classes of token sequences from {self.vocab_size} up to {self.length} long"
@@ -141,6 +156,11 @@ class CorpusInfo(NamedTuple):
     context: int
     predicted: int
     words: tuple[str, ...] = ()  # how the tokens are written, for networks that ask for it
+
+    @property
+    def samples(self) -> str:
+        """What they are counted in."""
+        return "tokens"
 
     def __str__(self) -> str:
         return f"text of {self.num_classes} tokens in blocks of {self.context} + {self.predicted}"

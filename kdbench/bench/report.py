@@ -84,7 +84,7 @@ def about(bench: Workbench) -> dict[str, Any]:
     return {
         "dataset": data.name,
         "images": list(data.train.inputs.shape),
-        "kind": {"ImageInfo": "images", "VectorInfo": "vectors"}.get(type(data.info).__name__, "texts"),
+        "kind": data.info.samples,
         "teacher": bench.teacher.name if bench.teacher else None,
         "teacher_parameters": bench.teacher.parameters if bench.teacher else None,
         "student": recipe.student.name,

@@ -75,7 +75,7 @@ def evaluate_run(
     placement = _placement(tree["trainer"], folder / "config.yaml")
     batches = EvaluationBatches(data, images, Loading(batch_size=500, device=placement.device))
     network = placement.put(network)
-    count = {data.task.samples: len(images.wanted)}
+    count = {data.info.samples: len(images.wanted)}
     if against is None:
         return count | evaluate(network, batches)
     other, theirs = network_of_run(against, catalogue)[1:]

@@ -24,10 +24,11 @@ class ProgressView:
         per_step: int,
         kind: Literal["auto", "bar", "plain", "none"],
         task: Task = CLASSIFICATION,
+        samples: str = "images",
     ) -> None:
         self._console = Console()
         self._title, self._total, self._done, self._per_step = title, total_steps, done, per_step
-        self._task = task
+        self._task, self._samples = task, {"images": "img"}.get(samples, samples)
         self._kind = ("bar" if self._console.is_terminal else "plain") if kind == "auto" else kind
         self._start, self._first, self._last_line = time.monotonic(), done, time.monotonic()
         self._bar: Progress | None = None
@@ -48,8 +49,7 @@ class ProgressView:
         elapsed = time.monotonic() - self._start
         rate = (self._done - self._first) * self._per_step / max(elapsed, 1e-9)
         left = (self._total - self._done) * self._per_step / max(rate, 1e-9)
-        samples = {"images": "img"}.get(self._task.samples, self._task.samples)
-        note = f"epoch {epoch}/{epochs}  {self._short(values)}  {rate:,.0f} {samples}/s"
+        note = f"epoch {epoch}/{epochs}  {self._short(values)}  {rate:,.0f} {self._samples}/s"
         if self._bar is not None:
             self._bar.update(self._shown, note=note)
         elif self._kind == "plain" and (epoch == epochs or time.monotonic() - self._last_line > PLAIN_EVERY):

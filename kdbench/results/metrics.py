@@ -80,7 +80,6 @@ class Task(NamedTuple):
     # The best answer without looking, by the number of samples of each class: of the set, and of the training set.
     chance: Callable[[Sequence[int], Sequence[int]], float]
     guess: str  # what that is, where classes are not equally frequent
-    samples: str  # what predictions are of
 
     def on(self, split: str) -> str:
         """The name of the primary figure: "val/top1"."""
@@ -141,7 +140,6 @@ CLASSIFICATION = Task(
     primary=METRICS["top1"],
     chance=lambda images, training: max(images) / sum(images),
     guess="the share of the largest class",
-    samples="images",
 )
 LANGUAGE_MODELLING = Task(
     "language modelling",
@@ -149,7 +147,6 @@ LANGUAGE_MODELLING = Task(
     primary=METRICS["ppl"],
     chance=unigram_perplexity,
     guess="what the frequencies of the training tokens give",
-    samples="tokens",
 )
 EMBEDDING = Task(
     "embedding",
@@ -157,7 +154,6 @@ EMBEDDING = Task(
     primary=METRICS["knn"],
     chance=lambda images, training: max(images) / sum(images),
     guess="the share of the largest class",
-    samples="images",
 )
 TASKS = {task.name: task for task in (CLASSIFICATION, LANGUAGE_MODELLING, EMBEDDING)}
 

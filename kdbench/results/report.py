@@ -29,7 +29,7 @@ def show(result: RunResult, folder: Path, already: bool) -> None:
     for name, rows in result.tables.items():
         console.print(_rows(name, rows))
     last, best = result.last, result.best
-    speed = f"{result.images_per_second:,.0f} {TASKS[result.task].samples}/s on {result.device}"
+    speed = f"{result.images_per_second:,.0f} {result.samples}/s on {result.device}"
     epochs = f"{int(last['epoch'])} epochs, {result.seconds:.0f} s, {speed}"
     console.print(f"loss  {result.formula}", markup=False, highlight=False)
     console.print(f"run   {folder}  ({epochs})", markup=False, highlight=False)

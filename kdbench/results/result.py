@@ -72,6 +72,7 @@ class RunResult:
     formula: str = ""
     seed: int = 0
     task: str = "classification"  # of kdbench.results.metrics.TASKS
+    samples: str = "images"  # what the data are counted in
     figures: Figures = field(default_factory=dict)  # what a procedure or an ensemble found besides
     images: Mapping[str, int] = field(default_factory=dict)  # in each split
     device: str = ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdbench.counted import as_before, counted, is_seed
-from kdbench.results.metrics import CLASSIFICATION, TASKS, Metric, Task, metric_of
+from kdbench.results.metrics import CLASSIFICATION, LANGUAGE_MODELLING, TASKS, Metric, Task, metric_of
 from kdbench.results.read import Run
 from kdbench.results.result import NetworkResult
 
@@ -196,7 +196,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         found.append(f"The runs differ in their data ({shown}): their accuracies are not comparable.")
     for key in ("dataset.tokenizer", "dataset.vocab_size", "dataset.context"):
         values = _sets(rows, lambda run: str(run.result.config.get(key)))  # noqa: B023 - asked at once
-        if len(values) > 1 and rows[0].task.samples == "tokens":
+        if len(values) > 1 and rows[0].task is LANGUAGE_MODELLING:
             found.append(f"The runs differ in {key} ({', '.join(values)}): their perplexities are not comparable.")
     epochs = _sets(rows, lambda run: run.result.last.get("epoch"))
     if len(epochs) > 1:

@@ -209,7 +209,7 @@ def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exce
     title = stages[0].recipe.student.name if len(stages) == 1 else f"{len(stages)} students"
     steps = until * batches.steps, done * batches.steps
     per_step = recipe.schedule.batch_size * batches.predictions
-    view = ProgressView(title, *steps, per_step, recipe.trainer.progress, first.data.task)
+    view = ProgressView(title, *steps, per_step, recipe.trainer.progress, first.data.task, first.data.info.samples)
     try:
         students = [(s.recipe.loss.name, m.learner.distiller) for s, m in zip(stages, members, strict=True)]
         served = serve(teacher, students, first.data, batches, placement, until - done)
@@ -347,7 +347,7 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
         identity=identity_of(stage, teacher).as_json(),
         choices=dict(record.choices), config=record.config, overrides=record.overrides,
         tags=record.tags, formula=learner.distiller.loss.formula, seed=recipe.seeds.init,
-        task=data.task.name,
+        task=data.task.name, samples=data.info.samples,
         teacher=teacher.record() if teacher else None,
         student=NetworkResult(
             recipe.student.name, parameters=count_parameters(learner.network),

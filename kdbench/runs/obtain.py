@@ -123,7 +123,8 @@ def _refuse_chance(given: TaughtBy, data: Bundle, longer: str) -> None:
     if judged == "unclear":
         log.warning(
             "teacher %s: %s on %d test %s may be a guess (%s would be one); about %d %s could tell",
-            given.name, show(value), sum(images), task.samples, level, task.images_to_tell(value, images), task.samples,
+            given.name, show(value), sum(images), data.info.samples, level, task.images_to_tell(value, images),
+            data.info.samples,
         )  # fmt: skip
     if judged == "chance":
         largest = "" if min(images) == max(images) else f", {task.guess}"

@@ -86,8 +86,10 @@ def test_a_search_for_epsilon_is_measured_against_the_posterior(capsys):
         assert 0 < values["test/posterior_l2"] < 1 and 0 < values["val/posterior_l2"] < 1
     assert json.loads((out / "epsilon.json").read_text())["images"]["all"] == 60
     assert kdbench("evaluate", str(out), "--json") == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said["posterior_l2"] == pytest.approx(found.last["test/posterior_l2"], rel=1e-5)
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert found.samples == "vectors" and any("vectors/s on cpu" in line for line in shown)
+    said = json.loads(last)
+    assert said["vectors"] == 120 and said["posterior_l2"] == pytest.approx(found.last["test/posterior_l2"], rel=1e-5)
 
 
 def test_the_posterior_teaches_through_a_table_as_live():

@@ -155,7 +155,8 @@ def test_a_finished_teacher_in_a_store_that_may_not_be_written_is_used(monkeypat
 
 def _labelled(task: Task, classes: list[str], test: torch.Tensor, training: torch.Tensor) -> Any:
     test_set, training_set = SimpleNamespace(labels=test), SimpleNamespace(labels=training)
-    return SimpleNamespace(classes=classes, test=test_set, train=training_set, task=task)
+    info = ImageInfo(len(classes), 3, 8)
+    return SimpleNamespace(classes=classes, test=test_set, train=training_set, task=task, info=info)
 
 
 @pytest.mark.parametrize(
