@@ -20,7 +20,7 @@ from kdbench.commands.train import chosen
 from kdbench.errors import UserError, require, split
 from kdbench.files import in_bytes, write_json
 from kdbench.results.read import LATENCY
-from kdbench.results.result import is_finished
+from kdbench.results.result import is_finished, read_result
 
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
@@ -48,7 +48,7 @@ weights. Where the dataset is not on this machine, random images of its shapes s
   --json FILE    write all figures there, too
   --latency RUN  instead: how long a finished run's student takes for an answer here, by torch and onnxruntime, and its
                  size; --batch: inputs a call (default 1,64); --trust: run code that the run's folder names. It is kept
-                 beside the run (latency.json), and kdbench compare shows the time of one input by torch
+                 beside the run (latency.json) if one input a call is measured, and kdbench compare shows that by torch
 
 Examples:
   kdbench bench dataset=cifar100 teacher=resnet56 student=resnet20 schedule=crd240 --baseline
@@ -153,10 +153,19 @@ def latency(options: argparse.Namespace, words: list[str]) -> int:
         spread = f"({one.spread[0]:.3f} to {one.spread[1]:.3f})"
         print(f"{one.way:<{width}}  {one.batch:>5}  {one.milliseconds:>9.3f} {spread:<18}  {one.rate:>12,.0f}")
     tree = {"network": student.name, **size._asdict(), "latency": [one._asdict() for one in found]}
-    for file in [*([student.folder / LATENCY] if is_finished(student.folder) else []), options.json]:
-        if file is not None:
-            write_json(file, tree)
+    if options.json is not None:
+        write_json(options.json, tree)
+    if 1 in sizes and is_finished(student.folder):  # what compare shows is of one input
+        _keep(student.folder, tree)
     return 0
+
+
+def _keep(folder: Path, tree: dict[str, object]) -> None:
+    """Beside the run, with the weights that it was measured of; a folder of someone else's may not be written to."""
+    try:
+        write_json(folder / LATENCY, {"weights": read_result(folder).student.weights, **tree})
+    except (OSError, UserError) as error:
+        print(f"not kept beside the run: {error}", file=sys.stderr)
 
 
 def serve(cfg: DictConfig, options: argparse.Namespace) -> None:

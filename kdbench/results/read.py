@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,18 +23,19 @@ class Run(NamedTuple):
 
     def cost(self, name: str) -> float | None:
         """What the run took or its student takes, by its name in `RunResult.cost`, "flops" or "latency"."""
-        return latency(self.folder) if name == "latency" else self.result.figure(f"cost/{name}")
+        return latency(self.folder, self.result.student.weights) if name == "latency" else self.result.figure(f"cost/{name}")
 
 
-def latency(folder: Path) -> float | None:
-    """Seconds that the student takes for one input by torch, as `kdbench bench --latency` measured them last and on the
-    machine that it ran on; None: it did not, or its file is no such file."""
+def latency(folder: Path, weights: str) -> float | None:
+    """Seconds that the student with these weights (their hash) takes for one input by torch, as `kdbench bench
+    --latency` measured them last and on the machine that it ran on; None: it did not, or its file is no such file."""
     try:
-        found = read_object(folder / LATENCY)["latency"]
-        (one,) = (float(each["milliseconds"]) for each in found if (each["way"], each["batch"]) == ("torch", 1))
-    except (UserError, LookupError, TypeError, ValueError):
+        kept = read_object(folder / LATENCY)
+        (one,) = (each["milliseconds"] for each in kept["latency"] if (each["way"], each["batch"]) == ("torch", 1))
+        seconds = float(one) / 1000
+    except (UserError, LookupError, TypeError, ValueError, OverflowError):
         return None
-    return one / 1000
+    return seconds if kept.get("weights") == weights and 0 < seconds < math.inf else None
 
 
 class Found(NamedTuple):

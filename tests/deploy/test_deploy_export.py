@@ -19,7 +19,8 @@ from kdbench.deploy.export import export, read_back
 from kdbench.deploy.latency import latencies, size_of
 from kdbench.deploy.student import load
 from kdbench.errors import UserError
-from kdbench.results.read import latency
+from kdbench.results.read import LATENCY, latency
+from kdbench.results.result import read_result
 from tests.support.shell import kdbench
 
 # What somebody writes who has only the file, numpy, Pillow and onnxruntime.
@@ -112,7 +113,22 @@ def test_latency_and_size(photo_run, capsys):
     assert kdbench("bench", "--latency", str(photo_run), "--batch", "2", "--seconds", "0.05", "--json", "l.json") == 0
     assert "inputs a second" in capsys.readouterr().out
     assert json.loads(Path("l.json").read_text())["latency"][0]["batch"] == 2
-    assert (photo_run / "latency.json").read_text() == Path("l.json").read_text() and latency(photo_run) is None
+    weights = read_result(photo_run).student.weights
+    assert not (photo_run / LATENCY).exists()  # no figure of one input
+    assert kdbench("bench", "--latency", str(photo_run), "--batch", "1,2", "--seconds", "0.05") == 0
+    assert latency(photo_run, weights) > 0 and latency(photo_run, "of others") is None
+    assert kdbench("bench", "--latency", str(photo_run), "--batch", "2", "--seconds", "0.05") == 0
+    assert latency(photo_run, weights) > 0  # kept
+
+
+def test_a_latency_that_cannot_be_kept_is_shown(photo_run, capsys, monkeypatch):
+    def full(path, value):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("kdbench.commands.bench.write_json", full)
+    assert kdbench("bench", "--latency", str(photo_run), "--batch", "1", "--seconds", "0.05") == 0
+    out, err = capsys.readouterr()
+    assert "inputs a second" in out and "not kept beside the run" in err
 
 
 def test_a_timm_student_and_vectors_are_exported_too(tmp_path):

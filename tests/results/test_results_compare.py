@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import statistics
@@ -368,13 +369,23 @@ def test_the_parts_of_an_augmentation_are_named_by_their_classes(run_compare, tm
 
 
 def test_a_measured_latency_stands_beside_the_figures(run_compare, tmp_path):
-    for name in ("kl", "dkd"):
+    of = result(0.9)["student"].get("weights", "")
+    one = {"way": "torch", "batch": 1, "milliseconds": 1.25}
+    kept = {"kl": {"weights": of, "latency": [{"way": "torch", "batch": 64, "milliseconds": 9.0}, one]}}
+    hostile = {  # no figure, no fault
+        "dkd": [],
+        "mse": {"weights": "others", "latency": [one | {"milliseconds": 7.0}]},
+        "at": {"weights": of, "latency": [one | {"milliseconds": math.nan}]},
+        "sp": {"weights": of, "latency": [one | {"milliseconds": -7.0}]},
+        "cc": {"weights": of, "latency": [one | {"milliseconds": 10**400}]},
+        "rkd": {"weights": of, "latency": [one | {"milliseconds": None}]},
+    }
+    for name, tree in (kept | hostile).items():
         write(tmp_path / name, result(0.9, loss=name))
-    found = [{"way": "torch", "batch": 64, "milliseconds": 9.0}, {"way": "torch", "batch": 1, "milliseconds": 1.25}]
-    (tmp_path / "kl" / "latency.json").write_text(json.dumps({"latency": found}))
-    (tmp_path / "dkd" / "latency.json").write_text("[]")  # hostile: no figure, no fault
+        (tmp_path / name / "latency.json").write_text(json.dumps(tree))
     code, out, _ = run_compare(tmp_path)
-    assert code == 0 and "ms an input" in out and "1.25" in out
+    assert code == 0 and "ms an input" in out
+    assert sorted(line.split()[-1] for line in out.splitlines() if line.startswith("kl ")) == ["-"] * 6 + ["1.25"]
 
 
 def test_a_librarys_network_is_found_by_its_own_name_and_by_its_option(run_compare, tmp_path):
