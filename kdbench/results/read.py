@@ -23,7 +23,9 @@ class Run(NamedTuple):
 
     def cost(self, name: str) -> float | None:
         """What the run took or its student takes, by its name in `RunResult.cost`, "flops" or "latency"."""
-        return latency(self.folder, self.result.student.weights) if name == "latency" else self.result.figure(f"cost/{name}")
+        if name == "latency":
+            return latency(self.folder, self.result.student.weights)
+        return self.result.figure(f"cost/{name}")
 
 
 def latency(folder: Path, weights: str) -> float | None:

@@ -65,12 +65,14 @@ def every_pair(rows: Sequence[Row], metric: str, margin: float | None = None) ->
 
 
 def best_against_others(rows: Sequence[Row], metric: str, margin: float | None = None) -> Verdicts:
-    """Every setting against the best of them. The best was chosen by looking, so Holm counts every pair."""
+    """Every setting against the best of those with runs enough for a verdict (of all, where none has). It was chosen by
+    looking, so Holm counts every pair."""
     known = [row for row in rows if _mean(row, metric) is not None]
     if len(known) < 2:
         return Verdicts(metric, [], 0)
     better = metric_of(metric, known[0].task).better
-    best = max(known, key=lambda row: better * (_mean(row, metric) or 0.0))
+    enough = [row for row in known if len(by_seed(row, metric)) >= FEWEST]
+    best = max(enough or known, key=lambda row: better * (_mean(row, metric) or 0.0))
     others = [row for row in known if row is not best]
     return _verdicts([best, *others], [(i, 0) for i in range(1, len(known))], metric, margin, looked=True)
 

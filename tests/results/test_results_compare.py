@@ -202,6 +202,13 @@ def test_without_a_baseline_the_best_is_judged_as_strictly_as_all_pairs(run_comp
     assert len(every["of"]) == every["comparisons"] == 3
 
 
+def test_a_setting_with_one_run_silences_no_others(run_compare, clear_sweep):
+    write(clear_sweep / "lucky", result(0.99, choices={"loss": "at"}))
+    told = json.loads(run_compare(clear_sweep, "--where", "student=resnet8", "--json")[1])["verdicts"]
+    assert {one["against"]["loss"] for one in told["of"]} == {"dkd"}
+    assert sorted(one["verdict"] for one in told["of"]) == ["TOO FEW RUNS", "WORSE", "WORSE"]
+
+
 def test_margin_is_what_matters_to_nobody(run_compare, clear_sweep):
     words = ["--where", "student=resnet8", "--against", "loss=kl", "--json"]
     told = [json.loads(run_compare(clear_sweep, *words, "--margin", margin)[1])["verdicts"]["of"] for margin in (0, 9)]
