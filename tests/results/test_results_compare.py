@@ -42,7 +42,11 @@ def test_one_row_a_setting_with_mean_and_deviation_over_seeds(run_compare, sweep
         ["kl", "4", "97.00", "93.00", "±", "1.00", "92.00", "±", "1.00", "3", "90.00", "±", "0.00", "12"],
         f"kl 1 97.00 92.00 ± {spread:.2f} 91.00 ± {spread:.2f} 3 90.00 ± 0.00 12".split(),
     ]
-    assert lines[5:] == ["", "TOO FEW RUNS to say which differences are more than chance: 3 seeds a setting, or more."]
+    assert lines[6].startswith("against loss=kl, loss.tau=4, last: 95 % intervals")  # the best that has runs enough
+    assert ["TOO FEW RUNS" in line for line in lines[8:]] == [True, False] and "CANNOT BE TOLD" in lines[9]
+    _, out, _ = run_compare(sweep, "--where", "seed=0")
+    few = "TOO FEW RUNS to say which differences are more than chance: 3 seeds a setting, or more."
+    assert out.splitlines()[5:] == ["", few]
 
 
 def test_what_an_option_brings_is_not_a_column_of_its_own(sweep):
