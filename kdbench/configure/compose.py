@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kdbench.configure.text import in_quotes
+from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR, are_configs
 
 
@@ -47,6 +48,14 @@ def left_out(words: Sequence[str]) -> list[str]:
     """The keys that an experiment sets for options that the last composition of these words did not choose."""
     loader = GlobalHydra.instance().config_loader()
     return loader.left_out.get(tuple(words), []) if isinstance(loader, Loader) else []
+
+
+LAID_OVER = ("experiment", "debug")  # groups whose options are meant to be laid over each other
+
+
+def together(group: str) -> str:
+    """How several options of a group are had in one run, as the end of a sentence; "" if they are not."""
+    return "; several in one run are loss=sum (kdbench explain loss.parts)" if group == "loss" else ""
 
 
 class Loader(ConfigLoaderImpl):
@@ -88,6 +97,7 @@ class Loader(ConfigLoaderImpl):
     def _composed(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, from_shell: bool, validate: bool
     ) -> DictConfig:
+        self._refuse_several(overrides)
         rest = (run_mode, from_shell, validate)
         cfg = super().load_configuration(config_name, overrides, *rest)
         as_typed = [in_quotes(word, cfg) for word in overrides]
@@ -96,6 +106,17 @@ class Loader(ConfigLoaderImpl):
         self.left_out[tuple(_lines(cfg.hydra.overrides.task))] = self._dropped
         _find_home(cfg)
         return cfg
+
+    def _refuse_several(self, overrides: list[str]) -> None:
+        """`loss=[kl,js]` would be JS with what keys of KL it does not say itself: Hydra lays the options over each
+        other. Raises UserError."""
+        for one in OverridesParser.create().parse_overrides(overrides):
+            group = one.key_or_group
+            if one.is_sweep_override() or group in LAID_OVER or not isinstance(one.value(), (list, dict)):
+                continue
+            if self.repository.group_exists(group):
+                key, typed = one.get_key_element().lstrip("+"), str(one.input_line).partition("=")[2]
+                raise UserError(key, typed, f"one option, or several of a sweep (-m {key}=a,b){together(group)}")
 
     def get_group_options(
         self,

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdbench.arguments import locate, parameters
 from kdbench.configure.check import OPTIONS
 from kdbench.configure.comments import of_option, usual
+from kdbench.configure.compose import together
 from kdbench.configure.options import folders, has_key, options
 from kdbench.configure.text import quoted
 from kdbench.errors import nearest
@@ -158,7 +159,7 @@ def _group_fault(override: Override, usual: Mapping[str, object], line: _Line) -
     if not override.is_add() and key not in usual:
         return f"{typed}: {key} is no choice of this command. {nearest(key, usual)}".rstrip()
     if override.is_sweep_override() and not line.multirun:
-        return _several(override)
+        return f"{typed}: several options for one run. To run each of them add -m{together(group)}"
     for value in _choices(override):
         if isinstance(value, (dict, list)) or value in names or (value is None and group in ("experiment", "debug")):
             continue

@@ -24,7 +24,7 @@ class BCE(DistillationLoss):
 
     Labels are smoothed first, (1 - e) y + e / C; with a `threshold` each class whose share of a (mixed) label is above
     it counts as wholly there (timm's --bce-target-thresh: 0.2 in procedure A1). `sum_classes` leaves out the division
-    by C (timm's --bce-sum). With a teacher's term: loss=[kl,bce].
+    by C (timm's --bce-sum). With a teacher's term: a part of loss=sum (docs/recipes.md).
     """
 
     uses_teacher: ClassVar[bool] = False

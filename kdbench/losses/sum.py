@@ -49,6 +49,17 @@ class Sum(DistillationLoss):
         return tuple(dict.fromkeys(key for _, part in self.named_losses() for key in part.student_needs))
 
     @property
+    def views(self) -> int:  # type: ignore[override]
+        """What the parts that compare views need; the others see all views. Raises UserError where that differs."""
+        found = {name: part.views for name, part in self.named_losses() if part.views > 1}
+        require(len(set(found.values())) <= 1, "loss.parts", found, "such that all compare as many views of an image")
+        return next(iter(found.values()), 1)
+
+    @property
+    def apart(self) -> bool:  # type: ignore[override]
+        return all(part.apart for _, part in self.named_losses() if part.views > 1)
+
+    @property
     def uses_teacher(self) -> bool:  # type: ignore[override]
         return any(part.uses_teacher for _, part in self.named_losses())
 
@@ -81,7 +92,7 @@ class Sum(DistillationLoss):
 
     def _only(self, found: Mapping[str, T], does: str) -> T | None:
         """What one of the parts has. Raises UserError if several have it."""
-        require(len(found) <= 1, "parts", list(found), f"such that one of them at most {does}")
+        require(len(found) <= 1, "loss.parts", list(found), f"such that one of them at most {does}")
         return next(iter(found.values()), None)
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:

@@ -27,8 +27,8 @@ class ViTKD(FeatureLoss):
 
     `low`: the layers l that are mimicked, the first two blocks; `layer`: the last one, "tokens", after the final norm.
     a: linear layers, where the networks differ in width; g: two 3x3 convolutions with a ReLU between them; all train
-    with the student. As published 3e-5 and 3e-6; an NKD beside it (loss=[nkd,vitkd]) is the paper's best. Both networks
-    need as many tokens.
+    with the student. As published 3e-5 and 3e-6; an NKD beside it (parts of loss=sum) is the paper's best. Both
+    networks need as many tokens.
     """
 
     maps_only: ClassVar[bool] = True

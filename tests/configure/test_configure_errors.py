@@ -48,7 +48,10 @@ MISTAKES = [
     ("train dataset/augment=flp", ["Did you mean dataset/augment=flip?", "kdbench list dataset/augment"]),
     ("train loss=", ["loss=: loss needs one of its options", "dkd"]),
     ("train student=null", ["student=null", "resnet8"]),
-    ("train loss=kl,dkd", ["add -m", "loss=[kl,dkd]"]),
+    ("train loss=kl,dkd", ["add -m", "loss=sum"]),
+    ("train loss=[kl,js]", ["loss = [kl,js]", "one option", "-m loss=a,b", "loss=sum"]),
+    ("train dataset/augment=[flip,none]", ["dataset/augment = [flip,none]", "one option"]),
+    ("train -m loss=[kl,js],ce", ["one option", "loss=sum"]),
     ("train +experiment=nope", ["write it without the +: experiment=nope"]),
     ("train hydra/launcher=submitit_slurm", ["pip install hydra-submitit-launcher"]),
     # values

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss
+from kdbench.losses.sum import Sum
 from tests.support.losses import batch, build, cast, ready, settings
 from tests.support.shell import TINY, kdbench, result, train
 
@@ -57,6 +59,24 @@ def test_it_reads_what_its_parts_read_and_asks_what_they_ask():
 def test_wrong_parts_are_refused_by_name(parts, weights, key):
     with pytest.raises(UserError, match=rf"^loss\.{key}"):
         build("sum", parts=parts, weights=weights)
+
+
+def test_views_that_a_part_compares_are_asked_for():
+    two = build("sum", parts={"kl": part("kl"), "crld": part("crld")}, weights={})
+    assert (two.views, two.apart) == (2, True)
+    four = build("sum", parts={"kl": part("kl"), "sskd": part("sskd")}, weights={})
+    assert (four.views, four.apart) == (4, False)
+    assert build("sum", parts={"kl": part("kl"), "crld": part("crld")}, weights={"crld": 0.0}).views == 1
+    both = build("sum", parts={"crld": part("crld"), "sskd": part("sskd")}, weights={})
+    with pytest.raises(UserError, match=r"^loss\.parts = .*: must be such that all compare as many views"):
+        _ = both.views
+
+
+def test_nothing_that_a_loss_may_ask_for_is_forgotten():
+    """Everything that the engine asks a loss is answered for the parts, or stays each part's own."""
+    asked = {name for name, of in vars(DistillationLoss).items() if name[0] != "_" and not callable(of)}
+    own = {"batch_size", "epochs", "train_rows", "steps"}  # handed to the parts, or read by themselves
+    assert asked - vars(Sum).keys() == own | {"terms", "task_text", "of_embeddings"}  # made of its weights; refused
 
 
 def test_parts_are_chosen_on_the_command_line(capfd):
