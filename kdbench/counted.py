@@ -68,9 +68,14 @@ def as_before(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
     return {key: value for key, value in values.items() if not _changes_nothing(f"{place}{key}", value)}
 
 
+def neutral(key: str) -> object:
+    """The value at which a key that came later changes nothing; None for one that was always there."""
+    return ADDED.get(key, ADDED.get(key.removeprefix("teacher.")))
+
+
 def _changes_nothing(key: str, value: object) -> bool:
-    usual = ADDED.get(key, ADDED.get(key.removeprefix("teacher."), ...))
-    return usual is not ... and value in (usual, str(usual))  # flattened, a list is text
+    later = key in ADDED or key.removeprefix("teacher.") in ADDED
+    return later and value in (neutral(key), str(neutral(key)))  # flattened, a list is text
 
 
 def is_seed(key: str) -> bool:

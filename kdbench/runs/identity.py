@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import world
-from kdbench.counted import RESULT_FORMAT, as_before, counted
+from kdbench.counted import RESULT_FORMAT, as_before, counted, neutral
 from kdbench.data import content
 from kdbench.data.content import Content
 from kdbench.data.stamp import Stamp
@@ -166,7 +166,7 @@ def _changed_settings(old: Mapping[str, object], new: Mapping[str, object]) -> I
     yield from (f"{key} {show(old[key])} -> {show(new[key])}" for key in groups)
     told: set[tuple[str, str, str]] = set()
     for key in sorted({*old} | {*new}, key=lambda key: (key.startswith("teacher."), key)):
-        before, after = old.get(key), new.get(key)
+        before, after = old.get(key, neutral(key)), new.get(key, neutral(key))
         if before == after or key in groups or key.startswith(tuple(f"{group}." for group in groups)):
             continue
         if key == "procedure.stage" or (key.endswith("_target_") and groups):

@@ -249,6 +249,8 @@ def test_differences_in_words():
     other = replace(old, hash="i", code={"loss m.L": {"m": "2", "n": "1"}}, settings={"optimizer.lr": 0.5, "seed": 0})
     told = differences(replace(old, settings={"optimizer.lr": 0.1, "seed": 0}), other)
     assert told == ["optimizer.lr 0.1 -> 0.5", "loss m.L: its code changed (m)"]
+    later = replace(old, hash="i", settings={"seed": 0, "dataset.trim": True})  # at false it is no part of a run
+    assert differences(later, replace(old, settings={"seed": 0})) == ["dataset.trim true -> false"]
 
 
 def test_the_start_of_a_run_says_what_it_is_of(train):
