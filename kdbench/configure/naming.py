@@ -52,10 +52,10 @@ def counted_in(cfg: DictConfig) -> Counted:
     if "paths" in task:
         for key in task.paths:
             task.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
-    values = {key: _plain_number(value) for key, value in _counted(flat(task)).items()}
-    named = {key: held for key, value in values.items() if (held := _held(value, _may_be_a_run(key))) != value}
     tree = OmegaConf.to_container(task, resolve=True)
     assert isinstance(tree, dict)
+    values = {key: _plain_number(value) for key, value in _counted(flat(tree)).items()}
+    named = {key: held for key, value in values.items() if (held := _held(value, _may_be_a_run(key))) != value}
     used = {str(key): node for key, node in tree.items() if counted(str(key))}
     own = _named_options([used.get("teacher"), used.get("procedure")])
     named |= {path: _hashed(text.encode()) for path, text in own.items()}
@@ -119,11 +119,13 @@ def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, ob
         usual = chosen.get(group.partition("@")[0]) if "@" in group else plain.defaults.get(group)
         if group not in NAMED and option != usual:
             changed[group] = option
-    values, usual_values, usual_forms = flat(task), flat(plain.config), flat(plain.config, resolve=False)
-    for key, value in sorted(_counted(values).items()):
-        if value == usual_values.get(key, ...) or _follows(task, key, usual_forms.get(key)):
-            continue
-        changed[key] = _plain_number(value)
+    usual_values, usual_forms, forms = flat(plain.config), flat(plain.config, resolve=False), flat(task, resolve=False)
+    for key, value in sorted(_counted(flat(task)).items()):
+        usual = usual_forms.get(key)
+        interpolated = isinstance(usual, str) and "${" in usual
+        same = value == usual_values.get(key, ...) or (interpolated and forms.get(key) == usual)
+        if not same and not (interpolated and _follows(task, key, usual)):
+            changed[key] = _plain_number(value)
     return changed
 
 
@@ -135,10 +137,8 @@ def _counted(values: Mapping[str, object]) -> dict[str, object]:
     return as_before({key: value for key, value in values.items() if counted(key) and key not in unused})
 
 
-def _follows(task: DictConfig, key: str, usual_form: Any) -> bool:
+def _follows(task: DictConfig, key: str, usual_form: object) -> bool:
     """Whether a value is what its usual interpolation (seeds.init: ${seed}) gives anyway: nothing new."""
-    if not isinstance(usual_form, str) or "${" not in usual_form:
-        return False
     trial = copy.deepcopy(task)
     OmegaConf.update(trial, key, usual_form)
     return bool(OmegaConf.select(trial, key) == OmegaConf.select(task, key))

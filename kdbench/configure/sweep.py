@@ -69,6 +69,7 @@ class Sweep:
         sweeper = make(config=directed, **context)
         if directed is not config:  # points are composed without what was changed, and Hydra 1.4 compares
             sweeper.setup(config=config, **context)
+        sweeper.validate_batch_is_legal = lambda batch: None  # which composes every point: `_check` does that next
         return sweeper
 
     def directed(self, config: DictConfig) -> DictConfig:
@@ -174,13 +175,16 @@ class _Watched:
                 cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
             HydraConfig.instance().set_config(cfg)  # for ${hydra:...} in a run's own values
             try:
-                words = " ".join(filter_overrides(overrides))
+                words, finished = " ".join(filter_overrides(overrides)), None
                 if self.sweep.finished is not None:
-                    _refuse_shared(points, point_folder(cfg.hydra), words, cfg)
-                if not self._is_finished(cfg):
+                    folder = point_folder(cfg.hydra)
+                    _refuse_shared(points, folder, words, cfg)
+                    finished = self.sweep.finished(without_hydra(cfg), folder)
+                if finished is None:
                     check(cfg, cfg)
                     if self.sweep.refuse is not None:
                         self.sweep.refuse(without_hydra(cfg))
+                self.loader.keep(overrides, cfg)
             except UserError as error:
                 faults.append((" ".join(filter_overrides(overrides)), str(error)))
             finally:
@@ -192,10 +196,6 @@ class _Watched:
             raise UserError(f"nothing was run, as {len(faults)} of {len(job_overrides)} runs cannot:\n{lines}")
         tell_left_out(job_overrides)
         return list(points)
-
-    def _is_finished(self, cfg: DictConfig) -> bool:
-        finished = self.sweep.finished
-        return finished is not None and finished(without_hydra(cfg), point_folder(cfg.hydra)) is not None
 
 
 def _members(config: DictConfig) -> tuple[int | None, DictConfig]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
-from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from omegaconf import OmegaConf
 
 import kdbench
@@ -134,21 +135,37 @@ def test_what_is_no_utf8_is_refused_by_name():
         readable("dataset.root=" + os.fsdecode(b"caf\xe9"))
 
 
-def test_a_command_line_is_composed_once_and_so_are_its_choices_alone(monkeypatch):
-    """Hydra composes it for `hydra.mode` first; a composition takes 0.1 s."""
-    composed = []
+@pytest.fixture
+def composed(monkeypatch):
+    """The words of every composition from here on."""
+    found: list[list[str]] = []
     real = ConfigLoaderImpl._load_configuration_impl
 
     def counted(self, config_name, overrides, *rest, **more):
-        composed.append(list(overrides))
+        found.append(list(overrides))
         return real(self, config_name, overrides, *rest, **more)
 
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
     reference._reference.cache_clear()
+    return found
+
+
+def test_a_command_line_is_composed_once_and_so_are_its_choices_alone(composed):
+    """Hydra composes it for `hydra.mode` first; a composition takes 0.07 s."""
     launch(lambda cfg: None, words=["loss=kl", "loss.tau=3", "seed=4"])
     assert len(composed) == 2 and composed[0] == ["loss=kl", "loss.tau=3", "seed=4"]
     with pytest.raises(UserError, match="several values"):  # which Hydra's first composition lets pass
         launch(lambda cfg: None, words=["seed=4,5"])
+
+
+@pytest.mark.parametrize("launcher", ["basic", "cohort"])
+def test_each_point_of_a_sweep_is_composed_once(launcher, composed):
+    """Hydra composes it to see whether it can be, kdbench to check it, a launcher to run it."""
+    seen = []
+    words = ["-m", f"hydra/launcher={launcher}", "loss=kl", "loss.tau=3,4", "seed=4"]
+    assert launch(lambda cfg: seen.append(cfg.loss.tau), words=words) == 0
+    points = [words for words in composed if "hydra.mode=MULTIRUN" in words]
+    assert seen == [3, 4] and len(points) == 2 and len(composed) == 4  # the whole sweep's, and the choices alone
 
 
 @pytest.mark.parametrize("kind", ["hydra", "all", "job"])
@@ -162,14 +179,24 @@ def test_a_composed_configuration_is_shown_with_its_values(kind, capsys):
         assert name.startswith("digits/resnet20-resnet8-kl-") and shown.hydra.sweep.subdir.endswith(name)
 
 
-def test_help_lists_every_group_from_one_copy_of_the_repository(monkeypatch, capsys):
-    """Hydra makes a copy for each of 120 questions, which takes a second."""
-    made = []
-    make = config_loader_impl.CachingConfigRepository
-    monkeypatch.setattr(config_loader_impl, "CachingConfigRepository", lambda of: made.append(make(of)) or made[-1])
+def test_no_question_to_hydra_copies_its_repository(monkeypatch, capsys):
+    """Hydra copies it for each of the 120 groups that --help asks for, which takes a second, and to compose."""
+    monkeypatch.setattr(ConfigRepository, "__deepcopy__", lambda *_: pytest.fail("a copy"), raising=False)
     assert kdbench_command("train", "--help") == 0
     out = capsys.readouterr().out
-    assert "resnet20" in out and "loss=dkd student=resnet8" in out and len(made) < 5
+    assert "resnet20" in out and "loss=dkd student=resnet8" in out
+
+
+def test_a_file_is_parsed_once_until_it_changes(tmp_path, monkeypatch):
+    file, words = tmp_path / "loss" / "mine.yaml", [f"hydra.searchpath=[file://{tmp_path}]", "loss=mine"]
+    file.parent.mkdir()
+    file.write_text("_target_: kdbench.losses.kl.KL\nweights: {task: 1.0}\n", encoding="utf-8")
+    assert kdbench.compose(words).loss.weights == {"task": 1.0}
+    with monkeypatch.context() as patched:
+        patched.setattr(FileConfigSource, "load_config", lambda *_, **__: pytest.fail("parsed again"))
+        assert kdbench.compose(words).loss.weights == {"task": 1.0}
+    file.write_text("_target_: kdbench.losses.kl.KL\nweights: {task: 0.25}\n", encoding="utf-8")
+    assert kdbench.compose(words).loss.weights == {"task": 0.25}
 
 
 def test_options_of_another_library_take_any_of_its_arguments():
