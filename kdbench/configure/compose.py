@@ -70,7 +70,7 @@ class _Files(CachingConfigRepository):
     parsed: dict[tuple[str, str], tuple[tuple[int, int], ConfigResult]] = {}  # by folder and name; size and change
 
     def __init__(self, search_path: ConfigSearchPath) -> None:
-        self.delegate = ConfigRepository(search_path)
+        self.delegate: ConfigRepository = ConfigRepository(search_path)
         self.cache: dict[str, ConfigResult | None] = {}
 
     def load_config(self, config_path: str) -> ConfigResult | None:

@@ -17,6 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.arguments.source import Code, sources
+from kdbench.configure.nodes import contents
 from kdbench.configure.reference import NAMED, config_folders, group_choices, reference, without_hydra
 from kdbench.counted import as_before, counted
 
@@ -52,11 +53,10 @@ def counted_in(cfg: DictConfig) -> Counted:
     if "paths" in task:
         for key in task.paths:
             task.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
-    tree = OmegaConf.to_container(task, resolve=True)
-    assert isinstance(tree, dict)
+    tree = contents(task)
     values = {key: _plain_number(value) for key, value in _counted(flat(tree)).items()}
     named = {key: held for key, value in values.items() if (held := _held(value, _may_be_a_run(key))) != value}
-    used = {str(key): node for key, node in tree.items() if counted(str(key))}
+    used = {key: node for key, node in tree.items() if counted(key)}
     own = _named_options([used.get("teacher"), used.get("procedure")])
     named |= {path: _hashed(text.encode()) for path, text in own.items()}
     return Counted(values, named, sources([used, *map(yaml.safe_load, own.values())]))
@@ -121,10 +121,10 @@ def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, ob
             changed[group] = option
     usual_values, usual_forms, forms = flat(plain.config), flat(plain.config, resolve=False), flat(task, resolve=False)
     for key, value in sorted(_counted(flat(task)).items()):
-        usual = usual_forms.get(key)
-        interpolated = isinstance(usual, str) and "${" in usual
-        same = value == usual_values.get(key, ...) or (interpolated and forms.get(key) == usual)
-        if not same and not (interpolated and _follows(task, key, usual)):
+        form = usual_forms.get(key)
+        interpolated = isinstance(form, str) and "${" in form
+        same = value == usual_values.get(key, ...) or (interpolated and forms.get(key) == form)
+        if not same and not (interpolated and _follows(task, key, form)):
             changed[key] = _plain_number(value)
     return changed
 
