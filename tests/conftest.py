@@ -10,12 +10,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import functools
 import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from PIL import Image
 
 from tests.support.shell import kdbench
@@ -47,6 +50,25 @@ def _own_logging() -> Iterator[None]:
             handler.close()
         one.setLevel(level)
         one.propagate = propagate
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _yaml_read_once() -> None:
+    """The tests compose a thousand configurations of the same files: each version of a file is parsed once."""
+    load, known = FileConfigSource.load_config, {}
+
+    @functools.wraps(load)
+    def remembered(self, config_path):
+        path = os.path.join(self.path, self._normalize_file_name(config_path))
+        if not os.path.exists(path):
+            return load(self, config_path)
+        about = os.stat(path)
+        key = (self.provider, os.path.realpath(path), about.st_mtime_ns, about.st_size)
+        if key not in known:
+            known[key] = pickle.dumps(load(self, config_path))
+        return pickle.loads(known[key])
+
+    FileConfigSource.load_config = remembered
 
 
 @pytest.fixture(scope="session")
