@@ -70,6 +70,7 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
         ordinary = OmegaConf.to_container(usual.config, resolve=False)
         assert isinstance(ordinary, dict)
         _compare(tree, {str(key): value for key, value in ordinary.items()}, "")
+        _refuse_idle_rates(tree, usual.config)
         _check_launcher(root)
     for name, annotation in get_type_hints(RunOptions, include_extras=True).items():
         if name in tree:
@@ -87,6 +88,21 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
             fit_node(own_options(node, target)[0] if key == "student" else node, target, key)
         if key == "dataset":
             _check_dataset(node)
+
+
+RATES = ("lr", "weight_decay", "nesterov")  # what a schedule brings for the optimizers that take it from there
+
+
+def _refuse_idle_rates(tree: Mapping[str, Any], usual: DictConfig) -> None:
+    """Raise the UserError for a schedule's rate that was set and that the optimizer, having its own, never reads."""
+    for place in ("", "teacher."):
+        schedule, optimizer = (_select(tree, f"{place}{part}") or {} for part in ("schedule", "optimizer"))
+        for name in RATES:
+            key, own = f"{place}schedule.{name}", f"{place}optimizer.{name}"
+            value, counts = schedule.get(name), optimizer.get(name, schedule.get(name))
+            if value != counts and value != OmegaConf.select(usual, key, default=value):
+                typed = f"typed as {own}={show(value)}, since the optimizer ({optimizer.get('name')})"
+                raise UserError(key, value, f"{typed} takes none from the schedule: its own is {show(counts)}")
 
 
 def _refuse_span(name: str, value: Any) -> None:

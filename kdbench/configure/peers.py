@@ -218,9 +218,10 @@ def _timm(words: Sequence[str]) -> Translation:
     optimizer = {None: "sgd", "sgd": "sgd", "adamw": "adamw"}.get(given.opt)
     made.words += [f"optimizer={optimizer}"] if optimizer else ["optimizer=timm", f"optimizer.name={given.opt}"]
     made.words.append("schedule=step" if given.sched == "step" else "schedule=cosine")
+    rates = "schedule" if optimizer == "sgd" else "optimizer"  # the others have a rate of their own
     _keys(made, given, {
-        "epochs": "schedule.epochs", "batch_size": "schedule.batch_size", "lr": "schedule.lr",
-        "weight_decay": "schedule.weight_decay", "warmup_epochs": "schedule.warmup", "momentum": "optimizer.momentum",
+        "epochs": "schedule.epochs", "batch_size": "schedule.batch_size", "lr": f"{rates}.lr",
+        "weight_decay": f"{rates}.weight_decay", "warmup_epochs": "schedule.warmup", "momentum": "optimizer.momentum",
         "clip_grad": "trainer.clip", "smoothing": "loss.label_smoothing", "seed": "seed", "workers": "dataset.workers",
     })  # fmt: skip
     if given.model_ema or given.model_ema_decay:

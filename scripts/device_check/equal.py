@@ -20,7 +20,7 @@ GRAPHS = "graphs"
 CASES: dict[str, tuple[list[str], int]] = {  # words, and how many students
     "plain": ([], 1), "live teacher": (["teacher.table=off"], 1),
     "ema and clip": (["trainer.ema=0.9", "trainer.clip=1"], 1),
-    "adamw": (["optimizer=adamw", "schedule.lr=0.001"], 1), "parts of a batch": (["trainer.accumulate=2"], 1),
+    "adamw": (["optimizer=adamw", "optimizer.lr=0.001"], 1), "parts of a batch": (["trainer.accumulate=2"], 1),
     "dropout": (["student=mlp", "student.dropout=0.3", "teacher=mlp"], 2),
     "cohort of 4": ([], 4), "sp in a cohort": (["loss=sp"], 4), "crd in a cohort": (["loss=crd"], 4),
 }  # fmt: skip

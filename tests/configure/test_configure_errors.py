@@ -64,6 +64,12 @@ MISTAKES = [
     ("train 'loss.tau=${nope}'", ["loss.tau = ${nope}", "does not have"]),
     ("train loss.tau=???", ["loss.tau: needs a value"]),
     ("train loss._target_=kdbench.losses.kl.KLL", ["loss._target_", "Did you mean KL?"]),
+    # a rate that nothing reads
+    ("train optimizer=adamw schedule.lr=0.003", ["schedule.lr = 0.003: must be typed as optimizer.lr=0.003", "0.001"]),
+    ("train optimizer=adamw teacher.schedule.lr=0.01", ["teacher.schedule.lr = 0.01: must be typed as teacher.optim"]),
+    ("train optimizer=lamb schedule.weight_decay=0.3", ["schedule.weight_decay = 0.3: must be typed as optimizer.wei"]),
+    ("train optimizer.lr=0.02 schedule.lr=0.01", ["schedule.lr = 0.01", "its own is 0.02"]),
+    ("train -m optimizer=adamw,sgd schedule.lr=0.01", ["schedule.lr = 0.01: must be typed as optimizer.lr=0.01"]),
     # form
     ("train loss.tau=[1", ["loss.tau=[1", "cannot be read as key=value"]),
     ("train resnet20", ["resnet20: not of the form key=value"]),

@@ -186,7 +186,7 @@ def test_a_dataset_of_the_hub_is_fetched_once_and_named_where_it_cannot_be_had(m
 def test_own_texts_train_from_the_command_line():
     csv_file("own.csv", rows=ROWS * 4)
     words = ["dataset=text", "dataset.root=own.csv", "dataset.tokenizer=words", "dataset.length=6", "teacher=none",
-             "student=bilstm_small", "loss=ce", "optimizer=adamw", "schedule.lr=0.01", "schedule.epochs=8",
+             "student=bilstm_small", "loss=ce", "optimizer=adamw", "optimizer.lr=0.01", "schedule.epochs=8",
              "schedule.batch_size=16", "trainer.device=cpu", "trainer.progress=none"]  # fmt: skip
     found = result(train(*words, plain=True))
     assert found["last"]["test/top1"] == 1.0

@@ -141,7 +141,7 @@ def test_what_is_for_images_alone_is_refused(keys, message):
 WORDS = [
     "dataset=udhr", "dataset.words=6", "dataset.subset=960", "dataset.length=80", "teacher=text_cnn_small",
     "student=text_cnn_small",
-    "student.maps=8", "optimizer=adamw", "schedule.lr=0.02", "schedule.epochs=2", "schedule.batch_size=32",
+    "student.maps=8", "optimizer=adamw", "optimizer.lr=0.02", "schedule.epochs=2", "schedule.batch_size=32",
     "teacher.schedule.epochs=5", "trainer.device=cpu", "trainer.progress=none",
 ]  # fmt: skip
 

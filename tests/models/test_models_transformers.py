@@ -129,7 +129,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
 def test_transformers_train_from_the_command_line_and_share_a_table():
     sizes = [f"{who}.options.{key}={value}" for who in ("+student", "+teacher") for key, value in SMALL.items()]
     words = ["dataset=udhr", "dataset.words=6", "dataset.subset=128", "student=transformers", "teacher=transformers",
-             *sizes, "optimizer=adamw", "schedule.lr=0.002", "schedule.epochs=1", "teacher.schedule.epochs=1",
+             *sizes, "optimizer=adamw", "optimizer.lr=0.002", "schedule.epochs=1", "teacher.schedule.epochs=1",
              "teacher.allow_chance=true", "dataset.length=16",
              "trainer.device=cpu", "trainer.progress=none"]  # fmt: skip
     live = result(train(*words, "teacher.table=off", plain=True, out="live"))

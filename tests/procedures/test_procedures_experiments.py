@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdbench.configure.check import RATES
 from kdbench.paths import CONFIG_DIR
 from tests.support.procedures import result, train
 
@@ -69,6 +70,20 @@ def test_it_says_what_it_is(name: str):
         own = EXPERIMENTS[small].read_text(encoding="utf-8")
         assert small.endswith("_small") or ("# Small: itself" in own and "of a busy CPU" in own)
     assert max(map(len, text.splitlines())) <= 140
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_its_rates_are_where_its_optimizer_takes_them(name: str):
+    """Five experiments set schedule.lr beside optimizer=adamw, which has a rate of its own, and trained with that."""
+    node = yaml.safe_load(EXPERIMENTS[name].read_text(encoding="utf-8"))
+    options = {key: value for entry in node["defaults"] for key, value in entry.items()}
+    typed = {"": node.get("schedule", {}), "teacher.": node.get("teacher", {}).get("schedule", {})}
+    for place, schedule in typed.items():
+        chosen = options.get("override /optimizer", "sgd")
+        chosen = options.get("override /optimizer@teacher.optimizer", chosen) if place else chosen
+        made = yaml.safe_load((Path(CONFIG_DIR) / "optimizer" / f"{chosen}.yaml").read_text(encoding="utf-8"))
+        for rate in {*RATES} & schedule.keys() & made.keys():
+            assert made[rate] == f"${{..schedule.{rate}}}", f"{place}schedule.{rate}"
 
 
 @pytest.fixture(scope="module")
