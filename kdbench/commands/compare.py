@@ -28,7 +28,7 @@ from kdbench.results.render import (
 from kdbench.results.rows import Comparison, Row, by_task, compare, metric_names
 from kdbench.results.selection import baseline, by, conditions, known_key, pivot, where
 from kdbench.results.statistics import FEWEST
-from kdbench.results.verdicts import Verdicts, against, best_against_others, every_pair
+from kdbench.results.verdicts import Rule, Verdicts, against, best_against_others, every_pair
 
 _FILES = ("report", "svg", "png", "parquet")
 
@@ -121,12 +121,12 @@ def _print(comparison: Comparison, arguments: argparse.Namespace, metrics: list[
 
 def _verdicts(comparison: Comparison, arguments: argparse.Namespace, metric: str) -> Verdicts:
     named, margin = arguments.against, arguments.margin
-    margin = None if margin is None else margin / comparison.metric(metric).scale
+    rule = Rule(None if margin is None else margin / comparison.metric(metric).scale, arguments.pooled)
     if named is None:
-        return best_against_others(comparison.rows, metric, margin)
+        return best_against_others(comparison.rows, metric, rule)
     if named == "all":
-        return every_pair(comparison.rows, metric, margin)
-    return against(comparison.rows, baseline(comparison, named), metric, margin)
+        return every_pair(comparison.rows, metric, rule)
+    return against(comparison.rows, baseline(comparison, named), metric, rule)
 
 
 def _parse() -> argparse.Namespace:
@@ -171,6 +171,12 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="a difference below it matters to nobody: NO DIFFERENCE SHOWN where the interval lies within it on both "
         "sides of 0; in points of accuracy (default: 0.5), or in the metric's own numbers (default: 0)",
+    )
+    parser.add_argument(
+        "--pooled",
+        action="store_true",
+        help="one variance for all settings (Dunnett), for tables of many settings with few seeds: assumes that all of "
+        "them vary alike, and falls back to each pair's own variance where they do not",
     )
 
 

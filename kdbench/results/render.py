@@ -16,7 +16,7 @@ from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.results.metrics import METRICS, Metric
 from kdbench.results.rows import COSTS, Comparison, Figure, Row
-from kdbench.results.statistics import FEWEST, LEVEL, Judged
+from kdbench.results.statistics import FEWEST, LEVEL, Difference, Judged, Pool
 from kdbench.results.verdicts import Verdicts, Versus
 
 VERDICTS = ("verdict", "on this test set", "on such images")  # columns of sentences
@@ -75,6 +75,7 @@ def verdict_cells(verdicts: Verdicts, columns: Sequence[str]) -> tuple[list[str]
     metric = verdicts.kind
     several = len({id(one.baseline) for one in verdicts.versus}) > 1
     kept = any(one.images for one in verdicts.versus)
+    many = verdicts.comparisons > 1
     rows = []
     for one in verdicts.versus:
         gap, judged = one.judged.difference, one.judged
@@ -83,18 +84,18 @@ def verdict_cells(verdicts: Verdicts, columns: Sequence[str]) -> tuple[list[str]
         wins = "-" if gap.wins is None else f"{100 * gap.wins:.0f}"
         names = [setting(one.row, columns), *([setting(one.baseline, columns)] if several else [])]
         wider = [_interval(metric, one.images), sentence(one.images) if one.images else "-"] if kept else []
-        rows.append([*names, _signed(metric, gap.mean), _interval(metric, judged), n, p, wins, _told(one), *wider])
+        alone = [_interval(metric, gap)] if many else []
+        rows.append(
+            [*names, _signed(metric, gap.mean), *alone, _interval(metric, judged), n, p, wins, _told(one), *wider]
+        )
     unit = " %-points" if metric.unit == "%" else ""
-    titles = ["setting", *(["against"] if several else []), f"difference{unit}", "interval", "n", "p", "larger in %"]
+    titles = ["setting", *(["against"] if several else []), f"difference{unit}", *(["alone"] if many else [])]
+    titles += ["interval", "n", "p", "larger in %"]
     return [*titles, *(["on this test set", "interval", "on such images"] if kept else ["verdict"])], rows
 
 
-def _interval(metric: Metric, judged: Judged | None) -> str:
-    return (
-        "-"
-        if judged is None or judged.low is None
-        else f"{_signed(metric, judged.low)} to {_signed(metric, judged.high)}"
-    )
+def _interval(metric: Metric, of: Judged | Difference | None) -> str:
+    return "-" if of is None or of.low is None else f"{_signed(metric, of.low)} to {_signed(metric, of.high)}"
 
 
 def _told(one: Versus) -> str:
@@ -110,10 +111,23 @@ def heading(verdicts: Verdicts, columns: Sequence[str]) -> str:
     count = f"{verdicts.comparisons} comparison{'s' if verdicts.comparisons > 1 else ''}"
     level = f"{100 * (1 - LEVEL):.0f} % intervals"
     said = f"{one}{verdicts.metric}: {level} over seeds after Holm, {count}, on this test set"
+    if verdicts.comparisons > 1:
+        said += "; alone: the interval if this were the only comparison"
     if any(versus.images for versus in verdicts.versus):
         said += "; on such images: over seeds and test images"
-    shared = verdicts.correlation
-    return said if shared is None else f"{said}; runs of one seed correlate by {round(shared, 2) + 0.0:.2f}"
+    if verdicts.correlation is not None:
+        said += f"; runs of one seed correlate by {round(verdicts.correlation, 2) + 0.0:.2f}"
+    return said + _pooled(verdicts.pool)
+
+
+def _pooled(pool: Pool | None) -> str:
+    """What became of a pooled variance that was asked for."""
+    if pool is None:
+        return ""
+    test = f"Bartlett's p = {pool.alike:.2g}"
+    if pool.holds:
+        return f"; one variance for all settings, {pool.freedom:.3g} degrees of freedom, as if all vary alike ({test})"
+    return f"; settings do not vary alike ({test}): each pair's own variance, not a pooled one"
 
 
 def setting(row: Row, columns: Sequence[str]) -> str:
@@ -207,7 +221,12 @@ def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]], verdict
             }
             for one in verdicts.versus
         ]
-        about = {"metric": verdicts.metric, "comparisons": verdicts.comparisons}
+        pool = verdicts.pool and {
+            "holds": verdicts.pool.holds,
+            "p": verdicts.pool.alike,
+            "freedom": verdicts.pool.freedom,
+        }
+        about = {"metric": verdicts.metric, "comparisons": verdicts.comparisons, "pooled": pool}
         whole["verdicts"] = {**about, "seed_correlation": verdicts.correlation, "of": told}
     return json.dumps(whole, indent=2, default=str)
 

@@ -17,7 +17,9 @@ from kdbench.results.rows import Row
 from kdbench.results.statistics import (
     FEWEST,
     MARGIN,
+    Difference,
     Judged,
+    Pool,
     all_pairs,
     correlation,
     difference,
@@ -25,6 +27,8 @@ from kdbench.results.statistics import (
     judge,
     mcnemar,
     on_images,
+    pool,
+    pooled_difference,
 )
 
 Seed = tuple[object, object]  # of the initial weights, and of the order of the images
@@ -46,6 +50,7 @@ class Verdicts(NamedTuple):
     comparisons: int  # that Holm counts
     correlation: float | None = None  # of two settings' runs with the same seed; None where the seeds differ
     problems: list[str] = []  # predictions that cannot be read
+    pool: Pool | None = None  # the variance that was asked for of all settings together, whether or not it holds
 
     @property
     def kind(self) -> Metric:
@@ -53,18 +58,27 @@ class Verdicts(NamedTuple):
         return metric_of(self.metric, self.versus[0].row.task) if self.versus else metric_of(self.metric)
 
 
-def against(rows: Sequence[Row], baseline: Row, metric: str, margin: float | None = None) -> Verdicts:
-    """Every other setting against one that was named beforehand. `margin`: a difference below it matters to nobody, in
-    the figures' own numbers; None: the default."""
+class Rule(NamedTuple):
+    """How a table's differences are judged."""
+
+    margin: float | None = None  # a difference below it matters to nobody, in the figures' own numbers; None: default
+    pooled: bool = False  # with one variance for all settings, where they vary alike
+
+
+_PLAIN = Rule()
+
+
+def against(rows: Sequence[Row], baseline: Row, metric: str, rule: Rule = _PLAIN) -> Verdicts:
+    """Every other setting against one that was named beforehand."""
     others = [row for row in rows if row is not baseline]
-    return _verdicts([*others, baseline], [(i, len(others)) for i in range(len(others))], metric, margin)
+    return _verdicts([*others, baseline], [(i, len(others)) for i in range(len(others))], metric, rule)
 
 
-def every_pair(rows: Sequence[Row], metric: str, margin: float | None = None) -> Verdicts:
-    return _verdicts(rows, [(b, a) for a, b in combinations(range(len(rows)), 2)], metric, margin)
+def every_pair(rows: Sequence[Row], metric: str, rule: Rule = _PLAIN) -> Verdicts:
+    return _verdicts(rows, [(b, a) for a, b in combinations(range(len(rows)), 2)], metric, rule)
 
 
-def best_against_others(rows: Sequence[Row], metric: str, margin: float | None = None) -> Verdicts:
+def best_against_others(rows: Sequence[Row], metric: str, rule: Rule = _PLAIN) -> Verdicts:
     """Every setting against the best of those with runs enough for a verdict (of all, where none has). It was chosen by
     looking, so Holm counts every pair."""
     known = [row for row in rows if _mean(row, metric) is not None]
@@ -74,25 +88,27 @@ def best_against_others(rows: Sequence[Row], metric: str, margin: float | None =
     enough = [row for row in known if len(by_seed(row, metric)) >= FEWEST]
     best = max(enough or known, key=lambda row: better * (_mean(row, metric) or 0.0))
     others = [row for row in known if row is not best]
-    return _verdicts([best, *others], [(i, 0) for i in range(1, len(known))], metric, margin, looked=True)
+    return _verdicts([best, *others], [(i, 0) for i in range(1, len(known))], metric, rule, looked=True)
 
 
 def _verdicts(
-    rows: Sequence[Row], pairs: Sequence[tuple[int, int]], metric: str, margin: float | None, looked: bool = False
+    rows: Sequence[Row], pairs: Sequence[tuple[int, int]], metric: str, rule: Rule, looked: bool = False
 ) -> Verdicts:
     """Of pairs of rows, by their places. `looked`: they were chosen by looking at every pair that there is."""
     task = rows[0].task if rows else CLASSIFICATION
     kind = metric_of(metric, task)
     figures, steps = [by_seed(row, metric) for row in rows], [_step(row, metric) for row in rows]
-    found = [difference(figures[a], figures[b], steps[a]) for a, b in pairs]
-    if margin is None:
-        margin = MARGIN if kind.unit == "%" else 0.0  # what matters of other metrics is not known here
+    pooled = pool(figures, steps) if rule.pooled else None
+    shared = pooled if pooled and pooled.holds else None
+    found = [_difference(figures, steps, shared, a, b) for a, b in pairs]
+    # What matters of other metrics is not known here.
+    margin = rule.margin if rule.margin is not None else MARGIN if kind.unit == "%" else 0.0
     # Predictions say which images are right: of other figures they know nothing.
     rated = task is CLASSIFICATION and metric in ("last", task.on("test"))
     kept, problems = _kept(rows) if rated else ([None] * len(rows), [])
     gaps = [_gaps(kept[a], kept[b]) for a, b in pairs]
     on_them = [one if gap is None else on_images(one, gap) for one, gap in zip(found, gaps)]
-    untold, untold_images = _untold(figures, steps, kept, pairs) if looked else ((), ())
+    untold, untold_images = _untold(figures, steps, kept, pairs, shared) if looked else ((), ())
     judged = judge(found, kind.better, margin, untold)
     wider = judge(on_them, kind.better, margin, untold_images)
     told = []
@@ -100,15 +116,29 @@ def _verdicts(
         seen = gap is not None and one.difference.n >= FEWEST
         told.append(Versus(rows[a], rows[b], one, on if seen else None, _networks(rows[a], rows[b], gap)))
     count = len(rows) * (len(rows) - 1) // 2 if looked else len(pairs)
-    return Verdicts(metric, told, count, _shared(figures), problems)
+    return Verdicts(metric, told, count, _shared(figures), problems, pooled)
+
+
+def _difference(
+    figures: Sequence[Mapping[Any, float]], steps: Sequence[float], shared: Pool | None, a: int, b: int
+) -> Difference:
+    one = difference(figures[a], figures[b], steps[a])
+    if shared is None:
+        return one
+    runs = len(figures[a]), len(figures[b])
+    return pooled_difference(one, shared.variance[a], shared.variance[b], shared, runs)
 
 
 def _untold(
     figures: Sequence[Mapping[Any, float]], steps: Sequence[float], kept: Sequence[Right | None],
-    told: Sequence[tuple[int, int]],
+    told: Sequence[tuple[int, int]], shared: Pool | None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Raw p values of all the other pairs of a table: over seeds, and over seeds and images."""
     pairs = all_pairs(figures, steps)
+    if shared is not None:
+        own = shared.variance / np.array([max(len(one), 1) for one in figures])
+        variance, freedom = own[pairs.first] + own[pairs.second], np.full(len(pairs.mean), shared.freedom)
+        pairs = pairs._replace(variance=variance, freedom=freedom)
     known = np.zeros((len(figures), len(figures)), bool)
     for a, b in told:
         known[a, b] = known[b, a] = True

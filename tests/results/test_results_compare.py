@@ -227,6 +227,31 @@ def test_the_correlation_of_seeds_is_said(run_compare, clear_sweep):
     assert "; runs of one seed correlate by 0.99" in out or "; runs of one seed correlate by 1.00" in out
 
 
+def test_a_pooled_variance_where_settings_vary_alike(run_compare, tmp_path):
+    noise = {"kl": (0.004, 0.0, -0.004), "dkd": (-0.003, 0.004, -0.001), "at": (0.0, -0.004, 0.004)}
+    for loss, gain in (("kl", 0.0), ("dkd", 0.016), ("at", 0.0)):
+        for seed, off in enumerate(noise[loss]):
+            write(tmp_path / "runs" / f"{loss}-{seed}", result(0.8 + gain + off, choices={"loss": loss}, seed=seed))
+    own = run_compare(tmp_path / "runs", "--against", "loss=kl")[1]
+    alone, together = re.findall(r"(\S+) to (\S+)", next(x for x in own.splitlines() if x.startswith("loss=dkd")))
+    assert float(alone[0]) > float(together[0]) and float(alone[1]) < float(together[1]) and "CANNOT BE TOLD" in own
+    pooled = run_compare(tmp_path / "runs", "--against", "loss=kl", "--pooled")[1]
+    assert "one variance for all settings, 4 degrees of freedom, as if all vary alike (Bartlett's p = " in pooled
+    assert next(x for x in pooled.splitlines() if x.startswith("loss=dkd")).rstrip().endswith("BETTER")
+    best = json.loads(run_compare(tmp_path / "runs", "--pooled", "--json")[1])["verdicts"]
+    assert best["pooled"]["holds"] and best["comparisons"] == 3 and best["of"][0]["alone"]["freedom"] == 4.0
+
+
+def test_settings_that_vary_unlike_keep_their_own_variance(run_compare, tmp_path):
+    for place, loss in enumerate(("kl", "at", "sp", "vid", "rkd", "dkd")):
+        for seed in range(3):
+            value = 0.7 + (0.1 if loss == "dkd" else 1e-3) * ((place + 2 * seed) * 7 % 5 - 2)
+            write(tmp_path / "runs" / f"{loss}-{seed}", result(value, choices={"loss": loss}, seed=seed))
+    plain, pooled = (run_compare(tmp_path / "runs", "--against", "loss=kl", *more)[1] for more in ((), ("--pooled",)))
+    assert "settings do not vary alike (Bartlett's p = " in pooled
+    assert pooled.splitlines()[-5:] == plain.splitlines()[-5:]
+
+
 def test_parquet_has_what_csv_has(run_compare, sweep, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     code, _, err = run_compare(sweep, "--parquet", tmp_path / "table.parquet")

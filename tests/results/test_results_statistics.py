@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from kdbench.results.statistics import (
+    Difference,
     all_pairs,
     correlation,
     difference,
@@ -16,6 +17,8 @@ from kdbench.results.statistics import (
     judge,
     mcnemar,
     on_images,
+    pool,
+    pooled_difference,
     runs_needed,
 )
 
@@ -96,12 +99,36 @@ def test_many_comparisons_are_judged_more_strictly():
     assert alone.low is not None and pair.low is not None and alone.low < 0 < pair.low
 
 
+def seen(gap: float, deviation: float, n: int, paired: bool = True) -> Difference:
+    """A difference of the mean `gap` whose runs (pairs, if paired) have this deviation."""
+    sides = 1 if paired else 2
+    return Difference(gap, None, None, None, n, paired, deviation * (sides / n) ** 0.5, float(sides * (n - 1)))
+
+
 def test_how_many_runs_would_do():
     (judged,) = judge([difference(dict(enumerate([0.02, -0.01, 0.015])), dict.fromkeys(range(3), 0.0))])
     assert judged.runs is not None and judged.runs > 3
-    assert runs_needed(1.0, 1.0, paired=True) == 10  # the textbook's 9.9 for 80 % at an effect of one deviation
-    assert runs_needed(1.0, 1.0, paired=False) in (16, 17)
-    assert runs_needed(0.0, 1.0, paired=True) is None and runs_needed(1e-6, 1.0, paired=True) is None
+    # The textbook's for 80 % at an effect of one and of half a deviation (Cohen 1988: 10 and 34 pairs, 17 and 64 runs).
+    assert [runs_needed(seen(gap, 1.0, 3), sure=0) for gap in (1.0, 0.5)] == [10, 34]
+    assert [runs_needed(seen(gap, 1.0, 3, paired=False), sure=0) for gap in (1.0, 0.5)] == [17, 64]
+    assert runs_needed(seen(0.0, 1.0, 3)) is None and runs_needed(seen(1e-6, 1.0, 3)) is None
+    # A deviation that was seen in few runs says less; a table of many comparisons asks for more.
+    assert [runs_needed(seen(1.0, 1.0, n)) for n in (3, 5, 10, 100)] == [38, 22, 16, 12]
+    assert [runs_needed(seen(3.0, 1.0, 3), level) for level in (0.05, 0.05 / 62, 0.05 / 2000)] == [7, 15, 21]
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 62])
+def test_the_runs_that_would_do_show_the_difference(level):
+    """Of 300 true differences, in runs of a deviation that is known by three pairs alone, four in five or more."""
+    random, shown, asked, tries = np.random.default_rng(7), 0, 0, 300
+    for _ in range(tries):
+        few = float(np.std(random.normal(size=3), ddof=1))
+        n = runs_needed(seen(3.0, few, 3), level)
+        if n is not None:
+            gaps = random.normal(3.0, 1.0, size=n)
+            shown += stats.ttest_1samp(gaps, 0.0).pvalue < level
+            asked += 1
+    assert asked > 0.9 * tries and shown / asked >= 0.75  # where the three had the same figure by chance, none is named
 
 
 def test_three_seeds_that_each_gain_one_image_are_not_certain():
@@ -210,3 +237,65 @@ def test_all_pairs_at_once_are_the_pairs_one_by_one():
 def test_comparisons_that_are_not_told_count():
     pair = difference(dict(enumerate([0.010, 0.013, 0.016])), dict.fromkeys(range(3), 0.0))
     assert judge([pair], others=[0.5, 0.9, 0.7])[0] == judge([pair, *[pair._replace(p=p) for p in (0.5, 0.9, 0.7)]])[0]
+
+
+def test_a_pooled_variance_is_that_of_all_runs():
+    random = np.random.default_rng(2)
+    settings = [dict(enumerate(random.normal(size=n))) for n in (3, 4, 5)]
+    found = pool(settings, [0.0] * 3)
+    own = [np.var(list(one.values()), ddof=1) for one in settings]
+    shared = (2 * own[0] + 3 * own[1] + 4 * own[2]) / 9
+    assert found is not None and found.freedom == 9 and found.variance == pytest.approx(np.maximum(own, shared))
+    assert found.alike == pytest.approx(stats.bartlett(*(list(one.values()) for one in settings)).pvalue)
+    one = pooled_difference(difference(settings[0], settings[1]), *found.variance[:2], found, (3, 4))
+    error = (found.variance[0] / 3 + found.variance[1] / 4) ** 0.5
+    assert one.error == pytest.approx(error) and one.p == pytest.approx(2 * stats.t.sf(abs(one.mean / error), 9))
+    assert (one.low, one.high) == pytest.approx(stats.t.interval(0.95, 9, one.mean, error))
+
+
+def test_pooled_over_two_settings_is_the_pairs_own():
+    alone, found = difference(OURS, THEIRS), pool([OURS, THEIRS], [0.0, 0.0])
+    assert found is not None and found.holds
+    one = pooled_difference(alone, *found.variance, found, (4, 4))
+    assert one == pytest.approx(alone)
+
+
+def test_what_a_seed_adds_to_all_settings_is_no_variance():
+    random = np.random.default_rng(3)
+    noise, seeds = random.normal(size=(5, 3)), 100 * random.normal(size=3)
+    plain = pool([dict(enumerate(row)) for row in noise], [0.0] * 5)
+    blocked = pool([dict(enumerate(row + seeds)) for row in noise], [0.0] * 5)
+    assert plain is not None and blocked is not None and blocked.variance == pytest.approx(plain.variance)
+    table = noise - noise.mean(1, keepdims=True) - noise.mean(0) + noise.mean()
+    assert blocked.freedom == 8 and min(blocked.variance) == pytest.approx((table**2).sum() / 8)  # two-way anova
+    assert pool([{0: 1.0}, {0: 2.0}], [0.0, 0.0]) is None  # nothing that varies
+
+
+def test_settings_that_vary_unlike_are_not_pooled():
+    steady, wild = {0: 0.90, 1: 0.901, 2: 0.902}, {0: 0.5, 1: 0.9, 2: 0.1}
+    found = pool([steady, wild, {s: v + 0.01 for s, v in wild.items()}, {3: 0.9, 4: 0.9, 5: 0.9}], [0.0] * 4)
+    assert found is not None and not found.holds
+    rounded = pool([dict.fromkeys(range(3), 0.9), dict.fromkeys(range(3), 0.8)], [1 / 360, 1 / 360])
+    assert rounded is not None and rounded.variance == pytest.approx(1 / 360**2 / 12)  # figures that coincide
+
+
+@pytest.mark.parametrize("spread", ["alike", "lognormal", "one of ten times", "baseline of three times"])
+def test_a_setting_is_seldom_better_than_itself_with_a_pooled_variance(spread):
+    """400 tables of nine settings against a baseline, three runs each: a wrong BETTER in at most 5 % of them."""
+    random = np.random.default_rng(4)
+    wrong, pooled, tables = 0, 0, 400
+    for _ in range(tables):
+        deviation = np.exp(0.5 * random.normal(size=10)) if spread == "lognormal" else np.ones(10)
+        deviation[0 if spread.startswith("baseline") else 9] *= {"o": 10, "b": 3}.get(spread[0], 1)
+        runs = [
+            dict(enumerate(row)) for row in random.normal(size=(10, 3)) * deviation[:, None] + random.normal(size=3)
+        ]
+        found = pool(runs, [0.0] * 10)
+        assert found is not None
+        differences = [difference(run, runs[0]) for run in runs[1:]]
+        if found.holds:
+            pooled += 1
+            first, *rest = found.variance
+            differences = [pooled_difference(one, own, first, found, (3, 3)) for one, own in zip(differences, rest)]
+        wrong += any(one.verdict == "BETTER" for one in judge(differences))
+    assert wrong / tables <= 0.05 and (pooled > 0.85 * tables if spread == "alike" else pooled < tables)
