@@ -55,10 +55,10 @@ def checkpoints(folder: Path) -> Iterator[Spare]:
 def tables(folder: Path, every: bool) -> Iterator[Spare]:
     """Tables of logits of teachers that no run below the folder had; with `every`, all of them: they are computed again
     when they are needed. A broken one can serve nobody."""
-    from kdbench.tables.store import find_tables  # loads torch
-
     if not any(folder.rglob("*.table")):
         return
+    from kdbench.tables.store import find_tables  # loads torch
+
     known = _weights(folder)
     for path, header in find_tables(folder):
         key = header.get("key")

@@ -127,8 +127,9 @@ def test_neighbours_without_groups_are_said(caplog):
         (np.array(["01", "1", "2"])[LABELS], ("01", "1", "2")),
     ],
 )  # fmt: skip
-def test_labels_are_names(labels, classes):
+def test_labels_are_names(labels, classes, caplog):
     assert load(npz(inputs=INPUTS, labels=labels)).classes == classes
+    assert ("label -1 is a class like any other" in caplog.text) == ("-1" in classes)  # elsewhere: a row without one
 
 
 def changed(row: int, column: int, value: float) -> np.ndarray:

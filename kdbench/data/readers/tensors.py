@@ -77,6 +77,8 @@ def tensors(
         if name not in parts and (amount or name == "test"):
             parts["train"], parts[name] = _set_aside(parts["train"], amount, name, context != (0, 0))
     names, labels = numbered({name: part.labels for name, part in parts.items()}, "dataset.keys.labels")
+    if "-1" in names and len(names) > 2:
+        log.warning("label -1 is a class like any other; rows that have no label are to be left out of the file")
     made = {name: (torch.from_numpy(parts[name].inputs), labels[name]) for name in parts}
     return Source(names, *made["train"], *made["test"], val=made.get("val"))
 
