@@ -12,6 +12,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ANSWER = "answer"  # a feature that a teacher's outputs may have: the largest of the logits, int64 [N]
 MEMBERS = "members"  # the feature of an ensemble that losses over several teachers read: the members' logits [B, K, C]
 
 

@@ -51,6 +51,10 @@ class Distiller(nn.Module):
         terms = self.loss(outputs, teacher, target)
         return StepOutput(terms, outputs.logits.detach())
 
+    @property
+    def compiled(self) -> bool:
+        return self._compiled is not None
+
     def compile_student(self, strict: bool = False) -> None:
         """Let torch.compile fuse the kernels of the network, not of the loss: students of one network under many losses
         share a compilation. `strict`: what cannot be compiled any more raises instead of running plainly.

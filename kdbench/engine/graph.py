@@ -12,12 +12,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from kdbench import world
@@ -25,7 +28,7 @@ from kdbench.engine import device as placement
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError, require
 from kdbench.teachers.live import LiveTeacher
-from kdbench.types import Batch, Outputs, Teacher
+from kdbench.types import ANSWER, Batch, Outputs, Teacher
 
 if TYPE_CHECKING:
     from kdbench.engine.learner import Learner
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WARM_UP = 3  # eager steps before a recording: lazily made buffers (momentum, cuDNN handles) must exist by then
+_WORD = 8  # bytes
 AHEAD = 256 * 2**20  # bytes of inputs, targets and teacher's outputs that are made ready at once ...
 MOST = 8192  # ... and samples
 GRAPHED_OPTIMIZERS = ("sgd", "adam", "adamw")  # torch's own; most of timm's count their steps in Python
@@ -103,32 +107,72 @@ def cohort_graph(learners: Sequence[Learner], device: torch.device) -> CohortGra
 class Ahead:
     """The data of some steps, batch and teacher's outputs, in memory that stays where it is.
 
-    All steps' data have the shapes and strides of `example`. Each tensor of a step is a row of bytes in its own order,
-    so that what is read has the memory layout of what was put.
+    All steps' data have the shapes and strides of `example`. A step is a row of words of eight bytes, each tensor a
+    part of it in its own order: one kernel reads it all, and what is read has the memory layout of what was put.
     """
 
     def __init__(self, example: tuple[Batch, Outputs | None], steps: int) -> None:
         every, self._spec = tree_flatten(_whole(example))
         self._absent = [place for place, leaf in enumerate(every) if leaf is None]
-        leaves = _tensors(example)
+        self._layouts: list[tuple[torch.Size, tuple[int, ...]]] = []
+        self._parts: list[tuple[slice, torch.dtype]] = []  # of a row, in words
+        words = 0
+        for tensor in map(_dense, _tensors(example)):
+            first, words = words, words - (-tensor.numel() * tensor.element_size() // _WORD)
+            self._parts.append((slice(first, words), tensor.dtype))
+            self._layouts.append((tensor.shape, tensor.stride()))
         self.steps = steps
-        self._rows = [torch.empty(steps, t.numel(), dtype=t.dtype, device=t.device) for t in leaves]
-        self._layouts = [(t.shape, t.stride()) for t in map(_dense, leaves)]
+        self._rows = torch.empty(steps, words, dtype=torch.int64, device=example[0].input.device)
 
     def put(self, data: Sequence[tuple[Batch, Outputs | None]]) -> None:
-        """The data of the next steps, at most `steps`. One kernel a tensor, whatever their number."""
+        """The data of the next steps, at most `steps`. Two kernels a tensor, whatever their number."""
         columns = zip(*map(_tensors, data), strict=True)
-        for rows, (shape, stride), tensors in zip(self._rows, self._layouts, columns, strict=True):
-            torch.stack([_bytes_of(t, shape, stride) for t in tensors], out=rows[: len(data)])
+        for (part, dtype), (shape, stride), tensors in zip(self._parts, self._layouts, columns, strict=True):
+            found = torch.stack([_bytes_of(t, shape, stride) for t in tensors])
+            self._rows[: len(data), part].view(dtype)[:, : found.shape[1]].copy_(found)
 
     def at(self, step: Tensor) -> tuple[Batch, Outputs | None]:
         """The data of step [1] int64, which is read on the device."""
-        parts = zip(self._rows, self._layouts, strict=True)
-        found: list[Tensor | None] = [rows.index_select(0, step).as_strided(*layout) for rows, layout in parts]
+        row = self._rows.index_select(0, step)[0]
+        found: list[Tensor | None] = []
+        for (part, dtype), (shape, stride) in zip(self._parts, self._layouts, strict=True):
+            found.append(row[part].view(dtype).as_strided(shape, stride))
         for place in self._absent:
             found.insert(place, None)
         batch, *answer = tree_unflatten(found, self._spec)
         return batch, answer[0] if answer else None
+
+
+class Counting(TorchFunctionMode):
+    """A block in which ones that are added to some counters are added at its end, to all at once.
+
+    Every batch norm counts its batches: 21 kernels a step of resnet20, and one in here. What reads a counter within the
+    block (a moving average) finds it as it should be. For a recording alone: it costs the host a look at every call.
+    """
+
+    def __init__(self, counters: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._counters = {id(counter): counter for counter in counters}
+        self._added: Counter[int] = Counter()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.add_ and id(args[0]) in self._counters and args[1:] == (1,):
+            self._added[id(args[0])] += 1
+            return args[0]
+        if any(id(leaf) in self._added for leaf in tree_leaves((args, kwargs))):
+            self._add()
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        super().__exit__(kind, error, at)
+        if self._added and error is None:
+            self._add()
+
+    def _add(self) -> None:
+        torch._foreach_add_([self._counters[key] for key in self._added], [*self._added.values()])
+        self._added.clear()
 
 
 class CohortGraph:
@@ -136,8 +180,8 @@ class CohortGraph:
 
     The first `WARM_UP` steps run eagerly; in the last of them the device tells whether a learner waits for it. Such a
     learner goes on eagerly, with a warning. Learners that draw random numbers have a graph each, replayed after the
-    others', because a graph has one random state. A batch of another size than the first runs eagerly. It belongs to
-    one training: the graphs and their memory go when it goes.
+    others', because a graph has one random state. A batch of another size than the first runs eagerly, and so does a
+    text of which not every position counts. It belongs to one training: the graphs and their memory go when it goes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -161,16 +205,24 @@ class CohortGraph:
         """Batches with what the teacher says of them: those of many steps at once, where the teacher allows that."""
         if [*map(id, learners)] != [*map(id, self._learners)]:  # one has failed, or has caught up with the others
             self._learners, self._groups, self._recordings, self._warm = list(learners), [], [], 0
+            self._data = None  # what they need of the teacher may be something else
         stream = iter(batches)
-        while group := list(islice(stream, self._data.steps if self._data and self._warm >= WARM_UP else 1)):
-            self._size = self._size or len(group[0].input)
-            data = _asked(group, teacher, self._needs())
-            whole = [one for one in data if len(one[0].input) == self._size] if self._warm >= WARM_UP else []
+        while data := _asked(islice(stream, self._steps()), teacher, self._needs()):
+            self._size = self._size or len(data[0][0].input)
+            whole = [one for one in data if self._fits(one[0])]
             if whole:
                 self._load(whole, teacher)
-            for number, self._next in enumerate(data):
-                self._ready = number < len(whole)
+            for self._next in data:
+                self._ready = self._fits(self._next[0])
                 yield self._next
+
+    def _steps(self) -> int:
+        """How many steps' data are asked for at once."""
+        return self._data.steps if self._data and self._warm >= WARM_UP else 1
+
+    def _fits(self, batch: Batch) -> bool:
+        """Whether a recorded step can be of this batch."""
+        return self._warm >= WARM_UP and len(batch.input) == self._size and batch.target.counted is None
 
     def step(self) -> bool:
         """Do the step of what `ahead` gave last, for all learners; False if they must do it by themselves."""
@@ -231,9 +283,11 @@ class CohortGraph:
         if drawing:
             group[0].enter()
         if number == len(self._recordings):
+            cuda = self._device.type == "cuda"
+            streams = [torch.cuda.Stream(self._device) if cuda else None for _ in group]
             try:
-                self._recordings.append(recording(lambda: self._work(number, group), self._device))
-            except RuntimeError as error:
+                self._recordings.append(recording(lambda: self._work(number, group, streams), self._device))
+            except (RuntimeError, UserWarning) as error:  # the warning: nothing was recorded
                 reason = str(error).splitlines()[0]
                 raise UserError(
                     f"trainer.cuda_graph: the step cannot be recorded ({reason}). trainer.cuda_graph=off continues the "
@@ -245,15 +299,15 @@ class CohortGraph:
         for learner in group:
             learner.steps_done += 1
 
-    def _work(self, number: int, group: Sequence[Learner]) -> None:
+    def _work(self, number: int, group: Sequence[Learner], streams: Sequence[torch.cuda.Stream | None]) -> None:
         """What is recorded: each learner's update in a stream of its own, all after the data is read."""
         assert self._data is not None
         batch, answer = self._data.at(self._step)
         rates = self._lr.index_select(0, self._step)[0]
-        streams = [torch.cuda.Stream(self._device) if self._device.type == "cuda" else None for _ in group]
         for learner, stream in zip(group, streams, strict=True):
             _after(stream, self._device)
-            with torch.cuda.stream(stream):  # type: ignore[arg-type]
+            counting = Counting(learner.counters) if learner.counters else contextlib.nullcontext()
+            with torch.cuda.stream(stream), counting:  # type: ignore[arg-type]
                 learner.set_lr(rates[self._learners.index(learner)])
                 learner.update(batch, answer)
         for stream in filter(None, streams):
@@ -285,17 +339,40 @@ def learns(teacher: Teacher) -> bool:
     return type(teacher).attach is not Teacher.attach
 
 
-def _asked(group: Sequence[Batch], teacher: Teacher, needs: set[str]) -> list[tuple[Batch, Outputs | None]]:
-    """Each batch with the teacher's outputs, of the features only those needed. A network is asked once for all."""
-    if isinstance(teacher, LiveTeacher) and len(group) > 1:
-        outputs = teacher.outputs(torch.cat([batch.input for batch in group]))
-        sizes = [len(batch.input) for batch in group]
-        logits = _split(outputs.logits, sizes)
-        features = {key: _split(outputs.features[key], sizes) for key in needs}
-        answers = [Outputs(own, {key: features[key][i] for key in needs}) for i, own in enumerate(logits)]
-        return list(zip(group, answers, strict=True))
-    found = [(batch, teacher(batch)) for batch in group]
-    return [(b, a and Outputs(a.logits, {k: v for k, v in a.features.items() if k in needs})) for b, a in found]
+def _asked(batches: Iterable[Batch], teacher: Teacher, needs: set[str]) -> list[tuple[Batch, Outputs | None]]:
+    """Each batch with what the teacher says of it: its logits, its answers and, of the features, those needed.
+
+    A network is asked once for all of them; any other teacher as they come, for a table may hold what is near alone.
+    """
+    if isinstance(teacher, LiveTeacher):
+        group = list(batches)
+        return list(zip(group, _at_once(group, teacher, needs), strict=True))
+    found = [(batch, teacher(batch)) for batch in batches]
+    said = _answered([_needed(outputs, needs) for _, outputs in found if outputs is not None])
+    return list(zip([batch for batch, _ in found], said, strict=True)) if said else found
+
+
+def _at_once(group: Sequence[Batch], teacher: LiveTeacher, needs: set[str]) -> list[Outputs]:
+    if not group:
+        return []
+    inputs = [teacher.inputs(batch) for batch in group]
+    outputs, sizes = _needed(teacher.outputs(torch.cat(inputs), needs), needs), [*map(len, inputs)]
+    features = {key: _split(value, sizes) for key, value in outputs.features.items()}
+    parts = enumerate(_split(outputs.logits, sizes))
+    return _answered([Outputs(own, {key: values[i] for key, values in features.items()}) for i, own in parts])
+
+
+def _needed(outputs: Outputs, needs: set[str]) -> Outputs:
+    return Outputs(outputs.logits, {key: value for key, value in outputs.features.items() if key in needs})
+
+
+def _answered(said: Sequence[Outputs]) -> list[Outputs]:
+    """With the largest of the logits, which every student's meters want."""
+    if not said:
+        return []
+    sizes = [len(outputs.logits) for outputs in said]
+    answers = torch.cat([outputs.logits for outputs in said]).argmax(1).split(sizes)
+    return [Outputs(own.logits, {**own.features, ANSWER: part}) for own, part in zip(said, answers, strict=True)]
 
 
 def _whole(data: tuple[Batch, Outputs | None]) -> tuple[Batch, Outputs] | tuple[Batch]:

@@ -148,6 +148,15 @@ class Learner:
         return joined(found)
 
     @property
+    def counters(self) -> list[Tensor]:
+        """What every step adds one to on the device: the batches of each batch norm and the steps of the meters. None
+        with a compiled network, whose additions are not called from Python."""
+        if self.distiller.compiled:
+            return []
+        buffers = self.distiller.student.named_buffers()
+        return [self.meters.step, *(buffer for name, buffer in buffers if name.endswith("num_batches_tracked"))]
+
+    @property
     def network(self) -> nn.Module:
         """The network that is evaluated and exported: the student, or its moving average."""
         return self.distiller.student if self.average is None else self.average.network

@@ -12,73 +12,89 @@ from torch import Tensor
 
 from kdbench.engine.embeddings import measure_embeddings
 from kdbench.results.metrics import CLASSIFICATION, EMBEDDING, LANGUAGE_MODELLING, Task
-from kdbench.types import Outputs, StepOutput, Target
+from kdbench.types import ANSWER, Outputs, StepOutput, Target
 
 
 class Meters:
     """What happened in each step of an epoch, kept on the device and read once, at its end: no host sync in a step.
 
     A step only puts its loss terms and its answers down, in place and at a place that is counted on the device, so that
-    a CUDA graph may hold it: seven small kernels. They are compared and added up once an epoch. `truth` int64 [rows of
-    the training set] are the true labels where the training labels are noisy, -1 where unknown.
+    a CUDA graph may hold it: three small kernels, the largest logits, one row of it all, the row's copy (and the count,
+    and the teacher's largest logits where nobody has looked for them yet). Answers are compared and terms added up once
+    an epoch. `truth` int64 [rows of the training set] are the true labels where the training labels are noisy, -1 where
+    unknown.
     """
 
     def __init__(
         self, device: torch.device, steps: int, truth: Tensor | None = None, task: Task = CLASSIFICATION
     ) -> None:
         self._steps, self._task = steps, task
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)  # of the epoch
         self._truth = truth.to(device) if truth is not None else None
-        self._terms: Tensor | None = None  # [steps, names] float32: the loss and its terms
-        self._answers: Tensor | None = None  # [steps, B, columns] int64; -1: none known
-        self._names: list[str] = []
+        # [steps, words] int32: the bits of the answers [columns, B] int64, -1: none known, and of the terms float32.
+        self._rows: Tensor | None = None
+        self._names: list[str] = []  # of the loss and its terms
         self._columns: list[str] = []  # the student's answer, and what it is compared with
+        self._predictions = 0  # B
 
     def reset(self) -> None:
         """Begin an epoch."""
-        self._step.zero_()
+        self.step.zero_()
 
+    @torch.no_grad()
     def add(self, output: StepOutput, teacher: Outputs | None, target: Target) -> None:
         """One step: the loss and its terms, and the answers of the student, the labels and the teacher.
 
         Images without a label, or without a true one, have no part in the accuracies.
         """
-        terms = {"loss": output.terms.total.detach(), **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
+        terms = {"loss": output.terms.total, **{f"loss_{k}": v for k, v in output.terms.parts.items()}}
         if self._task is LANGUAGE_MODELLING:
             terms["nll"] = F.cross_entropy(output.logits.float(), target.label, ignore_index=-1)
         answers = {"student": output.logits.argmax(1), "top1": _labels(target.label)}
         if self._truth is not None:
             answers["clean_top1"] = self._truth[target.row]
         if teacher is not None:
-            answers["agreement"] = teacher.logits.argmax(1)
-        found = torch.stack([value.float() for value in terms.values()])
-        said = torch.stack(list(answers.values()), 1)
-        if self._terms is None or self._answers is None:
-            self._names, self._columns = list(terms), list(answers)
-            self._terms = found.new_zeros(self._steps, len(terms))
-            self._answers = said.new_zeros(self._steps, *said.shape)
-        missing = self._answers.shape[1] - len(said)  # in an epoch's last, smaller batch
-        if missing < 0:  # of a text with padding: more of it counts than in the batches before
-            self._answers, missing = F.pad(self._answers, (0, 0, 0, -missing), value=-2), 0
-        said = F.pad(said, (0, 0, 0, missing), value=-2) if missing else said
-        self._terms.index_copy_(0, self._step, found[None])
-        self._answers.index_copy_(0, self._step, said[None])
-        self._step += 1
+            answers["agreement"] = teacher.features[ANSWER] if ANSWER in teacher.features else teacher.logits.argmax(1)
+        missing = self._predictions - len(answers["student"])
+        if self._rows is None:
+            self._names, self._columns, self._predictions, missing = list(terms), list(answers), -missing, 0
+        elif missing > 0:  # in an epoch's last, smaller batch
+            answers = {name: F.pad(said, (0, missing), value=-2) for name, said in answers.items()}
+        elif missing < 0:  # of a text with padding: more of it counts than in the batches before
+            self._widen(-missing)
+        found = [value.float().reshape(1) for value in terms.values()]
+        row = torch.cat([part.view(torch.int32) for part in (*answers.values(), *found)])
+        if self._rows is None:
+            self._rows = row.new_zeros(self._steps, len(row))
+        self._rows.index_copy_(0, self.step, row[None])
+        self.step.add_(1)
+
+    def _found(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Of the first steps the terms [steps, names] float32 and the answers [steps, columns, B] int64."""
+        assert self._rows is not None, "read() before the first step"
+        answers, terms = self._rows[:steps].split([self._rows.shape[1] - len(self._names), len(self._names)], 1)
+        said = answers.flatten().view(torch.int64).view(steps, len(self._columns), self._predictions)
+        return terms.flatten().view(torch.float32).view(steps, len(self._names)), said
+
+    def _widen(self, more: int) -> None:
+        terms, answers = self._found(self._steps)
+        wide = F.pad(answers, (0, more), value=-2).flatten(1)
+        self._rows = torch.cat([wide.view(torch.int32), terms.view(torch.int32)], 1)
+        self._predictions += more
 
     def read(self) -> tuple[dict[str, float], int | None]:
         """Means by name (those of any image at all), and the first step (from 0) whose loss was not finite, or None.
 
         The epoch's only sync. A step's terms are means of its images, and count for as many.
         """
-        assert self._terms is not None and self._answers is not None, "read() before the first step"
-        steps = int(self._step)
-        terms, answers = self._terms[:steps].cpu().double(), self._answers[:steps].cpu()
-        images = (answers[:, :, 0] >= 0).sum(1).double()
+        found = self._found(int(self.step))
+        terms, answers = found[0].cpu().double(), found[1].cpu()
+        images = (answers[:, 0] >= 0).sum(1).double()
         means = dict(zip(self._names, ((terms * images[:, None]).sum(0) / images.sum()).tolist(), strict=True))
         for number, name in enumerate(self._columns[1:], start=1):
-            known = answers[:, :, number] >= 0
+            known = answers[:, number] >= 0
             if known.any():
-                means[name] = float((answers[:, :, 0] == answers[:, :, number])[known].double().mean())
+                means[name] = float((answers[:, 0] == answers[:, number])[known].double().mean())
         bad = (~torch.isfinite(terms[:, 0])).nonzero()
         means = of_task(means, self._task)
         return means, int(bad[0]) if len(bad) else None

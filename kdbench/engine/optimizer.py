@@ -82,8 +82,9 @@ def lr_setter(optimizer: torch.optim.Optimizer) -> Callable[[float | Tensor], ob
 
         def fill(value: float | Tensor) -> None:
             for scale, held in shared.items():
-                own = value if scale == 1.0 else value * scale
-                held.copy_(own) if isinstance(own, Tensor) else held.fill_(own)
+                held.copy_(value) if isinstance(value, Tensor) else held.fill_(value)
+                if scale != 1.0:  # in float32, wherever the rate comes from
+                    held.mul_(scale)
 
         return fill
 

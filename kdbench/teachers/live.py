@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import AbstractContextManager
 
 import torch
@@ -34,16 +34,23 @@ class LiveTeacher(Teacher):
         self.own = own
 
     def __call__(self, batch: Batch) -> Outputs:
-        if self.own is None:
-            return self.outputs(batch.input)
-        # Held-out samples (row -1) are asked for when a loss wants to know shapes: the first row has them, too.
-        return self.outputs(self.own.index_select(0, batch.target.row.clamp_min(0)))
+        return self.outputs(self.inputs(batch))
 
-    def outputs(self, inputs: Tensor) -> Outputs:
-        """inputs [B, ...] normalised, any B; logits and features in the precision of the network."""
+    def inputs(self, batch: Batch) -> Tensor:
+        """What it reads of a batch [B, ...]."""
+        if self.own is None:
+            return batch.input
+        # Held-out samples (row -1) are asked for when a loss wants to know shapes: the first row has them, too.
+        return self.own.index_select(0, batch.target.row.clamp_min(0))
+
+    def outputs(self, inputs: Tensor, needs: Set[str] | None = None) -> Outputs:
+        """inputs [B, ...] normalised, any B; logits and features in the precision of the network.
+
+        `needs`: the features that are kept of every chunk; None: all.
+        """
         size = len(inputs)
         with torch.no_grad(), self.context():
-            parts = [self._whole(piece) for piece in inputs.split(self.chunk)]
+            parts = [_of(self._whole(piece), needs) for piece in inputs.split(self.chunk)]
         padded = self.chunk * len(parts)
         if len(parts) == 1:
             return _first(parts[0], size, padded)
@@ -74,6 +81,12 @@ def chunk_for(device: torch.device, batch_size: int) -> int:
     if device.type == "cpu":
         return 32
     return min(512, max(64, 1 << (batch_size.bit_length() - 1)))
+
+
+def _of(outputs: Outputs, needs: Set[str] | None) -> Outputs:
+    if needs is None:
+        return outputs
+    return outputs._replace(features={key: value for key, value in outputs.features.items() if key in needs})
 
 
 def _first(outputs: Outputs, size: int, padded: int) -> Outputs:

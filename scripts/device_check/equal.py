@@ -80,7 +80,7 @@ def _waits(check: Check) -> Found:
 
     def waiting(self: Learner, *data: Any) -> None:
         update(self, *data)
-        float(self.lr + self.meters._step)
+        float(self.lr + self.meters.step)
 
     learner.update = waiting.__get__(learner)  # type: ignore[method-assign]
     check.epochs(bench, [learner], 1)

@@ -19,9 +19,9 @@ from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError
 from kdbench.teachers.live import LiveTeacher
 from kdbench.teachers.none import NoTeacher
-from kdbench.types import Batch, Outputs, Target, Teacher
+from kdbench.types import Batch, LossTerms, Outputs, Target, Teacher
 from tests.support import losses as losses_parts
-from tests.support.engine import SmallNet, Stream, make_learner
+from tests.support.engine import LogitDistance, SmallNet, Stream, make_learner
 from tests.support.tape import Tape
 
 OPTIONS = TrainerOptions(device="cpu", progress="none")
@@ -165,7 +165,7 @@ def test_the_teacher_is_asked_once_for_many_steps_unless_it_learns(tapes):
 
     ahead = make_teacher()
     sizes, outputs = [], ahead.outputs
-    ahead.outputs = lambda image: (sizes.append(len(image)), outputs(image))[1]
+    ahead.outputs = lambda image, needs: (sizes.append(len(image)), outputs(image, needs))[1]
     one, other = (make_learner(stream=Stream(64), trainer=ON) for _ in range(2))
     train([one], teacher=ahead)
     assert sizes[:WARM_UP] == [8] * WARM_UP and max(sizes) > 8
@@ -193,6 +193,171 @@ def test_data_that_lie_ahead_keep_their_numbers_and_their_memory_layout():
     silent = Ahead((data[0][0], None), 1)
     silent.put([(data[1][0], None)])
     assert silent.at(torch.tensor([0]))[1] is None
+
+
+def test_a_table_that_holds_what_is_near_is_asked_while_it_is_near(tapes):
+    """Batches are drawn many steps ahead, and with each of them what the table held of those before may go."""
+    network, near = make_teacher(), []
+
+    class Near(Teacher):
+        def __call__(self, batch: Batch) -> Outputs:
+            assert batch is near[-1]
+            return network(batch)
+
+    def epochs(epoch: int) -> Iterator[Batch]:
+        for batch in uneven(64, epoch, 2):
+            near.append(batch)
+            yield batch
+
+    one, alone = (make_learner(stream=Stream(64), trainer=ON) for _ in range(2))
+    steps = cohort_graph([one], torch.device("cpu"))
+    for epoch in range(2):
+        for learner in (one, alone):
+            learner.begin_epoch(epoch)
+        train_epoch([one], epochs(epoch), Near(), lambda: None, steps)
+        train_epoch([alone], uneven(64, epoch, 2), network, lambda: None)
+    assert len(tapes) == 1 and len(near) == 16
+    assert_same(one, alone)
+
+
+def test_a_teacher_that_reads_other_inputs_than_its_students_does_so_ahead(tapes):
+    network = make_teacher()
+    own = LiveTeacher(network.network, 8, contextlib.nullcontext, torch.randn(8, 1, 6, 6))
+    one, alone = (make_learner(stream=Stream(64), trainer=ON) for _ in range(2))
+    train([one], teacher=own)
+    train([alone], teacher=own, record=False)
+    assert len(tapes) == 1
+    assert_same(one, alone)
+
+
+class OnFeatures(LogitDistance):
+    needs = ("pooled",)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        distance = (student.features["pooled"] - teacher.features["pooled"]).square().mean()
+        return self.combine(task=self.task(student.logits, target.label), distill=distance)
+
+
+def test_what_is_needed_of_the_teacher_may_change_when_a_member_leaves(tapes):
+    """What lies ahead has the features that the students' losses name: another set of them is other memory."""
+    good, bad, alone = (make_learner(stream=Stream(64), trainer=ON) for _ in range(3))
+    bad.distiller.loss = OnFeatures()
+    for one in (good, bad, alone):
+        one.distiller.student.body[3].p = 0.0
+    steps = cohort_graph([good, bad], torch.device("cpu"))
+    for epoch in range(3):
+        active = [one for one in (good, bad) if one.failure is None]
+        for one in (*active, alone):
+            one.begin_epoch(epoch)
+        train_epoch(active, Stream(64).epoch(epoch, 3), make_teacher(), lambda: None, steps)
+        train_epoch([alone], Stream(64).epoch(epoch, 3), make_teacher(), lambda: None)
+        if epoch == 0:
+            assert bad.failure is None
+            bad.fail(RuntimeError("diverged"))
+    assert len(tapes) == 2
+    assert_same(good, alone)
+
+
+def test_a_text_of_which_not_every_position_counts_runs_eagerly(tapes):
+    """How many do changes from batch to batch, and a recording has one shape."""
+
+    def padded(epoch: int) -> Iterator[Batch]:
+        for number, batch in enumerate(Stream(64).epoch(epoch, 2)):
+            counted = torch.arange(8 - number % 3)
+            label, row = batch.target.label[counted], batch.target.row[counted]
+            yield batch._replace(target=Target(label, row, batch.target.progress, counted))
+
+    one, alone = (make_learner(stream=Stream(64), trainer=ON) for _ in range(2))
+    steps = cohort_graph([one], torch.device("cpu"))
+    for epoch in range(2):
+        for learner, recorded in ((one, steps), (alone, None)):
+            learner.begin_epoch(epoch)
+            train_epoch([learner], padded(epoch), make_teacher(), lambda: None, recorded)
+    assert tapes == [] and one.failure is None
+    assert_same(one, alone)
+
+
+def test_a_recorded_step_counts_at_once_and_its_meters_are_three_kernels(tapes):
+    """Every batch norm's counter and the meters' own are one kernel; the other three: the student's answers, the row of
+    all that is kept, its copy. Nothing of a step runs in Python once it is recorded."""
+    one, calls = make_learner(stream=Stream(64), trainer=replace(ON, ema=0.9)), []
+    update = one.update
+    one.update = lambda *data: (calls.append(None), update(*data))[1]
+    train([one])
+    assert len(calls) == WARM_UP + 1 + 3  # warm-up, recording, and an epoch's smaller last batch
+    counters = [*one.counters]
+    assert len(counters) == 2 and int(counters[1]) == 3 * 8 == int(one.average.network.body[1].num_batches_tracked)
+    names = [call[0] for call in tapes[0].calls]
+    ops = torch.ops.aten
+    assert [args[0] for name, args, *_ in tapes[0].calls if name is ops._foreach_add_.ScalarList] == [
+        [counters[1]], [counters[0]],  # the moving average reads the batch norm's counter in between
+    ]  # fmt: skip
+    first = max(number for number, name in enumerate(names) if name is ops.argmax.default)
+    kept = [name for name in names[first:] if name is not ops._foreach_add_.ScalarList][:-1]  # last: the graph's step
+    assert kept == [ops.argmax.default, ops.cat.default, ops.index_copy_.default]
+
+
+def test_all_that_lies_ahead_is_read_by_one_kernel():
+    data = next(iter(Stream(64).epoch(0, 1))), Outputs(torch.randn(8, 3), {"pooled": torch.randn(8, 4)})
+    ahead, step = Ahead(data, 4), torch.tensor([0])
+    ahead.put([data])
+    assert len(Tape(lambda: ahead.at(step)).calls) == 1
+
+
+class Calls:
+    """What stands in for torch.cuda on a machine without: what was asked of it, in order."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.made: list[str] = []
+        self.current = "here"
+        for name in ("Stream", "CUDAGraph", "graph_pool_handle"):
+            monkeypatch.setattr(torch.cuda, name, self._make(name))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "current", stream))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: self.made.append("clear"), raising=False)
+
+    def _make(self, name: str):
+        def make(*given):
+            self.made.append(name)
+            return f"{name} {self.made.count(name)}"
+
+        return make
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        self.made.append(f"capture {graph}, {pool}, {stream}, {capture_error_mode}")
+        before, self.current = self.current, stream
+        yield
+        self.current = before  # not reached where the capture breaks, as in torch
+
+
+def test_every_recording_has_a_pool_and_a_stream_of_its_own_and_no_workspace_outlives_it(monkeypatch):
+    cuda = Calls(monkeypatch)
+    for number in (1, 2):
+        graph.CudaRecording(lambda: cuda.made.append(f"work in {cuda.current}"), torch.device("cuda:1"))
+        *_, before, capture, work, after = cuda.made
+        assert (before, after) == ("clear", "clear") and work == f"work in Stream {number}"
+        assert capture == f"capture CUDAGraph {number}, graph_pool_handle {number}, Stream {number}, thread_local"
+
+    def broken() -> None:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        graph.CudaRecording(broken, torch.device("cuda:1"))
+    assert cuda.current == "here" and cuda.made[-1] == "clear"
+
+
+def test_a_recording_of_nothing_ends_the_run(tapes, monkeypatch):
+    """What another device's stream would record: every later step would do nothing, and say nothing."""
+
+    def empty(function, device):
+        raise UserWarning("The CUDA Graph is empty. This usually means ...")
+
+    monkeypatch.setattr(graph, "recording", empty)
+    with pytest.raises(UserError, match=r"trainer\.cuda_graph.*is empty.*trainer\.cuda_graph=off"):
+        train([make_learner(stream=Stream(64), trainer=ON)])
 
 
 def test_a_student_that_waits_for_the_device_is_not_recorded(tapes, monkeypatch, caplog):
