@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import kdbench as kdbench_package
 from kdbench.configure.comments import explain
 from kdbench.configure.options import groups, options
 from kdbench.errors import UserError
@@ -104,6 +106,47 @@ def test_every_option_and_key_that_a_page_names_exists(repository):
                 except UserError as error:
                     wrong.append(f"{page.name}: {word}: {error}")
     assert not wrong, "\n".join(wrong)
+
+
+def dotted(text: str) -> set[str]:
+    """Names of kdbench's own that a text has: kdbench.x.y, and paths of modules (engine/device.py)."""
+    names = set(re.findall(r"\bkdbench(?:\.[A-Za-z_]\w*)+", text))
+    paths = re.findall(r"\b(?:kdbench/)?((?:[a-z_]+/)+[a-z_]+\.py)\b", text)
+    folders = {path.name for path in Path(kdbench_package.__path__[0]).iterdir() if path.is_dir()}
+    return names | {f"kdbench/{path}" for path in paths if path.partition("/")[0] in folders}
+
+
+def there(name: str) -> bool:
+    """Whether a module, or something that a module holds, has this name."""
+    root = Path(kdbench_package.__path__[0])
+    if "/" in name:
+        return (root.parent / name).exists()
+    _, *parts = name.split(".")
+    for count in range(len(parts), -1, -1):
+        place = root.joinpath(*parts[:count])
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if file.exists():
+            source = file.read_text(encoding="utf-8")
+            return all(re.search(rf"\b{part}\b", source) for part in parts[count:])
+    return False
+
+
+def test_every_module_and_name_of_kdbench_that_a_text_names_exists(repository):
+    pages = [repository / "README.md", repository / "CONTRIBUTING.md", *(repository / "docs").glob("*.md")]
+    pages += [*(repository / "configs").rglob("*.yaml"), *(repository / "examples").rglob("*.*")]
+    texts = [(page.name, page.read_text("utf-8")) for page in pages]
+    for file in (*(repository / "kdbench").rglob("*.py"), *(repository / "scripts").rglob("*.py")):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        said = [ast.get_docstring(node) for node in ast.walk(ast.parse(file.read_text("utf-8"))) if type(node) in kinds]
+        texts.append((file.name, "\n".join(filter(None, said))))
+    own = {"kdbench.failure", "kdbench/losses/entropy_kd.py", "kdbench/engine/cfg.py"}  # a log, to write, a peer's
+    wrong = [f"{place}: {name}" for place, text in texts for name in dotted(text) - own if not there(name)]
+    assert not wrong, "\n".join(wrong)
+    assert dotted("`kdbench.engine.trainer.run_steps`, engine/device.py, my/own.py") == {
+        "kdbench.engine.trainer.run_steps", "kdbench/engine/device.py",
+    }  # fmt: skip
+    assert there("kdbench.engine.learner.train_epoch") and not there("kdbench.engine.trainer.run_steps")
+    assert there("kdbench/engine/device.py") and not there("kdbench/engine/lanes.py")
 
 
 def test_the_reference_has_every_option_with_its_keys(repository):

@@ -13,7 +13,7 @@ import torch
 from kdbench.bench.timing import Contender
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.data.bundle import Bundle
-from kdbench.engine.device import Placement, place
+from kdbench.engine.device import Placement, own_stream, place
 from kdbench.engine.graph import cohort_graph
 from kdbench.engine.learner import Learner, train_epoch
 from kdbench.errors import require
@@ -74,10 +74,11 @@ class Workbench:
                 learner.begin_epoch(0)
                 learner.steps_done = 0
             stream = itertools.islice(batches.epoch(0, 1), lead + steps)
-            train_epoch(learners, itertools.islice(stream, lead), teacher, _nothing, graph)
-            begin = time.perf_counter()
-            train_epoch(learners, stream, teacher, _nothing, graph)
-            return time.perf_counter() - begin
+            with own_stream(self.placement.device):
+                train_epoch(learners, itertools.islice(stream, lead), teacher, _nothing, graph)
+                begin = time.perf_counter()
+                train_epoch(learners, stream, teacher, _nothing, graph)
+                return time.perf_counter() - begin
 
         def turn(steps: int) -> float:
             seconds = 0.0

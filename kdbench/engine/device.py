@@ -24,6 +24,7 @@ from kdbench.types import CorpusInfo, Info
 # that its results justify.
 PROVEN_GRAPHS = False  # trainer.cuda_graph: a cohort's step as one launch
 PROVEN_COMPILE = False  # trainer.compile: fused kernels of the student's network
+AUTO_PRECISION = "bf16"  # of trainer.precision=auto on a GPU that is quick in it: not measured against tf32 yet
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -96,9 +97,9 @@ def place(options: TrainerOptions) -> Placement:
         keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # streams and graphs are of the current device, whatever the tensors are on
-    precision = options.precision
+    precision: str = options.precision
     if precision == "auto":
-        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+        precision = AUTO_PRECISION if _has_fast_bf16(device) else "fp32"
     allowed = {"cpu": ("fp32", "bf16"), "mps": ("fp32",)}.get(device.type, ("fp32", "tf32", "bf16", "fp16"))
     require(precision in allowed, "trainer.precision", precision, f"auto, {' or '.join(allowed)} on {device.type}")
     tf32 = precision == "tf32"

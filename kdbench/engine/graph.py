@@ -283,8 +283,7 @@ class CohortGraph:
         if drawing:
             group[0].enter()
         if number == len(self._recordings):
-            cuda = self._device.type == "cuda"
-            streams = [torch.cuda.Stream(self._device) if cuda else None for _ in group]
+            streams = [side_stream(self._device) for _ in group]
             try:
                 self._recordings.append(recording(lambda: self._work(number, group, streams), self._device))
             except (RuntimeError, UserWarning) as error:  # the warning: nothing was recorded
@@ -406,6 +405,11 @@ def _bytes_of(tensor: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Ten
 
 def _pinned(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory() if device.type == "cuda" else values
+
+
+def side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream for one branch of a recording. torch has 32 of them, in turn: more branches share some, and wait."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 def _after(stream: torch.cuda.Stream | None, device: torch.device) -> None:

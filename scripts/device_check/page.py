@@ -17,7 +17,17 @@ def justified(sections: dict[str, Any]) -> dict[str, str]:
         missing = [verdict["name"] for verdict in asked if verdict["ok"] is None]
         reason = f"failed: {', '.join(bad)}" if bad else "not tried on a GPU" if missing or not asked else ""
         found[constant] = f"False ({reason})" if reason else f"True ({len(asked)} checks passed)"
-    return found
+    return found | {"AUTO_PRECISION": _precision(sections)}
+
+
+def _precision(sections: dict[str, Any]) -> str:
+    """That of the quickest recorded step, of those that keep three digits and more without a scale of the loss."""
+    ways = sections.get("matrix", {}).get("figures", {}).get("ways", {})
+    recorded = {name: step["median"] for name, step in ways.items() if "graph" in name and not name.startswith("fp16")}
+    if not recorded:
+        return "bf16 (not tried on a GPU)"
+    best = min(recorded, key=recorded.__getitem__)
+    return f"{best.partition(',')[0]} ({best}: {1e3 * recorded[best]:.3f} ms)"
 
 
 def page(sections: dict[str, Any]) -> str:

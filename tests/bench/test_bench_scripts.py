@@ -68,8 +68,13 @@ def test_the_device_check_keeps_what_it_found_of_sections_that_end_early(device,
     written = page(sections)
     assert "ended with 7" in written and "stopped after" in written
     assert "`PROVEN_GRAPHS = True (" in written and "`PROVEN_COMPILE = False (not tried on a GPU)`" in written
+    assert "`AUTO_PRECISION = bf16 (not tried on a GPU)`" in written
     sections["run"]["verdicts"].append({"name": "b", "ok": False, "detail": "", "flag": "graphs"})
+    times = {"bf16, channels last, graph": 0.9, "tf32, contiguous, graph": 0.7, "fp16, graph": 0.5, "bf16, eager": 0.1}
+    ways = {name: {"median": 1e-3 * ms, "low": 0.0, "high": 0.0, "n": 3} for name, ms in times.items()}
+    sections["matrix"] = {"verdicts": [], "figures": {"ways": ways}, "seconds": 1.0}
     assert "`PROVEN_GRAPHS = False (failed: b)`" in page(sections)
+    assert "`AUTO_PRECISION = tf32 (tf32, contiguous, graph: 0.700 ms)`" in page(sections)
     time.sleep(0.8)
     assert not (tmp_path / "late").exists()  # what a stopped section started is stopped too
 

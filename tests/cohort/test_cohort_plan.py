@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from kdbench.cohort import Run, plan
+from kdbench.runs import room
 from kdbench.runs.room import Need, lots
 
 TREE = {
@@ -69,3 +72,15 @@ def test_a_finished_run_goes_by_itself_unless_it_is_forced(tmp_path):
 )
 def test_lots_fit_into_memory(needs, free, size, expected):
     assert list(lots([Need(*need) for need in needs], free, size)) == expected
+
+
+@pytest.mark.parametrize(("recorded", "expected"), [(False, [4]), (True, [1, 1, 1, 1])])
+def test_the_steps_of_recorded_students_keep_their_memory(monkeypatch, recorded, expected):
+    """A recording holds its step's activations for good, so that they add up."""
+    trainer = SimpleNamespace(recipe=SimpleNamespace(trainer=None, optimizer=None))
+    monkeypatch.setattr(room, "place", lambda options: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr(room, "measure", lambda *_: Need(10, 50))
+    monkeypatch.setattr(room, "wants_graph", lambda *_: recorded)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (125, 200))  # of which 100 are used
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    assert [len(lot) for lot in room.parts([trainer] * 4, None)] == expected

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.engine.device import place
+from kdbench.engine.device import evaluation_batch, place
 from kdbench.engine.distiller import Distiller
 from kdbench.engine.evaluate import in_float32
 from kdbench.engine.learner import Learner
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError
 from kdbench.models.base import flops
-from kdbench.types import ImageInfo
+from kdbench.types import CorpusInfo, ImageInfo
 from tests.support.engine import Stream, make_learner
 
 
@@ -195,3 +195,13 @@ def test_a_step_that_fails_gives_back_what_it_held():
     assert all(p.grad is None for p in learner.distiller.parameters())
     learner.step(batch, None)  # it takes no part any more
     assert learner.steps_done == 1 and len(held) == 1
+
+
+def test_evaluation_takes_many_small_inputs_at_once_on_a_gpu():
+    """Each batch of resnet20 is 75 launches, whatever its size."""
+    auto, cuda, cpu = TrainerOptions(), torch.device("cuda"), torch.device("cpu")
+    small, large = ImageInfo(100, 3, 32), ImageInfo(1000, 3, 224)
+    assert evaluation_batch(auto, cuda, small) == 2500 and evaluation_batch(auto, cpu, small) == 500
+    assert evaluation_batch(auto, cuda, large) == 500
+    assert evaluation_batch(auto, cuda, CorpusInfo(50_000, 0, 128)) == 1
+    assert evaluation_batch(TrainerOptions(eval_batch_size=7), cuda, small) == 7

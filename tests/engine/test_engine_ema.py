@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
 from kdbench.engine.ema import Average
+from kdbench.teachers.past_self import PastSelf
+from tests.support.tape import Tape
 
 
 def network() -> nn.Sequential:
@@ -63,3 +67,16 @@ def test_an_average_goes_on_where_it_was():
     again.update()
     for a, b in zip(whole.network.state_dict().values(), again.network.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_all_tensors_are_moved_at_once_whatever_their_number():
+    """On a GPU each by itself would be a kernel: 63 a step for resnet20."""
+    counts = []
+    for layers in (1, 20):
+        net = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)) for _ in range(layers)))
+        past = PastSelf(10, contextlib.nullcontext, decay=0.9)
+        past.attach(net)
+        past._follow()
+        average = Average(net, 0.9)
+        counts.append([len(Tape(work).calls) for work in (average.update, past._follow)])
+    assert counts[0] == counts[1]

@@ -349,6 +349,46 @@ def test_every_recording_has_a_pool_and_a_stream_of_its_own_and_no_workspace_out
     assert cuda.current == "here" and cuda.made[-1] == "clear"
 
 
+class FakeStream:
+    """A stream that notes what waits for what."""
+
+    def __init__(self, name: str, seen: list[str]) -> None:
+        self.name, self.seen = name, seen
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.seen.append(f"{self.name} after {other.name}")
+
+
+def test_every_branch_has_a_stream_of_its_own_after_the_data_and_all_are_joined(tapes, monkeypatch):
+    """Kernels of one stream wait for each other, and share a workspace of cuBLAS."""
+    seen: list[str] = []
+    main = FakeStream("main", seen)
+    streams = [FakeStream(f"branch {number}", seen) for number in (1, 2, 3)]
+    made = iter(streams)
+    current = [main]
+
+    @contextlib.contextmanager
+    def inside(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(graph, "side_stream", lambda device: next(made))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+    monkeypatch.setattr(torch.cuda, "stream", inside)
+    cohort = [make_learner(stream=Stream(64), trainer=ON, seed=seed) for seed in range(3)]
+    for learner in cohort:
+        learner.distiller.student.body[3].p = 0.0
+        update = learner.update
+        learner.update = lambda *data, update=update: (seen.append(f"step in {current[-1].name}"), update(*data))[1]
+    train(cohort, epochs=1)
+    at = seen.index("branch 1 after main")
+    assert seen[at : at + 9] == [
+        "branch 1 after main", "step in branch 1", "branch 2 after main", "step in branch 2", "branch 3 after main",
+        "step in branch 3", "main after branch 1", "main after branch 2", "main after branch 3",
+    ]  # fmt: skip
+
+
 def test_a_recording_of_nothing_ends_the_run(tapes, monkeypatch):
     """What another device's stream would record: every later step would do nothing, and say nothing."""
 

@@ -72,3 +72,16 @@ def test_learning_rates_on_the_device_are_scaled_too_and_survive_a_checkpoint(vi
         lr_setter(optimizer)(value)
         rates = [(float(group["lr"]), 0.2 * group["lr_scale"]) for group in optimizer.param_groups]
         assert all(got == pytest.approx(expected) for got, expected in rates) and len({got for got, _ in rates}) == 5
+
+
+def test_a_share_of_the_rate_is_the_same_number_in_a_recorded_step_and_in_an_eager_one():
+    """Both multiply in float32: rates rounded once or twice differ in the last bit, and so would the weights."""
+    optimizer = make_optimizer(OptimizerOptions("sgd", 0.1), [torch.nn.Linear(2, 2)], on_device=True)
+    optimizer.param_groups[0]["lr_scale"] = 0.7**3
+    fill = lr_setter(optimizer)
+    for step in range(50):
+        rate, found = 0.1 * 0.97**step, []
+        for value in (rate, torch.tensor(rate)):
+            fill(value)
+            found.append(optimizer.param_groups[0]["lr"].clone())
+        assert torch.equal(*found) and found[0] == pytest.approx(rate * 0.7**3)

@@ -6,6 +6,8 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench.engine.writer import WAITING, Writer, snapshot
 
@@ -64,3 +66,30 @@ def test_a_snapshot_does_not_change_with_its_original():
     state["best"]["val/top1"] = 0.9
     assert copy["a"].tolist() == [1, 1] and copy["b"][0]["c"].item() == 0 and copy["best"]["val/top1"] == 0.5
     assert copy["b"][1:] == [3, None]
+
+
+class Copies(TorchDispatchMode):
+    """What is copied, and whether the host waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.copy_.default:
+            waits = not (len(args) > 2 and args[2]) and not (kwargs or {}).get("non_blocking")
+            self.seen.append((str(args[1].device), str(args[0].device), waits))
+        elif func is torch.ops.aten._to_copy.default:
+            self.seen.append("waits")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpus_state_is_copied_with_one_wait_for_all(monkeypatch):
+    """Each tensor's own would be 10 us and more, 193 times an epoch for resnet20 with momentum."""
+    waits = []
+    with FakeTensorMode(), Copies() as copies:
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(len(copies.seen)))
+        state = {"weights": [torch.empty(3, device="cuda:1") for _ in range(50)], "steps": 7}
+        kept = snapshot(state)
+    assert copies.seen == [("cuda:1", "cpu", False)] * 50 and waits == [50]
+    assert {str(one.device) for one in kept["weights"]} == {"cpu"} and kept["steps"] == 7

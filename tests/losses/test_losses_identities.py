@@ -161,6 +161,8 @@ def test_dkpp_permutations_are_even_and_kept():
     assert torch.equal(again.flip(0), hashed_keys(torch.tensor([3, 7]), 5, 0))
     assert not torch.equal(again.argsort(1), hashed_keys(torch.tensor([7, 3]), 5, 1).argsort(1))
     assert len(hashed_keys(torch.arange(1000), 100, 0).unique()) == 100_000
+    for seed in (123, 65_535, 2**31, 2**63 - 1):  # the product with the seed leaves 64 bits
+        assert len(hashed_keys(torch.arange(100), 100, seed).unique()) == 10_000
 
 
 def test_dkpp_fresh_follows_torch_s_generator():
