@@ -21,7 +21,7 @@ from hydra import initialize_config_dir
 
 from kdbench import api
 from kdbench.arguments import locate
-from kdbench.arguments.trust import Trust
+from kdbench.arguments.code import Trust
 from kdbench.build import ConfigCatalogue
 from kdbench.cli import commands, purpose
 from kdbench.configure import register

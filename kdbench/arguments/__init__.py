@@ -12,9 +12,8 @@ from kdbench.arguments.call import (
     run,
     unknown_key,
 )
+from kdbench.arguments.code import Trust, is_own, locate, trusting
 from kdbench.arguments.fit import fit
-from kdbench.arguments.locate import is_own, locate
-from kdbench.arguments.trust import Trust, trusting
 
 __all__ = [
     "Trust",

@@ -25,7 +25,7 @@ from kdbench.runs.stage import Stage, eval_sets, make_learner, student_stage, tr
 from kdbench.runs.taught import TaughtBy
 from kdbench.tables.feed import Fed
 from kdbench.tables.store import Tables
-from kdbench.teachers.none import NoTeacher
+from kdbench.teachers.constant import NoTeacher
 from kdbench.types import Epochs, Teacher
 
 

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kdbench import configure
-from kdbench.arguments.source import sources
+from kdbench.arguments.code import sources
 from kdbench.commands.train import chosen
 from kdbench.errors import UserError
 from kdbench.results.result import as_json

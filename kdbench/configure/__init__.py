@@ -1,13 +1,11 @@
 """Between Hydra and kdbench: composing, naming and checking configurations, and building objects from their nodes."""
 
 from kdbench.configure.check import check
-from kdbench.configure.compose import compose
+from kdbench.configure.compose import compose, register
 from kdbench.configure.launch import key_of, launch
-from kdbench.configure.naming import Counted, config_hash, counted_in, flat
+from kdbench.configure.naming import NAMED, Counted, config_folders, config_hash, counted_in, flat, group_choices
 from kdbench.configure.nodes import Node, check_node, construct, contents, own_options
 from kdbench.configure.options import options
-from kdbench.configure.reference import NAMED, config_folders, group_choices
-from kdbench.configure.register import register
 from kdbench.configure.sweep import point_folder
 
 __all__ = [

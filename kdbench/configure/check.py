@@ -14,10 +14,9 @@ from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, Omega
 
 from kdbench.arguments import fit, fit_arguments, keys, locate, parameters, unknown_key
 from kdbench.arguments.ranges import Seed, Text
-from kdbench.configure.naming import flat
+from kdbench.configure.naming import flat, reference, without_hydra
 from kdbench.configure.nodes import fit_node, own_options
 from kdbench.configure.options import options
-from kdbench.configure.reference import reference, without_hydra
 from kdbench.errors import UserError, require, show
 from kdbench.paths import CONFIG_DIR
 

@@ -4,13 +4,18 @@
    experiment with plain cross-entropy, not with KL's weights in it.
 2. A key that takes text keeps the text that was typed: 2024_01 is no number there.
 3. A text that begins with ~/ lies in the home folder.
+
+Before it composes, Hydra must know the teachers derived from the students, and kdbench's resolvers: `register`.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import hydra._internal.hydra
@@ -19,6 +24,7 @@ from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -28,9 +34,81 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from kdbench.configure.naming import run_name
+from kdbench.configure.options import folders, groups, options, summary
 from kdbench.configure.text import in_quotes
 from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR, are_configs
+
+
+def register(arguments: Sequence[str] = ()) -> None:
+    """Make `teacher=<any student network>` a choice, and ${kd.options:} work. Call it before hydra.main.
+
+    `arguments` are the command line's, for the folders that the user adds with --config-dir. May be called again.
+    """
+    places = folders(arguments)
+    for place in places[1:]:
+        _refuse_shadowed(place)
+    _derive_teachers(places)
+    install()
+    OmegaConf.register_new_resolver("kd.options", lambda: overview(places), replace=True)
+
+
+def prepare() -> None:
+    """The same for a program that has typed nothing: what is registered already, with a user's folders, stays."""
+    if OmegaConf.has_resolver("kd.options"):
+        install()
+    else:
+        register()
+
+
+def overview(places: Sequence[Path]) -> str:
+    """The groups and their options as indented text, one group a paragraph."""
+    return "\n".join(f"{group}: {summary(group, places)}" for group in groups(places))
+
+
+def _refuse_shadowed(place: Path) -> None:
+    """Hydra would silently take kdbench's own file instead of the user's file of the same name."""
+    if not place.is_dir():
+        raise UserError(f"{place}: there is no such folder (--config-dir, hydra.searchpath)")
+    for file in place.glob("*/**/*.yaml"):
+        if (Path(CONFIG_DIR) / file.relative_to(place)).exists():
+            raise UserError(f"{file}: kdbench has an option of this name itself, which would count; rename yours")
+
+
+def _derive_teachers(places: Sequence[Path]) -> None:
+    """Store teacher/<name> for every student/<name>.yaml: what every teacher has, beside the network's own keys.
+
+    A name that has its own file in a teacher folder is left to that file. `@_here_` puts the keys of both straight
+    into the teacher's node, and a plain path (not a group) keeps them from being choices themselves.
+    """
+    store = ConfigStore.instance()
+    store.repo.pop("teacher", None)  # those of an earlier call with other folders
+    for name, file in options("teacher", places).items():
+        if file.parent.name == "student":
+            node = {"defaults": ["shared/base@_here_", f"/student/{name}@_here_", "_self_"]}
+            store.store(group="teacher", name=name, node=node, provider="kdbench")
+
+
+def _point(*_unused: str, _root_: DictConfig) -> str:
+    """The folder of a sweep's point: where a single run's would be, or, in a sweep folder of the user's, its name."""
+    place = _root_.hydra.sweep._get_node("dir")._value()
+    name = run_name(_root_)
+    return os.path.abspath(os.path.join(_root_.paths.runs, name)) if "${kd.sweep:}" in str(place) else name
+
+
+def _run(*_unused: str, _root_: DictConfig) -> str:
+    return run_name(_root_)
+
+
+def _sweep() -> str:
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+
+
+# Here, not in register(): the workers of a launcher (joblib, submitit, ray) get the loader, and with it this module.
+OmegaConf.register_new_resolver("kd.run", _run, replace=True)
+OmegaConf.register_new_resolver("kd.point", _point, replace=True)
+OmegaConf.register_new_resolver("kd.sweep", _sweep, replace=True, use_cache=True)  # one for all points, as Hydra's now
 
 
 def compose(words: Sequence[str] = (), config_name: str = "train") -> DictConfig:

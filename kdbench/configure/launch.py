@@ -20,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.check import check
+from kdbench.configure.compose import register
 from kdbench.configure.explain import explain, typed_as
-from kdbench.configure.register import register
 from kdbench.configure.sweep import Better, Finished, Sweep, Task, tell_left_out
 from kdbench.configure.text import readable
 from kdbench.errors import Busy, UserError, traced

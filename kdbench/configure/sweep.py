@@ -25,8 +25,7 @@ from kdbench import world
 from kdbench.configure.check import check
 from kdbench.configure.compose import left_out
 from kdbench.configure.lots import Lot, chunks, cohort_launcher, in_order
-from kdbench.configure.naming import config_hash
-from kdbench.configure.reference import without_hydra
+from kdbench.configure.naming import config_hash, without_hydra
 from kdbench.errors import Busy, UserError, require
 from kdbench.files import is_locked, lock
 from kdbench.results.status import LOCK, note_points

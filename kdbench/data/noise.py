@@ -12,8 +12,7 @@ from torch import Tensor
 from kdbench.arguments import call
 from kdbench.arguments.ranges import Seed, Share
 from kdbench.data.bundle import Split
-from kdbench.data.sampling import smallest
-from kdbench.data.seeds import numpy_generator
+from kdbench.data.sampling import numpy_generator, smallest
 from kdbench.errors import UserError, require
 
 # Patrini et al. 2017: mistakes that people make between CIFAR-10's classes. All others keep their labels.

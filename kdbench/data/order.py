@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdbench import world
 from kdbench.data.augment.views import Augment
-from kdbench.data.seeds import torch_generator
+from kdbench.data.sampling import torch_generator
 from kdbench.errors import UserError, require
 
 Bounds = list[tuple[int, int]]  # the first place of each batch, and the one after its last

@@ -21,7 +21,7 @@ from kdbench.data.bundle import ImageFiles, Inputs, Source, fingerprint, statist
 from kdbench.data.cache import keep
 from kdbench.data.decode import read_images
 from kdbench.data.pixels import Marked
-from kdbench.data.seeds import torch_generator
+from kdbench.data.sampling import torch_generator
 
 log = logging.getLogger("kdbench")
 SAMPLE = 4000  # images that tell a streamed set's mean and std: to 0.005, in half a minute of one core for ImageNet

@@ -17,8 +17,7 @@ from kdbench.data.augment.views import SEED
 from kdbench.data.bundle import ImageFiles, Inputs, Source, Split, are_images
 from kdbench.data.cache import cached_images
 from kdbench.data.files import find_images
-from kdbench.data.sampling import class_numbers, order_keys, rows_of, smallest
-from kdbench.data.seeds import mixed, torch_generator
+from kdbench.data.sampling import class_numbers, mixed, order_keys, rows_of, smallest, torch_generator
 from kdbench.errors import UserError
 
 

@@ -25,7 +25,7 @@ Moderate = Annotated[float, above_to(0, 32)]
 class Extension(NamedTuple):
     """What a loss makes of the student: a network around it that is trained, kept and used in its place.
 
-    `config`: what makes it, a `_target_` (one that kdbench.arguments.trust lists) and its arguments; the student's own
+    `config`: what makes it, a `_target_` (one that kdbench.arguments.code lists) and its arguments; the student's own
     configuration joins them as JSON under `network`. `weights`: what parameters begin as, by name; `frozen`: paths of
     layers that are not trained. `text`: what is added, in words.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -175,3 +175,48 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(modes[0][1])  # for modules that do more than set the flag
         for module, training in modes:
             module.training = training
+
+
+LinearRule = Literal["default", "zero_bias", "small"]
+
+
+def initialise(network: nn.Module, linear: LinearRule) -> None:
+    """Set convolutions to N(0, 2 / (kernel area * output channels)), batch norms to identity, in place.
+
+    `linear`: "default" keeps PyTorch's; "zero_bias" zeroes the bias only (wide ResNet, DenseNet); "small" is N(0, 0.01)
+    with zero bias (VGG, MobileNetV2). Source: He et al. 2015 (fan-out mode); the rules for linear layers are those of
+    RepDistiller and mdistiller, whose published accuracies depend on them.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            _initialise_linear(module, linear)
+
+
+def _initialise_linear(module: nn.Linear, rule: LinearRule) -> None:
+    if rule == "small":
+        nn.init.normal_(module.weight, 0.0, 0.01)
+    if rule != "default":
+        nn.init.zeros_(module.bias)
+
+
+def choose_stages(sizes: list[int]) -> tuple[list[str], list[int]]:
+    """Which maps, given in forward order by size, become "stem" and "stage1".."stage4": the last map of each size.
+
+    With one size only (ViT), four or fewer evenly spaced maps. More than five sizes: the earliest are left out.
+    """
+    last_of_size = [i for i, size in enumerate(sizes) if i + 1 == len(sizes) or sizes[i + 1] != size]
+    if len(last_of_size) == 1:
+        count = min(4, len(sizes))
+        last_of_size = [(part + 1) * len(sizes) // count - 1 for part in range(count)]
+    stages = last_of_size[-4:]
+    names = [f"stage{number}" for number in range(1, len(stages) + 1)]
+    if len(last_of_size) > 4:
+        return ["stem", *names], [last_of_size[-5], *stages]
+    return names, stages

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Depth, Dropout, Width, above_to
 from kdbench.errors import UserError
-from kdbench.models.initialise import initialise
+from kdbench.models.base import initialise
 from kdbench.types import Outputs
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Scale, within
 from kdbench.errors import UserError
-from kdbench.models.initialise import initialise
+from kdbench.models.base import initialise
 from kdbench.types import Outputs
 
 # Expansion (None: the network's), channels, repeats, stride of the seven groups of blocks.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Depth, Scale
 from kdbench.errors import UserError
-from kdbench.models.initialise import initialise
+from kdbench.models.base import initialise
 from kdbench.types import Outputs
 
 Shortcut = Literal["A", "B"]

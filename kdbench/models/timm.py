@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from kdbench.errors import UserError
 from kdbench.models.adopt import Adopted, Pixels, first_line, nearest, refuse_head, refuse_size
-from kdbench.models.base import evaluating
+from kdbench.models.base import choose_stages, evaluating
 from kdbench.models.interface import Interface, channels_of
-from kdbench.models.stages import choose_stages
 from kdbench.types import Outputs
 
 

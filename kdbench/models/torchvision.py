@@ -11,9 +11,8 @@ from torchvision import models
 
 from kdbench.errors import UserError
 from kdbench.models.adopt import Adopted, Pixels, first_line, nearest, refuse_head, refuse_size
-from kdbench.models.base import first_layer_name, forward_on_meta
+from kdbench.models.base import choose_stages, first_layer_name, forward_on_meta
 from kdbench.models.interface import Interface, channels_of
-from kdbench.models.stages import choose_stages
 from kdbench.types import Outputs
 
 _HEADS = ("classifier", "heads", "head", "fc")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.models.initialise import initialise
+from kdbench.models.base import initialise
 from kdbench.types import Outputs
 
 WIDTHS = (64, 128, 256, 512, 512)

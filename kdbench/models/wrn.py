@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Depth, Dropout, Scale
-from kdbench.models.initialise import initialise
+from kdbench.models.base import initialise
 from kdbench.models.resnet import blocks_per_stage, scaled_widths
 from kdbench.types import Outputs
 

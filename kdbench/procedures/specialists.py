@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Count, NotNegative, within
 from kdbench.data.bundle import Bundle, Split
-from kdbench.data.seeds import torch_generator
+from kdbench.data.sampling import torch_generator
 from kdbench.engine.metrics import measure_logits
 from kdbench.engine.options import Epochs
 from kdbench.errors import require

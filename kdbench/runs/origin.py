@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdbench import world
+from kdbench.arguments.code import Code, code_of, sources
 from kdbench.arguments.ranges import Text
-from kdbench.arguments.source import Code, code_of, sources
 from kdbench.counted import as_before
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from kdbench.arguments import checked
+from kdbench.arguments.code import Code
 from kdbench.arguments.ranges import Count, Seed, from_to
-from kdbench.arguments.source import Code
 from kdbench.counted import RESULT_FORMAT
 from kdbench.data.bundle import Bundle
 from kdbench.engine.evaluate import KEPT

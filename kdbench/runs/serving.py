@@ -21,8 +21,8 @@ from kdbench.runs.taught import TaughtBy
 from kdbench.tables.feed import Fed, Filler, TableTeacher
 from kdbench.tables.key import table_key
 from kdbench.tables.worth import Costs, choose, free_disk, free_memory
+from kdbench.teachers.constant import NoTeacher
 from kdbench.teachers.live import LiveTeacher
-from kdbench.teachers.none import NoTeacher
 from kdbench.types import Epochs, Teacher
 
 log = logging.getLogger(__name__)

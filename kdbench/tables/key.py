@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kdbench.arguments.source import code_of
+from kdbench.arguments.code import code_of
 from kdbench.data.batches import TrainingBatches
 from kdbench.data.bundle import Bundle
 from kdbench.tables.file import Shape

@@ -1,10 +1,17 @@
-"""A teacher that answers by image, whatever the augmentation: what it said of the clean image once."""
+"""Teachers without a network: none at all, and one that answers by image, whatever the augmentation."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from kdbench.types import Batch, Outputs, Teacher
+
+
+class NoTeacher(Teacher):
+    """Says nothing of any batch, so that a training without a teacher needs no loop of its own."""
+
+    def __call__(self, batch: Batch) -> None:
+        return None
 
 
 class ConstantTeacher(Teacher):

@@ -16,7 +16,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from omegaconf import OmegaConf
 
 import kdbench
-from kdbench.configure import reference
+from kdbench.configure import naming
 from kdbench.configure.check import check
 from kdbench.configure.launch import launch
 from kdbench.configure.text import in_quotes, quoted, readable
@@ -146,7 +146,7 @@ def composed(monkeypatch):
         return real(self, config_name, overrides, *rest, **more)
 
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
-    reference._reference.cache_clear()
+    naming._reference.cache_clear()
     return found
 
 

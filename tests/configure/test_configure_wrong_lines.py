@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from kdbench.commands import train
 from kdbench.configure.check import check
-from kdbench.configure.reference import without_hydra
+from kdbench.configure.naming import without_hydra
 from kdbench.errors import UserError
 from kdbench.runs import lifecycle
 from tests.support.procedures import MLPS, TINY, as_job, composed, in_hydra, put

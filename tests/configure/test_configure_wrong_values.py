@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdbench import build
 from kdbench.configure import register
 from kdbench.configure.check import check
-from kdbench.configure.reference import without_hydra
+from kdbench.configure.naming import without_hydra
 from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR
 from kdbench.runs.recipe import flatten

@@ -16,7 +16,7 @@ from kdbench.data.bundle import Bundle
 from kdbench.data.corpus import Reading, corpus_of
 from kdbench.data.load import load_bundle
 from kdbench.data.readers.shakespeare import plays
-from kdbench.data.seeds import torch_generator
+from kdbench.data.sampling import torch_generator
 from kdbench.data.tokenise import Characters, Spaced, make_tokeniser
 from kdbench.errors import UserError
 from kdbench.results.metrics import LANGUAGE_MODELLING

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from kdbench.data.augment.strong import Cutout, RandAugment, ResizedCrop
 from kdbench.data.augment.views import Compose, CropFlip, Identity, SideBySide, Turn, copies_of, jitter
 from kdbench.data.order import Order
-from kdbench.data.seeds import mixed, seed_of, uniforms
+from kdbench.data.sampling import mixed, seed_of, uniforms
 from kdbench.errors import UserError
 
 ENUMERABLE = [Identity(), CropFlip(), CropFlip(pad=0), jitter(1), Compose([jitter(1), CropFlip(pad=0)])]

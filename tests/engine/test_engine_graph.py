@@ -17,8 +17,8 @@ from kdbench.engine.graph import WARM_UP, Ahead, cohort_graph, wants_graph
 from kdbench.engine.learner import Learner, train_epoch
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError
+from kdbench.teachers.constant import NoTeacher
 from kdbench.teachers.live import LiveTeacher
-from kdbench.teachers.none import NoTeacher
 from kdbench.types import Batch, LossTerms, Outputs, Target, Teacher
 from tests.support import losses as losses_parts
 from tests.support.engine import LogitDistance, SmallNet, Stream, make_learner

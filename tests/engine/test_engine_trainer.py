@@ -13,8 +13,8 @@ from kdbench.engine.options import TrainerOptions
 from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Diverged, Member, fit
 from kdbench.errors import UserError
+from kdbench.teachers.constant import NoTeacher
 from kdbench.teachers.live import LiveTeacher
-from kdbench.teachers.none import NoTeacher
 from tests.support.engine import Evaluation, SmallNet, Stream, make_learner
 
 SILENT = NoTeacher()

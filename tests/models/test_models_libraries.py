@@ -15,9 +15,8 @@ from torch import nn
 
 from kdbench.errors import UserError
 from kdbench.models.adopt import checkpoint_gradients
-from kdbench.models.base import count_parameters, first_layer, flops, last_layer, last_layer_name
+from kdbench.models.base import choose_stages, count_parameters, first_layer, flops, last_layer, last_layer_name
 from kdbench.models.fold import fold_batchnorm
-from kdbench.models.stages import choose_stages
 from kdbench.models.timm import timm_class, timm_model
 from kdbench.models.torchvision import torchvision_model
 from kdbench.types import ImageInfo

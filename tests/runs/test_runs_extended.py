@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench import build
-from kdbench.configure.naming import without_hydra
-from kdbench.configure.reference import group_choices
+from kdbench.configure.naming import group_choices, without_hydra
 from kdbench.engine.learner import Learner
 from kdbench.results.result import RunResult
 from kdbench.runs.lifecycle import run_stages

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.cohort import Run, train_together
-from kdbench.configure.reference import without_hydra
+from kdbench.configure.naming import without_hydra
 from kdbench.tables.feed import TableTeacher
 from tests.support.procedures import MLPS, TINY, composed, in_hydra, refusal, result, train
 

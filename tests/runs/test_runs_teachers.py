@@ -21,8 +21,8 @@ from kdbench.results.metrics import CLASSIFICATION, LANGUAGE_MODELLING, Task
 from kdbench.runs.folder import read_info
 from kdbench.runs.obtain import introduced
 from kdbench.runs.taught import TaughtBy
+from kdbench.teachers.constant import NoTeacher
 from kdbench.teachers.live import freeze
-from kdbench.teachers.none import NoTeacher
 from kdbench.types import ImageInfo
 from tests.support.killing import PATHS
 from tests.support.shell import TINY, kdbench, result, tiny, train

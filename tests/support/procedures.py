@@ -17,8 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 import kdbench.commands.train as commands_train
-from kdbench.configure.reference import without_hydra
-from kdbench.configure.register import register
+from kdbench.configure.compose import register
+from kdbench.configure.naming import without_hydra
 from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR
 

@@ -14,6 +14,6 @@ class KdbenchConfigs(SearchPathPlugin):
         from kdbench.paths import are_configs
 
         if any(are_configs(element.path or "") for element in search_path.get_path()):
-            from kdbench.configure.register import prepare
+            from kdbench.configure.compose import prepare
 
             prepare()

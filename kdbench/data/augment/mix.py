@@ -13,7 +13,7 @@ from torch import Tensor
 from kdbench.arguments import call
 from kdbench.arguments.ranges import Positive, Share, above_to
 from kdbench.data.order import Order
-from kdbench.data.seeds import numpy_generator, torch_generator
+from kdbench.data.sampling import numpy_generator, torch_generator
 from kdbench.errors import require
 
 

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import equalize_image, rgb_to_grayscal
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Share, above_to, listed, within
 from kdbench.data.augment.views import SEED
-from kdbench.data.seeds import mixed, uniforms
+from kdbench.data.sampling import mixed, uniforms
 from kdbench.errors import require
 
 OPERATIONS = (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import from_to, within
-from kdbench.data.seeds import mixed, uniforms
+from kdbench.data.sampling import mixed, uniforms
 
 _PADDING, _UNKNOWN = 0, 1  # as in kdbench.data.tokenise
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import listed, within
-from kdbench.data.seeds import mixed
+from kdbench.data.sampling import mixed
 from kdbench.errors import UserError, require
 
 SEED = 2**63 - 1  # view ids of what cannot be enumerated are drawn from [0, SEED)

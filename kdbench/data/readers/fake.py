@@ -11,7 +11,7 @@ from torch import Tensor
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Count, Seed, above_to, within
 from kdbench.data.bundle import Source
-from kdbench.data.seeds import torch_generator
+from kdbench.data.sampling import torch_generator
 
 
 @checked

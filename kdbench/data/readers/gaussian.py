@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Count, Positive, Seed, within
 from kdbench.data.bundle import Source
-from kdbench.data.seeds import torch_generator
+from kdbench.data.sampling import torch_generator
 from kdbench.errors import require
 
 
