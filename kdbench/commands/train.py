@@ -76,6 +76,7 @@ def train(cfg: DictConfig) -> float | None:
     Returns the value that a Hydra sweeper reads (`monitor`). Raises UserError before any work for what cannot run.
     """
     from kdbench import build  # torch is loaded when a run starts, not for --help or --cfg
+    from kdbench.runs.trial import refuse_no_result, refuse_unmeasured, try_networks
 
     job = HydraConfig.get()
     out = Path(job.runtime.output_dir)
@@ -84,10 +85,10 @@ def train(cfg: DictConfig) -> float | None:
     build.refuse_others_folder(recipe, out)
     done = is_finished(out) and not recipe.force
     if not done:
-        build.refuse_unmeasured(cfg.monitor, recipe.data())
-        build.try_networks(recipe)
+        refuse_unmeasured(cfg.monitor, recipe.data())
+        try_networks(recipe)
     result = read_result(out) if done else procedure(recipe, out)
-    build.refuse_no_result(result, out)
+    refuse_no_result(result, out)
     show(result, out, already=done)
     return result.monitored(cfg.monitor)
 
