@@ -23,7 +23,7 @@ _STYLE = """
 @media (prefers-color-scheme:dark){
 :root{--ink:#e8e8e8;--soft:#a8a8a8;--faint:#333;--paper:#161616;--good:#4fd1a5;--bad:#ff9a4d}}
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1rem;max-width:72rem;background:var(--paper);color:var(--ink);
+body{margin:0 auto;padding:1rem;max-width:80rem;background:var(--paper);color:var(--ink);
 font:16px/1.45 system-ui,sans-serif}
 h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
 p,figcaption,footer{color:var(--soft)}p{margin:.3rem 0}

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from kdbench.results.plots.plot import decades, linear, logarithmic, round_ticks
+from kdbench.results.plots.plot import Axis, Cells, Plot, Series, decades, linear, logarithmic, round_ticks
+from kdbench.results.plots.svg import HEIGHT, svg
 from kdbench.results.predictions import predictions
 from tests.support.results import result, write
 
@@ -111,6 +112,36 @@ def test_ticks_are_round():
     assert round_ticks(0.0, 1.0) == [(pytest.approx(n / 5), f"{n / 5:.1f}") for n in range(6)]
     assert [text for _, text in round_ticks(91.3, 97.2)] == ["92", "94", "96"]
     assert [text for _, text in decades("p", [50_000, 2_000_000]).ticks] == ["50k", "100k", "200k", "500k", "1M", "2M"]
+
+
+def test_costs_that_are_near_each_other_have_ticks():
+    for values in ([293.0, 374.0], [360.0, 361.0], [1.01e6, 1.02e6], [0.7]):
+        axis = decades("seconds", values)
+        assert len(axis.ticks) >= 2 and all(axis.low <= tick <= axis.high for tick, _ in axis.ticks)
+
+
+def test_no_name_of_a_setting_is_cut():
+    names = [
+        f"loss=kl, loss.tau={tau}, optimizer.layer_decay=0.75, teacher=resnet20, trainer.ema=0.999" for tau in (1, 4)
+    ]
+    names.append(f"{names[0]} less {names[1]}")
+    axis = linear("x", [0.0, 1.0])
+    series = [Series(name, [0.0, 1.0], [0.0, 1.0]) for name in names]
+    text = svg(Plot("p", "a title", "", axis, axis, series))
+    root = ElementTree.fromstring(text)
+    lines = [(float(one.get("y", "0")), one.text or "") for one in root.iter() if one.tag.endswith("text")]
+    legend = [line for y, line in lines if y > HEIGHT]
+    assert " ".join(legend) == " ".join(names) and max(map(len, legend)) <= 56
+    assert float(root.get("viewBox", "").split()[3]) > max(y for y, _ in lines)
+
+
+def test_names_of_classes_have_room():
+    names = ["aquarium_fish", "bee", "sweet_pepper"]
+    cells = Cells(names, names, [[0.8, 0.1, 0.1]] * 3)
+    drawn = svg(Plot("p", "a title", "", Axis("student", 0, 1), Axis("teacher", 0, 1), cells=cells))
+    axis = Axis("class", 0, 4, ticks=[(i, name) for i, name in enumerate(names)])
+    drawn += svg(Plot("p", "a title", "", linear("x", [0.0, 1.0]), axis, [Series("", [0.5], [1.0], kind="points")]))
+    assert drawn.count(">aquarium_fish<") == drawn.count(">sweet_pepper<") == 3
 
 
 def test_single_plots_as_png(run_compare, sweep, tmp_path):

@@ -90,7 +90,10 @@ def decades(title: str, values: Sequence[float]) -> Axis:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [(step * 10.0**power, short(step * 10.0**power)) for power in powers for step in steps]
     axis = Axis(title, low, high, log=True)
-    return axis._replace(ticks=_apart(axis, [tick for tick in ticks if low <= tick[0] <= high]))
+    inside = [tick for tick in ticks if low <= tick[0] <= high]
+    if len(inside) < 2:  # within an octave: the round ones of a linear axis
+        inside = round_ticks(low, high)
+    return axis._replace(ticks=_apart(axis, inside))
 
 
 def round_ticks(low: float, high: float, about: int = 5) -> list[tuple[float, str]]:
