@@ -1,11 +1,12 @@
 """Which claims of the papers hold in the runs of scripts/reproduce_<paper>.sh: on this data, with these seeds.
 
-    python scripts/claims.py [outputs/reproduce] [--size small] [--markdown]
+    python scripts/claims.py [outputs/reproduce] [--size small] [--markdown] [--against OTHER]
 
 Every claim is a figure and a bound, written down before the runs: one comparison each, judged as `kdbench compare`
 judges (kdbench/results/claims.py: holds, does not hold, cannot be told with so few seeds). "reported" ones are within
 the noise of the papers themselves. Most figures are differences of test accuracies, in points. A claim whose runs are
-not there is left out.
+not there is left out. --against OTHER: what moved between these runs and those of another machine, library or
+number of threads, whose outputs are in OTHER.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from kdbench.results.claims import (
     ALL,
     HEAD,
+    MOVED,
     BySeed,
     Claim,
     Of,
@@ -29,11 +31,13 @@ from kdbench.results.claims import (
     first_teacher,
     last,
     members,
+    moved,
     of_teacher,
     ratio,
     rows,
     stage,
     stopped,
+    summary,
     teacher,
     training,
 )
@@ -363,12 +367,20 @@ def main() -> int:
     parser.add_argument("outputs", nargs="?", type=Path, default=Path("outputs/reproduce"))
     parser.add_argument("--size", choices=("small", "full"), default="small")
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument(
+        "--against", metavar="OTHER", type=Path, help="outputs of the same runs from elsewhere: what moved"
+    )
     arguments = parser.parse_args()
-    head = list(HEAD)
-    table = [head, *rows(CLAIMS, arguments.outputs, arguments.size)]
-    if len(table) == 1:
-        print(f"no claim has its runs below {arguments.outputs}", file=sys.stderr)
+    head, found = list(HEAD), list(rows(CLAIMS, arguments.outputs, arguments.size))
+    if arguments.against:
+        head, found = list(MOVED), list(moved(found, list(rows(CLAIMS, arguments.against, arguments.size))))
+    table = [head, *found]
+    if not found:
+        both = f" and {arguments.against}" if arguments.against else ""
+        print(f"no claim has its runs below {arguments.outputs}{both}", file=sys.stderr)
         return 1
+    if arguments.against:
+        print(summary(found), file=sys.stderr)
     if arguments.markdown:
         print("\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *table[1:]]))
         return 0

@@ -102,6 +102,26 @@ def test_claims_whose_runs_are_not_there_are_left_out(tmp_path, capsys):
     ]
 
 
+def test_what_moved_between_two_machines(tmp_path, capsys, monkeypatch):
+    for place, soft in (("here", (0.85, 0.86, 0.87)), ("there", (0.85, 0.86, 0.77))):
+        for seed, top1 in enumerate(soft):
+            for name, value in (("hard", 0.80 + seed / 1000), ("soft", top1)):
+                finished(tmp_path / place / "hinton2015-small" / f"hinton2015_{name}" / str(seed), seed, value)
+    here, there = (list(claims.rows(loaded("claims").CLAIMS, tmp_path / place, "small")) for place in ("here", "there"))
+    first, second = claims.moved(here, there)
+    assert first[4:] == [
+        "5.90", "5.00, 5.90, 6.80", "holds", "2.57", "5.00, 5.90, -3.20", "cannot be told with n = 3", "10.00",
+    ]  # fmt: skip
+    assert [line[10] for line in claims.moved(here, here)] == ["-", "-"] and not list(claims.moved(here, []))
+    assert claims.summary([first, second]).startswith(
+        "2 claims: the figures of 0 are the same in every seed, and 1 say"
+    )
+    monkeypatch.setattr(sys, "argv", ["claims", str(tmp_path / "here"), "--against", str(tmp_path / "there")])
+    assert loaded("claims").main() == 0
+    captured = capsys.readouterr()
+    assert "by seed there" in captured.out and "2 claims: " in captured.err
+
+
 def test_the_house_is_measured_as_it_is(tmp_path, monkeypatch):
     house = loaded("measure_house")
     (tmp_path / "rooms.py").write_text(

@@ -193,3 +193,28 @@ def row(paper: str, claim: Claim, found: BySeed, images: int) -> list[str]:
     word = f"reported: {word}" if claim.kind == "reported" else word
     claimed = f"{claim.relation} {claim.bound:g}"
     return [paper, claim.name, claim.text, claimed, f"{one.mean:.2f}", error, interval, seeds, kept, word]
+
+
+MOVED = ("paper", "claim", "figure", "claimed", "mean", "by seed", "", "mean there", "by seed there", "there", "moved")
+
+
+def moved(here: Sequence[Sequence[str]], there: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Rows of `rows` of two sets of runs, another machine's or another library's, beside each other.
+
+    "moved" is the largest difference of a seed that both have, in the two decimals that are printed; a claim of which
+    one side has no runs is left out.
+    """
+    others = {tuple(one[:4]): one for one in there}
+    for one in here:
+        other = others.get(tuple(one[:4]))
+        if other is not None:
+            pairs = zip(one[7].split(", "), other[7].split(", "), strict=False)
+            most = max(abs(float(ours) - float(theirs)) for ours, theirs in pairs)
+            yield [*one[:5], one[7], one[9], other[4], other[7], other[9], f"{most:.2f}" if most else "-"]
+
+
+def summary(table: Sequence[Sequence[str]]) -> str:
+    """What two sets of runs have in common, in a sentence."""
+    same = sum(line[10] == "-" for line in table)
+    words = sum(line[6] == line[9] for line in table)
+    return f"{len(table)} claims: the figures of {same} are the same in every seed, and {words} say the same"

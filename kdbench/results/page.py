@@ -12,7 +12,7 @@ from kdbench.results.plots.images import classes, confusion, reliability
 from kdbench.results.plots.plot import MOST_SERIES, Plot
 from kdbench.results.plots.runs import candidates, costs, curves, sweeps
 from kdbench.results.plots.svg import STYLE, svg
-from kdbench.results.render import VERDICTS, WORDS, cells, heading, verdict_cells
+from kdbench.results.render import WORDS, cells, heading, verdict_cells
 from kdbench.results.rows import Comparison
 from kdbench.results.verdicts import Verdicts
 
@@ -104,7 +104,7 @@ def _parts(
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> Iterator[str]:
     """A table that scrolls by itself where it is too wide; columns of words are aligned to the left."""
-    kinds = [f' class="word{" told" * (title in VERDICTS)}"' if title in words else "" for title in header]
+    kinds = [f' class="word{" told" * (title in WORDS)}"' if title in words else "" for title in header]
     heads = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, header, strict=True))
     yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>'
     for row in rows[:MOST_ROWS]:
