@@ -185,12 +185,20 @@ def test_the_site_is_built(repository, tmp_path):
 def test_own_photos_become_a_table_by_the_pages_lines(photos, monkeypatch):
     os.symlink(photos, "photos")
     os.symlink(photos / "red", "new_photos")
-    lines = [line for line in lines_of((DOCS / "after.md").read_text(encoding="utf-8")) if "--int8" not in line]
-    assert len(lines) == 5 and lines[0].startswith("kdbench train dataset=imagefolder")
+    reviews = [f"{'good' if row % 2 else 'dull'} film,{row % 2}" for row in range(40)]
+    Path("reviews.csv").write_text("\n".join(["text,label", *reviews]))
+    Path("new.csv").write_text("text\na fine film\n")
+    page = lines_of((DOCS / "after.md").read_text(encoding="utf-8"))
+    lines = [line for line in page if "--int8" not in line and " LM " not in line]  # in tests/deploy
+    texts = [line for line in lines if "reviews" in line or "new.csv" in line or "--text" in line]
+    lines = [*(line for line in lines if line not in texts), *(line.replace("RUN", "TEXTS") for line in texts)]
+    assert len(lines) == 8 and lines[0].startswith("kdbench train dataset=imagefolder")
     quick = ["schedule.epochs=1", "teacher.schedule.epochs=1", "teacher.allow_chance=true", "trainer.progress=none"]
     for line in lines:
         words = shlex.split(line)[1:]
         if "export" in words:
             pytest.importorskip("onnxscript")
         assert kdbench(*words, *(quick if words[0] == "train" else [])) == 0, line
-    assert len(Path("answers.csv").read_text(encoding="utf-8").splitlines()) == 21
+        if "--csv" in words:
+            answers = Path("answers.csv").read_text(encoding="utf-8").splitlines()
+            assert len(answers) == (2 if "new.csv" in words else 21)

@@ -68,7 +68,7 @@ class PlainTexts(Dataset[tuple[Tensor, int, int]]):
 
     def __init__(self, data: Bundle) -> None:
         if data.reading is not None:
-            other = data.reading.vocabulary
+            other = data.reading.tokeniser.name
             raise UserError("dataset.teacher_tokenizer", other, "null: the plain loop reads a text once")
         assert isinstance(data.transfer.inputs, Tensor)
         self.texts = [ids[ids != 0] for ids in data.transfer.inputs]

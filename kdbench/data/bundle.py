@@ -18,6 +18,7 @@ from kdbench.data.blocks import Blocks
 from kdbench.data.content import Content, Part, digest
 from kdbench.data.pixels import RGB, WHITE
 from kdbench.data.stamp import Stamp
+from kdbench.data.tokenise import Tokeniser
 from kdbench.errors import UserError
 from kdbench.results.metrics import CLASSIFICATION, Task
 from kdbench.types import CorpusInfo, ImageInfo, Info, TokenInfo, VectorInfo
@@ -113,8 +114,7 @@ class Reading(NamedTuple):
     inputs: Tensor  # of the original training set
     test_inputs: Tensor
     val_inputs: Tensor | None  # where the dataset brings a validation set of its own
-    vocab_size: int
-    vocabulary: str
+    tokeniser: Tokeniser
 
 
 def outside(inputs: Inputs, labels: Tensor) -> Split:
@@ -135,7 +135,7 @@ class Source(NamedTuple):
     stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean and std, where the reader knows them
     files: ImageFiles | None = None  # the training images as files, where they are files: read or to be streamed
     vocab_size: int = 0  # of token ids
-    vocabulary: str = ""  # what token ids mean: the tokeniser's name
+    tokeniser: Tokeniser | None = None  # what made the token ids of texts
     reading: Reading | None = None  # the teacher's, where it has another tokenizer
     published: tuple[int, int] | None = None  # training and test images that the set is known to have
     posterior: nn.Module | None = None  # inputs [N, ...] -> logits [N, C] of the true p*(class | input), where known
@@ -173,9 +173,14 @@ class Bundle:
     task: Task = CLASSIFICATION  # as in Source
     blocks: Blocks | None = None  # as in Source
     stamp: Stamp | None = None  # of the files that were read
-    vocabulary: str = ""  # what token ids mean: the tokeniser's name
+    tokeniser: Tokeniser | None = None  # as in Source
     reading: Reading | None = None  # as in Source
     trim: bool = False  # as in Source
+
+    @property
+    def vocabulary(self) -> str:
+        """What token ids mean: the tokeniser's name."""
+        return "" if self.tokeniser is None else self.tokeniser.name
 
     def read_by_teacher(self) -> Bundle:
         """The same samples with the teacher's own token ids; this bundle where it reads what the student reads."""
@@ -186,7 +191,7 @@ class Bundle:
         return replace(
             self, train=_reread(self.train, own.inputs), transfer=_reread(self.transfer, own.inputs), val=val,
             test=replace(self.test, inputs=own.test_inputs), fingerprint=fingerprint(own.inputs),
-            vocab_size=own.vocab_size, vocabulary=own.vocabulary, reading=None,
+            vocab_size=own.tokeniser.vocab_size, tokeniser=own.tokeniser, reading=None,
         )  # fmt: skip
 
     def for_teacher(self) -> Bundle:

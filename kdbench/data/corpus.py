@@ -50,7 +50,7 @@ def corpus_of(texts: Mapping[str, str], reading: Reading) -> Source:
         tokeniser.pieces, windows, blocks.labels(windows), test, blocks.labels(test),
         val=None if held is None else (held, blocks.labels(held)),
         fingerprint=hashlib.sha256(f"{blocks}{tokeniser.name}".encode() + tokens.numpy().tobytes()).hexdigest(),
-        vocab_size=tokeniser.vocab_size, vocabulary=tokeniser.name, task=LANGUAGE_MODELLING, blocks=blocks,
+        vocab_size=tokeniser.vocab_size, tokeniser=tokeniser, task=LANGUAGE_MODELLING, blocks=blocks,
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def corpus_bundle(name: str, source: Source, subset: float | None, others: Mappi
     return Bundle(
         name, source.classes, (), (), train, train, val, outside(source.test_inputs, source.test_labels),
         source.fingerprint, (len(labels) + 1) * blocks.predicted, Offset(blocks), Offset(blocks),
-        vocab_size=source.vocab_size, vocabulary=source.vocabulary, task=source.task, blocks=blocks,
+        vocab_size=source.vocab_size, tokeniser=source.tokeniser, task=source.task, blocks=blocks,
     )  # fmt: skip
 
 

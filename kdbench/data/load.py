@@ -75,9 +75,9 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
     Raises UserError naming the key, or saying which file to put where.
     """
     source = survey(dataset.name, _read(dataset, options), dataset.cache)
-    _tell_alike(source.classes)
     if source.blocks is not None:
         return corpus_bundle(dataset.name, source, dataset.subset, _of_samples(dataset))
+    _tell_alike(source.classes)
     if source.reading is not None and not isinstance(dataset.augment or Identity(), Identity):
         allowed = "none with dataset.teacher_tokenizer, since the teacher reads whole texts"
         raise UserError("dataset.augment", dataset.augment, allowed)
@@ -96,7 +96,7 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
         mix=_mix(dataset.mix or {}, source.inputs),
         workers=min(os.cpu_count() or 1, 16) if dataset.workers is None else dataset.workers,
         resize=(source.files.resize or None) if source.files is not None else None,
-        posterior=source.posterior, task=source.task, vocab_size=source.vocab_size, vocabulary=source.vocabulary,
+        posterior=source.posterior, task=source.task, vocab_size=source.vocab_size, tokeniser=source.tokeniser,
         reading=source.reading, trim=source.trim,
     )  # fmt: skip
 

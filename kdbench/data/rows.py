@@ -69,6 +69,16 @@ def read_rows(path: Path, wanted: Sequence[str]) -> Rows:
     return rows
 
 
+def read_text(path: Path) -> str:
+    """A whole text file. Raises UserError naming it."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise no_utf8(path) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
 def no_utf8(path: Path) -> UserError:
     """What is said of a text file in another encoding: which one it seems to be, and what makes it UTF-8."""
     with path.open("rb") as file:

@@ -48,15 +48,15 @@ def source_of(name: str, classes: tuple[str, ...], parts: Mapping[str, Texts], t
     val = None if read.val_inputs is None else (read.val_inputs, parts["val"].labels)
     return Source(
         classes, read.inputs, parts["train"].labels, read.test_inputs, parts["test"].labels, val=val,
-        vocab_size=read.vocab_size, vocabulary=read.vocabulary,
-        reading=taught if taught is None or taught.vocabulary != read.vocabulary else None, trim=tokens.trim,
+        vocab_size=read.tokeniser.vocab_size, tokeniser=read.tokeniser,
+        reading=taught if taught is None or taught.tokeniser.name != read.tokeniser.name else None, trim=tokens.trim,
     )  # fmt: skip
 
 
 def _read(name: str, key: str, kind: str, parts: Mapping[str, Texts], tokens: Tokens) -> Reading:
     tokeniser = make_tokeniser(kind, lambda: parts["train"].texts, tokens.vocab_size, f"dataset.{key}")
     ids = _encoded(name, tokeniser, parts, tokens.length)
-    return Reading(ids["train"], ids["test"], ids.get("val"), tokeniser.vocab_size, tokeniser.name)
+    return Reading(ids["train"], ids["test"], ids.get("val"), tokeniser)
 
 
 def _encoded(name: str, tokeniser: Tokeniser, parts: Mapping[str, Texts], length: int | None) -> dict[str, Tensor]:

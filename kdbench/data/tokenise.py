@@ -1,13 +1,14 @@
-"""Tokenisers: text becomes ids of a vocabulary. 0 is padding everywhere; in kdbench's own vocabularies 1 stands for
-what is unknown or masked."""
+"""Tokenisers: text becomes ids of a vocabulary, and ids become text. 0 is padding everywhere; in kdbench's own
+vocabularies 1 stands for what is unknown or masked."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import UserError
+from kdbench.files import read_object
 
 PADDING, UNKNOWN = 0, 1
 SEPARATOR = "\u241f"  # between the two texts of a pair, which tokenisers of pretrained networks take apart
 KINDS = "bytes, characters, words, spaces, bpe, a tokenizer.json (or its folder), or a network of huggingface.co"
+TOKENIZER = "tokenizer.json"  # beside a run's weights: `Tokeniser.kept` as JSON
 LINE_END = "<eos>"
 _SPECIAL = ("<pad>", "<unk>")  # how ids 0 and 1 are written
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -30,6 +33,7 @@ class Tokeniser(Protocol):
 
     name: str
     vocab_size: int  # ids are in [0, vocab_size)
+    shift: int = 0  # what is added to the ids of the library's own file
 
     @property
     @abstractmethod
@@ -39,6 +43,14 @@ class Tokeniser(Protocol):
     @abstractmethod
     def ids(self, text: str) -> np.ndarray:
         """One text, whole: int64 [L] without padding, and without what marks its beginning and end."""
+
+    @abstractmethod
+    def text(self, ids: Sequence[int]) -> str:
+        """What ids are written as, without padding; of a vocabulary of words what `ids` did not keep is lost."""
+
+    @abstractmethod
+    def kept(self) -> dict[str, Any]:
+        """All that makes it again (`kept_tokeniser`), as JSON: of the library's own the library's file."""
 
     def rows(self, texts: Sequence[str], most: int) -> list[np.ndarray]:
         """Each text as a network for classification reads it, cut to at most `most` ids."""
@@ -57,6 +69,12 @@ class Bytes(Tokeniser):
 
     def ids(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64) + 2
+
+    def text(self, ids: Sequence[int]) -> str:
+        return bytes(number - 2 for number in ids if number > UNKNOWN).decode("utf-8", "replace")
+
+    def kept(self) -> dict[str, Any]:
+        return _own("bytes", "the bytes of UTF-8, each its value + 2", ())
 
 
 class Characters(Tokeniser):
@@ -84,6 +102,12 @@ class Characters(Tokeniser):
         place = np.searchsorted(self.known, codes).clip(max=len(self.known) - 1)
         return np.where(self.known[place] == codes, place + 2, UNKNOWN).astype(np.int64)
 
+    def text(self, ids: Sequence[int]) -> str:
+        return "".join(_written(self.pieces, ids))
+
+    def kept(self) -> dict[str, Any]:
+        return _own("characters", "single characters", self.pieces[2:])
+
 
 class Words(Tokeniser):
     """Words and single signs in lower case; those that are not in the vocabulary are UNKNOWN."""
@@ -108,6 +132,12 @@ class Words(Tokeniser):
 
     def ids(self, text: str) -> np.ndarray:
         return np.array([self.number.get(word, UNKNOWN) for word in _words(text)], np.int64)
+
+    def text(self, ids: Sequence[int]) -> str:
+        return " ".join(_written(self.pieces, ids))
+
+    def kept(self) -> dict[str, Any]:
+        return _own("words", f"in lower case, what matches {_WORD.pattern}", self.pieces[2:])
 
 
 class Spaced(Tokeniser):
@@ -135,6 +165,12 @@ class Spaced(Tokeniser):
 
     def ids(self, text: str) -> np.ndarray:
         return np.fromiter((self.number.get(word, UNKNOWN) for word in _spaced(text)), np.int64)
+
+    def text(self, ids: Sequence[int]) -> str:
+        return " ".join(_written(self.pieces, ids)).replace(f" {LINE_END} ", "\n").replace(f" {LINE_END}", "\n")
+
+    def kept(self) -> dict[str, Any]:
+        return _own("spaces", f"what stands between spaces, and {LINE_END} for the end of a line", self.pieces[2:])
 
 
 class Subwords(Tokeniser):
@@ -175,6 +211,13 @@ class Subwords(Tokeniser):
     def ids(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(_whole(text), add_special_tokens=False).ids, np.int64) + self.shift
 
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode([number - self.shift for number in ids if number != PADDING]))
+
+    def kept(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.tokenizer.to_str())
+        return found
+
     def rows(self, texts: Sequence[str], most: int) -> list[np.ndarray]:
         self.tokenizer.enable_truncation(most)
         pairs = [tuple(text.split(SEPARATOR, 1)) if SEPARATOR in text else text for text in map(_whole, texts)]
@@ -183,6 +226,9 @@ class Subwords(Tokeniser):
         return found
 
 
+_OWN: Mapping[str, Callable[[Sequence[str]], Tokeniser]] = {
+    "bytes": lambda vocabulary: Bytes(), "characters": Characters, "words": Words, "spaces": Spaced,
+}  # fmt: skip
 _PADDINGS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
 
 
@@ -219,23 +265,61 @@ def make_tokeniser(kind: str, texts: Callable[[], Iterable[str]], vocab_size: in
         return Spaced.trained(texts(), vocab_size)
     if kind == "bpe":
         return Subwords.trained(texts(), vocab_size)
-    return Subwords(_read(kind, key))
+    return _read(kind, key)
 
 
-def _read(name: str, key: str) -> Any:
-    library, place = _library(key, name), Path(name)
-    file = place / "tokenizer.json" if place.is_dir() else place
+def kept_tokeniser(kept: Mapping[str, Any], source: str, key: str = "tokenizer") -> Tokeniser:
+    """The tokeniser that `kept` was returned by. Raises UserError naming its `source` for what is none."""
+    kind, vocabulary = str(kept.get("kind")), kept.get("vocabulary")
+    if kind in _OWN:
+        most = 1 if kind == "characters" else 2**16
+        known = vocabulary if isinstance(vocabulary, list) else [None]
+        if not all(isinstance(piece, str) and 0 < len(piece) <= most for piece in known):
+            raise UserError(f"{source}: damaged: its vocabulary must be a list of {kind}")
+        return _OWN[kind](known)
+    library = _library(key, source)
     try:
-        if file.is_file():
-            return library.Tokenizer.from_file(str(file))
+        return Subwords(library.Tokenizer.from_str(json.dumps(kept)))
+    except Exception as error:  # the library raises plain Exceptions
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{source}: no tokenizer that can be read ({reason})") from error
+
+
+def _own(kind: str, pieces: str, vocabulary: Sequence[str]) -> dict[str, Any]:
+    """A vocabulary of kdbench's as a stranger can use it."""
+    rule = f"{pieces}; of the vocabulary the first is 2" if vocabulary else pieces
+    return {"kind": kind, "rule": rule, "padding": PADDING, "unknown": UNKNOWN, "vocabulary": list(vocabulary)}
+
+
+def _written(pieces: Sequence[str], ids: Sequence[int]) -> Iterable[str]:
+    return (pieces[number] for number in ids if number != PADDING)
+
+
+def _read(name: str, key: str) -> Tokeniser:
+    place = Path(name)
+    file = place / TOKENIZER if place.is_dir() else place
+    library = None if file.is_file() else _library(key, name)
+    try:
+        if library is None:
+            return _of_file(file, name, key)
         if place.exists() or name.endswith(".json") or name.startswith((".", "/")):
             raise UserError(key, name, KINDS, hint=f"There is no {file}")
-        return library.Tokenizer.from_pretrained(name)
+        return Subwords(library.Tokenizer.from_pretrained(name))
     except UserError:
         raise
     except Exception as error:  # the library raises plain Exceptions for damaged files, networks fail in many ways
         reason = " ".join(str(error).split())[:200]
         raise UserError(key, name, KINDS, hint=f"It cannot be had: {reason}") from error
+
+
+def _of_file(file: Path, name: str, key: str) -> Tokeniser:
+    kept = read_object(file)
+    if kept.get("kind") not in _OWN:
+        _library(key, name)
+    try:
+        return kept_tokeniser(kept, str(file), key)
+    except UserError as error:
+        raise UserError(key, name, KINDS, hint=str(error)) from error
 
 
 def _library(key: str = "dataset.tokenizer", value: str = "bpe") -> Any:

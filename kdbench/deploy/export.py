@@ -17,7 +17,9 @@ from torch import Tensor
 
 from kdbench.arguments import Trust
 from kdbench.data.batches import EvaluationBatches, Loading
+from kdbench.data.blocks import next_tokens
 from kdbench.data.bundle import Bundle, Split, are_images
+from kdbench.data.tokenise import TOKENIZER
 from kdbench.deploy.student import Student, data_of
 from kdbench.engine.checkpoint import save_state
 from kdbench.errors import UserError, require
@@ -56,9 +58,10 @@ def export(student: Student, formats: list[str], folder: Path, trust: Trust, int
     """Write the student as `formats` (of ENDINGS), and with `int8` an ONNX file of 8-bit integers; export.json last.
 
     Every file takes pixels / 255 (or a vector, or token ids) and returns logits: the normalisation is inside, and names
-    of classes and sizes are in its metadata. Each is read back and compared with the network on test inputs, on made-up
-    ones where the data are not here. Raises UserError for a format whose package is not installed, for data that int8
-    needs and that are not here, and for a file that answers differently, which is removed.
+    of classes, sizes and the tokenizer of texts are in its metadata. Each is read back and compared with the network on
+    test inputs, on made-up ones where the data are not here. Raises UserError for a format whose package is not
+    installed, for data that int8 needs and that are not here, and for a file that answers differently, which is
+    removed.
     """
     for name in [*formats, *(["int8"] if int8 else [])]:
         refuse_missing(name)
@@ -75,6 +78,8 @@ def export(student: Student, formats: list[str], folder: Path, trust: Trust, int
         assert data is not None
         done.append(_int8(student, stem, data, inputs))
     about = {**student.about(), "checked on": f"{len(inputs.values)} {inputs.what}"}
+    if student.tokeniser is not None:
+        write_json(folder / TOKENIZER, student.tokeniser.kept())
     write_json(folder / ABOUT, about | {"files": [one.as_json() for one in done]})
     return done
 
@@ -115,12 +120,15 @@ def _checked_on(student: Student, data: Bundle | None) -> Inputs:
 
 
 def raw_batches(data: Bundle, split: Split, size: int, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs as an exported file takes them, and labels, of (the first `most` of) a split."""
+    """Inputs as an exported file takes them, and labels (-1: none), of (`most` places of) a split."""
     split = split if most is None or most >= len(split) else split.select(spread(len(split), most))
     batches = EvaluationBatches(data, split, Loading(batch_size=size))
     place = torch.arange(batches.size)
     for raw, (first, last) in zip(batches.source.epoch(place, place, batches.bounds), batches.bounds):
-        yield raw.float() / 255 if are_images(split.inputs) else raw, split.labels[first:last]
+        if data.blocks is not None:
+            yield next_tokens(raw[:, : data.blocks.length], data.blocks.predicted)
+        else:
+            yield raw.float() / 255 if are_images(split.inputs) else raw, split.labels[first:last]
 
 
 def spread(count: int, most: int) -> Tensor:
@@ -159,7 +167,7 @@ def write_onnx(student: Student, path: Path) -> None:
 
 
 def _describe(model: Any, student: Student) -> None:
-    for key, value in student.about().items():
+    for key, value in _inside(student).items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
 
@@ -169,7 +177,7 @@ def _write_pt2(student: Student, path: Path) -> None:
     shapes = {"inputs": {0: torch.export.Dim("batch", min=1)}}
     with _quiet():
         program = torch.export.export(student.portable(), (student.example(2),), dynamic_shapes=shapes)
-        about = {"about.json": json.dumps(student.about())}
+        about = {"about.json": json.dumps(_inside(student))}
         made = io.BytesIO()
         torch.export.save(program, made, extra_files=about)
     write_atomically(path, lambda temporary: temporary.write_bytes(made.getvalue()))
@@ -178,12 +186,18 @@ def _write_pt2(student: Student, path: Path) -> None:
 def _write_torchscript(student: Student, path: Path) -> None:
     with _quiet(), torch.no_grad():
         traced = torch.jit.trace(student.portable(), student.example(2), check_trace=False)
-        about = {"about.json": json.dumps(student.about())}
+        about = {"about.json": json.dumps(_inside(student))}
         write_atomically(path, lambda temporary: torch.jit.save(traced, str(temporary), _extra_files=about))
 
 
 def _write_safetensors(student: Student, path: Path) -> None:
-    save_state(path, student.network.state_dict(), student.about())
+    save_state(path, student.network.state_dict(), _inside(student))
+
+
+def _inside(student: Student) -> dict[str, Any]:
+    """What a file says of itself: of texts their tokenizer, too, which lies beside the files as well."""
+    tokenizer = {} if student.tokeniser is None else {TOKENIZER: student.tokeniser.kept()}
+    return student.about() | tokenizer
 
 
 _WRITERS: dict[str, Callable[[Student, Path], None]] = {
@@ -213,7 +227,7 @@ class _Calibration:
 
 
 def _int8(student: Student, stem: Path, data: Bundle, inputs: Inputs) -> Exported:
-    """Weights and activations as 8-bit integers (onnxruntime, static, a scale a channel); accuracy on the test set."""
+    """Weights and activations as 8-bit integers (onnxruntime, static); accuracy on the test set."""
     from onnxruntime.quantization import QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -222,18 +236,21 @@ def _int8(student: Student, stem: Path, data: Bundle, inputs: Inputs) -> Exporte
         write_onnx(student, plain)
         with _quiet():
             quant_pre_process(str(plain), str(plain), skip_symbolic_shape=True)
-            quantize_static(str(plain), str(path), _Calibration(data), quant_format=QuantFormat.QDQ, per_channel=True)
+            # A language model's last layer may be its embedding, whose rows and columns change places: one scale.
+            channels = data.blocks is None
+            form = QuantFormat.QDQ
+            quantize_static(str(plain), str(path), _Calibration(data), quant_format=form, per_channel=channels)
         before, after, run = 0, 0, _onnx_runner(path)
         network = student.portable()
         with torch.no_grad():
             for values, labels in raw_batches(data, data.test, 256):
-                before += int((network(values).argmax(1) == labels).sum())
+                before += int((network(values).argmax(1) == labels).sum())  # no answer is -1, no label
                 after += int((run(values).argmax(1) == labels).sum())
             expected, found = network(inputs.values), run(inputs.values)
     finally:
         plain.unlink(missing_ok=True)
     same = float((expected.argmax(1) == found.argmax(1)).float().mean())
-    count = len(data.test.labels)
+    count = len(data.test.wanted)
     require(count > 0, "--int8", count, "for data with a test set")
     difference = float((expected - found).abs().max())
     return Exported(path, path.stat().st_size, difference, same, (before / count, after / count))

@@ -1,7 +1,8 @@
-"""Predictions of a student on files of one's own: pictures in a folder, or the rows of a table."""
+"""Predictions of a student on inputs of one's own: pictures in a folder, the rows of a table, or texts."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,33 +14,86 @@ from torch import Tensor
 from kdbench.data.arrays import ENDINGS
 from kdbench.data.files import find_images
 from kdbench.data.readers.tensors import vectors_in
+from kdbench.data.readers.text import texts_in
+from kdbench.data.rows import ENDINGS as OF_ROWS
+from kdbench.data.rows import read_text
+from kdbench.data.tokenise import SEPARATOR
 from kdbench.deploy.student import Student, batched, options_of
-from kdbench.errors import UserError
-from kdbench.types import ImageInfo, VectorInfo
+from kdbench.deploy.texts import text_files
+from kdbench.errors import UserError, require
+from kdbench.types import TokenInfo, VectorInfo
 
+log = logging.getLogger("kdbench")
 _TOGETHER = 64  # inputs that go through the network at once
 
 
 class Prediction(NamedTuple):
     """What a student says of one input."""
 
-    name: str  # the file, or the row of a table
+    name: str  # the file, the row of a table, or the text
     probabilities: Tensor | None  # [C]; None: it could not be read
     problem: str = ""
 
+    def values(self, classes: Sequence[str]) -> list[object]:
+        """In the order of `columns`."""
+        if self.probabilities is None:
+            return [self.name, "", "", *[""] * len(classes), self.problem]
+        best, shares = int(self.probabilities.argmax()), [float(f"{v:.6g}") for v in self.probabilities.tolist()]
+        return [self.name, classes[best], shares[best], *shares, ""]
 
-def predictions(student: Student, place: Path) -> Iterator[Prediction]:
-    """Of every picture in or below a folder, of one picture, or of every row of a table, in order.
 
-    A picture that cannot be read is a Prediction with its problem: one broken file of ten thousand stops nothing.
-    Raises UserError for a place that is none of these, and for a table of other columns.
+def columns(classes: Sequence[str]) -> list[str]:
+    """What a file of predictions holds: the input, the class and its probability, and each class's own."""
+    return ["input", "class", "probability", *(f"p({name})" for name in classes), "problem"]
+
+
+def predictions(student: Student, given: Path | Sequence[str]) -> Iterator[Prediction]:
+    """Of every picture in or below a folder, of one picture, of every row of a table, of every .txt file in or below a
+    folder, of every line of one, or of the texts that are `given`; in order.
+
+    A file that cannot be read is a Prediction with its problem: one broken file of ten thousand stops nothing.
+    Raises UserError for a place that is none of these, for a table of other columns, and for texts where the network
+    takes none.
     """
+    if isinstance(student.info, TokenInfo):
+        yield from _of_texts(student, given)
+        return
+    if not isinstance(given, Path):
+        raise UserError("--text", list(given)[:1], f"left out: {student.folder} was trained on {student.info.samples}")
     if isinstance(student.info, VectorInfo):
-        yield from _of_rows(student, place)
-    elif isinstance(student.info, ImageInfo):
-        yield from _of_pictures(student, place)
+        yield from _of_rows(student, given)
     else:
-        raise UserError("kdbench predict", student.name, "a network for pictures or vectors: this one takes token ids")
+        yield from _of_pictures(student, given)
+
+
+def pairs_of(student: Student) -> bool:
+    """Whether the network reads two texts at once."""
+    columns = options_of(student).get("text")
+    return isinstance(columns, list) and len(columns) == 2
+
+
+def _of_texts(student: Student, given: Path | Sequence[str]) -> Iterator[Prediction]:
+    """Texts by their own names, those of a folder's files by the files'."""
+    cut = 0
+    texts = _texts(student, given)
+    for part in batched(len(texts), _TOGETHER):
+        pairs = [texts[place] for place in part]
+        read = student.read([text for _, text in pairs])
+        cut += read.cut
+        yield from (Prediction(name, one) for (name, _), one in zip(pairs, student.predict(list(read.ids))))
+    if cut:
+        length = student.info[-1]
+        log.warning("%d of %d texts are longer than the run's %d tokens and were cut there", cut, len(texts), length)
+
+
+def _texts(student: Student, given: Path | Sequence[str]) -> list[tuple[str, str]]:
+    if isinstance(given, Path) and given.is_dir():
+        return [(str(path), read_text(path)) for path in text_files(given)]
+    if isinstance(given, Path):
+        there = given.suffix.lower() in OF_ROWS and given.is_file()
+        require(there, "input", str(given), f"a file of texts ({', '.join(OF_ROWS)}) or a folder of .txt files")
+        given = texts_in(given, options_of(student).get("text"))
+    return [(text.replace(SEPARATOR, "\t"), text) for text in given]
 
 
 def _of_pictures(student: Student, place: Path) -> Iterator[Prediction]:

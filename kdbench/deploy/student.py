@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,15 +21,18 @@ from kdbench.data.batches import scale_and_shift
 from kdbench.data.bundle import Bundle
 from kdbench.data.decode import centred, decode
 from kdbench.data.pixels import RGB, as_seen, ground, span
+from kdbench.data.tokenise import TOKENIZER, Bytes, Encoded, Tokeniser, encode, kept_tokeniser
 from kdbench.engine.checkpoint import BEST, STUDENT
 from kdbench.engine.evaluate import evaluating
 from kdbench.errors import UserError, read_from, require
+from kdbench.files import read_object
 from kdbench.models.adopt import Adopted
 from kdbench.models.interface import Interface
 from kdbench.runs.adapt import as_trained, interface_of_run
 from kdbench.runs.folder import network_of_run, read_config
 from kdbench.types import CorpusInfo, ImageInfo, Info, TokenInfo
 
+log = logging.getLogger("kdbench")
 Input = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -51,6 +56,7 @@ class Student:
     info: Info
     interface: Interface
     decoding: Decoding
+    tokeniser: Tokeniser | None = None  # of texts; None, too, where it was not kept and cannot be learnt again
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -61,8 +67,11 @@ class Student:
         """One input as the data hold it: uint8 [C, size, size], float32 [D], or int64 [L].
 
         A picture: its path, a PIL image, or uint8 pixels (array [H, W] or [H, W, 3], tensor [C, H, W]). It is turned
-        upright, resized and cut as the run's own were. Raises UserError for what is none, or of another shape.
+        upright, resized and cut as the run's own were. A text, where the network classifies texts: itself. Raises
+        UserError for what is none, or of another shape.
         """
+        if isinstance(self.info, TokenInfo) and isinstance(given, str):
+            return self.read([given]).ids[0]
         if not isinstance(self.info, ImageInfo):
             return self._numbers(given)
         if isinstance(given, (str, Path)):
@@ -75,6 +84,21 @@ class Student:
             pixels = torch.from_numpy(np.array(seen)).reshape(seen.height, seen.width, -1).permute(2, 0, 1)
         size = self.info.image_size
         return centred(pixels, self.interface.resize or size, size)
+
+    def read(self, texts: Sequence[str]) -> Encoded:
+        """Texts as a network that classifies them takes them: ids int64 [N, length], and how many were cut there.
+
+        Raises UserError where the run's tokenizer is not known.
+        """
+        assert isinstance(self.info, TokenInfo)
+        ids, cut = encode(self.speaks(), texts, self.info.length)
+        return Encoded(F.pad(ids, (0, self.info.length - ids.shape[1])), cut)
+
+    def speaks(self) -> Tokeniser:
+        """Its tokeniser. Raises UserError where that was not kept and cannot be learnt again."""
+        if self.tokeniser is None:
+            raise UserError(f"{self.folder}: its {TOKENIZER} is not there, so that it reads no text; train it again")
+        return self.tokeniser
 
     def transform(self, given: Input) -> Tensor:
         """One input [C, size, size], [D] or [L] as the network takes it, normalised as it was trained.
@@ -119,6 +143,8 @@ class Student:
             "token": "int64 [N, length], padded with 0",
             "corpus": "int64 [N, context + predicted], 0 before a text begins; logits [N predicted, classes]",
         }[kind]
+        if self.tokeniser is not None:
+            takes += f"; the ids of {TOKENIZER}{' + 1' if self.tokeniser.shift else ''}"
         kept = self.interface.kept()
         kept |= {"classes": list(self.classes)}
         return {"network": self.name, "kind": kind, "input": takes, "output": "logits [N, classes]",
@@ -187,7 +213,33 @@ def open_student(folder: Path, weights: str, trust: Trust) -> Student:
     tree = read_config(folder, "dataset")["dataset"]
     with read_from(folder / "config.yaml"):
         decoding = Decoding(ground(tree.get("background") or "white"), span(tree.get("value_range")))
-    return Student(spec.name, folder, network.eval(), info, interface_of_run(folder), decoding)
+    own = interface_of_run(folder)
+    student = Student(spec.name, folder, network.eval(), info, own, decoding)
+    if not isinstance(info, TokenInfo | CorpusInfo):
+        return student
+    return replace(student, tokeniser=_kept(folder, own) or _learnt_again(student, trust))
+
+
+def _kept(folder: Path, own: Interface) -> Tokeniser | None:
+    """The tokeniser that lies beside the weights. Raises UserError if it is not the one that they were trained with."""
+    path = folder / TOKENIZER
+    if not path.exists():
+        return None
+    found = kept_tokeniser(read_object(path), str(path))
+    if own.vocabulary != found.name:
+        raise UserError(f"{path}: damaged: these are not the tokens that the network was trained with")
+    return found
+
+
+def _learnt_again(student: Student, trust: Trust) -> Tokeniser | None:
+    """The tokeniser of a run that kept none, from its data; None, and a log line, where these are not here."""
+    if student.interface.vocabulary == Bytes.name:
+        return Bytes()
+    try:
+        return data_of(student, trust).tokeniser
+    except (UserError, OSError) as error:
+        log.warning("%s kept no %s, and it cannot be learnt again: %s", student.folder, TOKENIZER, error)
+        return None
 
 
 def data_of(student: Student, trust: Trust) -> Bundle:

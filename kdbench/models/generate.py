@@ -10,12 +10,15 @@ PADDING = 0
 
 
 @torch.no_grad()
-def generate(network: nn.Module, prompts: Tensor, count: int, beam: int = 1, end: int | None = None) -> Tensor:
+def generate(
+    network: nn.Module, prompts: Tensor, count: int, beam: int = 1, end: int | None = None, most: int | None = None
+) -> Tensor:
     """The `count` most probable next tokens of each prompt by beam search: int64 [B, count]; PADDING behind `end`.
 
     prompts int64 [B, P]; network: ids [B, L] -> logits of the last places, as language models return them. The whole
     text is read anew for every token, which any network can do; `beam` texts are kept for each prompt, and the one
-    with the largest probability is returned. PADDING is never said.
+    with the largest probability is returned. PADDING is never said. most: tokens that the network reads, the last ones
+    of a text that is longer.
     """
     size, width = prompts.shape
     texts = prompts.repeat_interleave(beam, 0)
@@ -23,7 +26,7 @@ def generate(network: nn.Module, prompts: Tensor, count: int, beam: int = 1, end
     scores[:, 0] = 0  # all beams are alike at first
     done = torch.zeros(size * beam, dtype=torch.bool, device=prompts.device)
     for _ in range(count):
-        logp = _next(network, texts)
+        logp = _next(network, texts if most is None else texts[:, -most:])
         logp[:, PADDING] = -torch.inf
         logp[done] = -torch.inf  # a text that has ended goes on in one way only, at no cost
         logp[done, PADDING] = 0.0

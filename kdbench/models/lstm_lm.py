@@ -15,6 +15,7 @@ from kdbench.errors import UserError
 from kdbench.types import Outputs
 
 Layers = Annotated[int, within(1, 64)]
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has the second alone
 
 
 class Recurrent(nn.Module):
@@ -135,8 +136,9 @@ class CharCNNLM(nn.Module):
         return Outputs(self.fc(features["pooled"]), features)
 
     def _embedded(self, inputs: Tensor) -> Tensor:
-        """[B, L, maps]: each word of the vocabulary once, if the batch has more tokens than that."""
-        if inputs.numel() > len(self.spelling):
+        """[B, L, maps]: each word of the vocabulary once, if the batch has more tokens than that; always in an export,
+        which is one program for batches of any size."""
+        if is_exporting() or inputs.numel() > len(self.spelling):
             return F.embedding(inputs, self._read(self.spelling))
         return self._read(self.spelling[inputs.flatten()]).view(*inputs.shape, -1)
 

@@ -66,7 +66,7 @@ def as_trained(network: nn.Module, info: Info, folder: Path, data: Bundle) -> tu
     measured away. Raises UserError for other classes, and for inputs of another size.
     """
     own = interface_of_run(folder)
-    if data.reading is not None and data.reading.vocabulary == own.vocabulary:  # it was the teacher
+    if data.reading is not None and data.reading.tokeniser.name == own.vocabulary:  # it was the teacher
         data = data.read_by_teacher()
     if _sizes(info) != _sizes(data.info) or not _takes(info, own, data):
         raise UserError("dataset", f"{data.name}, {data.info}", f"like the run's: {info}")

@@ -18,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from kdbench.data.tokenise import TOKENIZER
 from kdbench.engine.checkpoint import BEST, CHECKPOINT, STUDENT
 from kdbench.errors import UserError, read_from
 from kdbench.files import read_object, write_atomically, write_json
@@ -38,7 +39,7 @@ NETWORK = "network.json"
 LOSS = "loss.safetensors"  # what a loss learned, where another stage goes on from it
 EXPORT = "export"  # files of the student for other programs
 _TEXTS = ("config.yaml", "metrics.jsonl", "epsilon.json")
-_OURS = (RESULT, NETWORK, CHECKPOINT, BEST, STUDENT, LOSS, PREDICTIONS, LATENCY, START, FAILURE, *_TEXTS)
+_OURS = (RESULT, NETWORK, TOKENIZER, CHECKPOINT, BEST, STUDENT, LOSS, PREDICTIONS, LATENCY, START, FAILURE, *_TEXTS)
 
 
 def clear(folder: Path) -> None:
@@ -53,9 +54,12 @@ def clear(folder: Path) -> None:
 
 def save_network(folder: Path, spec: NetworkSpec, data: Bundle, average: bool = False) -> None:
     """network.json: all that is needed to build the folder's network again, without the command line that made it, and
-    to use it: what its inputs and logits mean. `average`: its weights are a moving average of the trained ones."""
+    to use it: what its inputs and logits mean. `average`: its weights are a moving average of the trained ones. Beside
+    it the tokenizer.json of texts."""
     about = {"name": spec.name, "config": dict(spec.config), "info": _sizes(data.info)}
     write_json(folder / NETWORK, about | _use_of(data, average))
+    if data.tokeniser is not None:
+        write_json(folder / TOKENIZER, data.tokeniser.kept())
 
 
 def _sizes(info: Info) -> dict[str, int]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdbench import world
 from kdbench.data.batches import EvaluationBatches, Loading
 from kdbench.data.bundle import Bundle, Split
+from kdbench.data.tokenise import TOKENIZER
 from kdbench.engine.checkpoint import STUDENT, save_weights
 from kdbench.engine.device import evaluation_batch, place
 from kdbench.engine.evaluate import all_logits, keepable
@@ -160,7 +161,7 @@ class Series:
         """
         recipe, out = self.recipe, self.out
         if instead is None:
-            kept = (PREDICTIONS,) if (last / PREDICTIONS).exists() else ()
+            kept = [name for name in (TOKENIZER, PREDICTIONS) if (last / name).exists()]
             for name in (NETWORK, STUDENT, *kept):
                 _link(last / name, out / name)
         save_config(out, recipe.record.tree)

@@ -33,7 +33,12 @@ def test_csv_has_every_class_and_names_what_is_broken(photos, photo_run, capsys)
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["nowhere"], "there is no such folder or file"), ([".", "--top", "0"], "--top = 0"), (["."], "no images in")],
+    [
+        (["nowhere"], "there is no such folder or file"),
+        ([".", "--top", "0"], "--top = 0"),
+        (["."], "no images in"),
+        (["--text", "red"], "was trained on images"),
+    ],
 )
 def test_what_cannot_be_is_refused(photo_run, words, said, capsys):
     assert kdbench("predict", str(photo_run), *words) == 1

@@ -41,7 +41,7 @@ def json_file(path: str, rows=ROWS) -> str:
 def test_a_csv_file_is_read_by_the_usual_names_and_a_test_set_is_set_aside():
     source = text(csv_file("own.csv"), "cache")
     assert source.classes == ("no", "yes") and len(source.labels) == 24 and len(source.test_labels) == 6
-    assert source.test_labels.sum() == 4 and source.vocabulary == "bytes", "stratified"
+    assert source.test_labels.sum() == 4 and source.tokeniser.name == "bytes", "stratified"
     assert set(written(source)) < {words for words, _ in ROWS}
     again = text("own.csv", "cache", val=5)
     assert (again.test_inputs == source.test_inputs).all() and again.val is not None and len(again.val[1]) == 5

@@ -9,7 +9,7 @@ from typing import Annotated
 from kdbench.arguments.ranges import Text, within
 from kdbench.data.bundle import Source
 from kdbench.data.corpus import Context, Predicted, Reading, corpus_of
-from kdbench.data.rows import no_utf8
+from kdbench.data.rows import read_text
 from kdbench.data.texts import VocabSize
 from kdbench.errors import UserError
 
@@ -39,7 +39,7 @@ def corpus(
     if Path(root).suffix.lower() in ROWS:
         raise UserError("dataset.root", root, "a file of running text; dataset=text reads rows of texts with labels")
     files = find_parts(Path(root).expanduser())
-    texts = {part: _read(path) for part, path in files.items()}
+    texts = {part: read_text(path) for part, path in files.items()}
     for part, share in (("test", test), ("val", val)):
         if part not in texts and share > 0:
             texts["train"], texts[part] = cut_off(texts["train"], share)
@@ -79,12 +79,3 @@ def cut_off(text: str, share: float) -> tuple[str, str]:
     """A text without its last `share`, and that, at the end of a line."""
     place = text.find("\n", int(len(text) * (1 - share))) + 1
     return (text[:place], text[place:]) if place else (text, "")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise no_utf8(path) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error

@@ -18,7 +18,7 @@ from kdbench.arguments.ranges import Amount, Text
 from kdbench.data.bundle import Source
 from kdbench.data.classes import numbered
 from kdbench.data.readers.folders import PARTS
-from kdbench.data.rows import ENDINGS, Rows, read_rows
+from kdbench.data.rows import ENDINGS, Rows, read_rows, read_text
 from kdbench.data.sampling import count_of, order_keys, stratified
 from kdbench.data.texts import Length, Texts, Tokens, VocabSize, source_of
 from kdbench.data.tokenise import SEPARATOR
@@ -85,6 +85,26 @@ def text(
     return source_of(place.name, names, made, Tokens(tokenizer, vocab_size, length, teacher_tokenizer, trim))
 
 
+def texts_in(path: Path, text: str | list[str] | None) -> list[str]:
+    """The texts of a file's rows for a network that was trained on the column (or the two) `text`; labels need not be
+    there. Of a .txt file every line that is not empty is one; of a pair a tab stands between the two.
+
+    Raises UserError naming the file.
+    """
+    wanted = _columns(text)
+    if path.suffix.lower() == ".txt":
+        return lines_in(read_text(path), len(wanted) == 2)
+    rows = read_rows(path, [word.strip() for word in "|".join([*(wanted or [_TEXT]), _LABEL]).split("|")])
+    label = rows.find(_LABEL) or ""
+    return _joined(rows, [rows.known(name, "dataset.text") for name in wanted] or [_text_column(rows, label)])
+
+
+def lines_in(text: str, pairs: bool = False) -> list[str]:
+    """The texts of lines; of `pairs` the tab between the two is what stands between them in training."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return [line.replace("\t", SEPARATOR, 1) for line in lines] if pairs else lines
+
+
 def _place(root: str | None, cache: str, download: bool) -> Path:
     if root and root.startswith(HUB):
         return _from_hub(root, cache, download)
@@ -115,8 +135,7 @@ def _from_hub(root: str, cache: str, download: bool) -> Path:
 
 def _tables(place: Path, files: Files, text: str | list[str] | None, label: str | None) -> dict[str, Part]:
     found = _files(place, files)
-    texts = [text] if isinstance(text, str) else list(text or [])
-    require(len(texts) <= 2 and all(texts), "dataset.text", text, "a column, or a list of one or two")
+    texts = _columns(text)
     parts = {}
     for name, paths in found.items():
         read = [_part(path, texts, label, name) for path in paths]
@@ -128,6 +147,12 @@ def _tables(place: Path, files: Files, text: str | list[str] | None, label: str 
         log.warning("%s: %s: %s is the test set", place, why, found["val"][0].name)
         parts["test"] = parts.pop("val")
     return parts
+
+
+def _columns(text: str | list[str] | None) -> list[str]:
+    texts = [text] if isinstance(text, str) else list(text or [])
+    require(len(texts) <= 2 and all(texts), "dataset.text", text, "a column, or a list of one or two")
+    return texts
 
 
 def _files(place: Path, files: Files) -> dict[str, list[Path]]:
@@ -178,7 +203,11 @@ def _part(path: Path, texts: Sequence[str], label: str | None, name: str) -> Par
     columns = [rows.known(wanted, "dataset.text") for wanted in texts] or [_text_column(rows, own)]
     apart = len({*columns, own}) > len(columns)
     require(apart, "dataset.text", ", ".join(columns), f"columns that differ, and none of them the labels' ({own})")
-    return Part([SEPARATOR.join(pieces) for pieces in zip(*map(rows.texts, columns), strict=True)], labels)
+    return Part(_joined(rows, columns), labels)
+
+
+def _joined(rows: Rows, columns: Sequence[str]) -> list[str]:
+    return [SEPARATOR.join(pieces) for pieces in zip(*map(rows.texts, columns), strict=True)]
 
 
 def _text_column(rows: Rows, label: str) -> str:
