@@ -273,7 +273,7 @@ def kept_tokeniser(kept: Mapping[str, Any], source: str, key: str = "tokenizer")
     kind, vocabulary = str(kept.get("kind")), kept.get("vocabulary")
     if kind in _OWN:
         most = 1 if kind == "characters" else 2**16
-        known = vocabulary if isinstance(vocabulary, list) else [None]
+        known: list[Any] = vocabulary if isinstance(vocabulary, list) else [None]
         if not all(isinstance(piece, str) and 0 < len(piece) <= most for piece in known):
             raise UserError(f"{source}: damaged: its vocabulary must be a list of {kind}")
         return _OWN[kind](known)
