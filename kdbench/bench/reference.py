@@ -99,6 +99,15 @@ def _plain(data: Bundle) -> Dataset[Any]:
     return TensorDataset(inputs, labels, torch.arange(len(labels)))
 
 
+def plain_loader(data: Bundle, batch: int, workers: int, device: torch.device, stays: bool = False) -> DataLoader[Any]:
+    """torch's DataLoader over the training set. `stays`: its workers live on between epochs."""
+    made = _plain(data)
+    return DataLoader(
+        made, batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=device.type == "cuda",
+        collate_fn=_padded if isinstance(made, PlainTexts) else None, persistent_workers=stays and workers > 0,
+    )  # fmt: skip
+
+
 class ReferenceLoop:
     """One student under a live teacher; `turn(steps)` trains and returns the seconds that it took."""
 
@@ -113,13 +122,7 @@ class ReferenceLoop:
                 f"loss={recipe.loss.name}: the plain loop has no adapters for features; compare with loss=kl"
             )
         self.optimizer = _optimizer(recipe.optimizer, self.student)
-        pin = self.device.type == "cuda"
-        batch = recipe.schedule.batch_size
-        made = _plain(data)
-        self.loader = DataLoader(
-            made, batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pin,
-            collate_fn=_padded if isinstance(made, PlainTexts) else None,
-        )  # fmt: skip
+        self.loader = plain_loader(data, recipe.schedule.batch_size, workers, self.device)
         self._stream: Iterator[Any] | None = None
         self.sums = [0.0, 0.0, 0.0]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kdbench.bench.cost import Cost
@@ -14,6 +16,7 @@ from kdbench.models.base import count_parameters
 
 NO_TEACHER = "no teacher"
 TABLE, LIVE, PLAIN = "teacher's logits from a table", "teacher asked for every batch", "plain loop"
+OWN, PACKED, LOADER = "kdbench", "kdbench, packed", "torchvision's transforms in a DataLoader"
 
 
 class Way(NamedTuple):
@@ -40,6 +43,50 @@ def contender(bench: Workbench, way: Way) -> Contender:
     served = bench.table() if way.served == "table" else bench.live()
     assert served is not None
     return bench.steps(served, [bench.learner() for _ in range(way.members)])
+
+
+def batches_alone(stream: Iterator[Any], wait: Callable[[], None], lead: int) -> Contender:
+    """Batches of an endless stream, and nothing done with them. `lead`: how many may have been made between turns; they
+    are taken before the clock starts."""
+
+    def turn(batches: int) -> float:
+        for _ in range(lead):
+            next(stream)
+        wait()
+        begin = time.perf_counter()
+        for _ in range(batches):
+            next(stream)
+        wait()
+        return time.perf_counter() - begin
+
+    return turn
+
+
+def endless(epoch: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
+    """The batches of one epoch after the other."""
+    for number in itertools.count():
+        yield from epoch(number)
+
+
+def measure_data(contenders: Mapping[str, Contender], batch: int, budget: float) -> dict[str, Any]:
+    """How fast batches are made, each contender in turn, as `measure` has it for steps."""
+    timed = race(contenders, budget, 0.0 if budget < 1 else min(2.0, budget / (4 * len(contenders))))
+    slow = [*contenders][-1]  # what the others are compared with
+    return {
+        "batches": {name: _step(timed.step(name), batch, 1) for name in contenders},
+        "ratios": {f"{slow} / {name}": timed.ratio(slow, name)._asdict() | {"times": 1} for name in [*contenders][:-1]},
+    }
+
+
+def data_text(result: Mapping[str, Any], kind: str) -> str:
+    """What `measure_data` found, for a terminal."""
+    width = max(map(len, result["batches"]))
+    lines = [f"{'':<{width}}  ms a batch, quartiles    n  {kind + '/s':>9}"]
+    for name, one in result["batches"].items():
+        low, high = 1e3 * one["low"], 1e3 * one["high"]
+        spread = f"({low:.2f} to {high:.2f})  {one['n']:>3}"
+        lines.append(f"{name:<{width}}  {1e3 * one['median']:9.2f} {spread}  {one['images_per_second']:>9,.0f}")
+    return "\n".join([*lines, "", *_ratio_lines(result["ratios"])])
 
 
 def cohort(name: str, members: int) -> str:

@@ -23,6 +23,7 @@ from kdbench.results.read import LATENCY
 from kdbench.results.result import is_finished, read_result
 
 if TYPE_CHECKING:
+    from kdbench.bench.timing import Contender
     from kdbench.data.bundle import Bundle
     from kdbench.runs.recipe import Recipe
 
@@ -32,6 +33,7 @@ OWN = (  # this command's defaults; what the user types of them counts instead
     "hydra.job.name=bench",
 )
 HELP = """kdbench bench --latency RUN [--batch 1,64] [--seconds S] [--json FILE] [--trust]
+       kdbench bench --data [--seconds S] [--workers W] [--json FILE] [key=value ...]
        kdbench bench [--baseline] [--members N] [--seconds S] [--workers W] [--json FILE] [key=value ...]
 Time a configuration's training on this machine, part by part, and against the plain loop.
 
@@ -42,7 +44,9 @@ weights. Where the dataset is not on this machine, random images of its shapes s
                  teacher, and `.item()` in every step; both take turns, and the ratio is taken round by round
   --members N    also time N students trained side by side (a sweep of N points)
   --seconds S    how long the turns go on (default 20)
-  --workers W    worker processes of the plain loop (default: one a core, at most 8)
+  --workers W    worker processes of the plain loop (default: one a core, at most 8); with --data of all
+  --data         instead: how fast training batches are made, and nothing else, beside torchvision's transforms in a
+                 DataLoader of torch; of images that stream from their files also packed (dataset.packed=true)
   --against NAME=COMMAND   also time what COMMAND trains; may be given again. It prints "ready", then, for every line
                  with a number of steps on its stdin, the seconds that they took (scripts/bench_peer.py)
   --json FILE    write all figures there, too
@@ -53,6 +57,7 @@ weights. Where the dataset is not on this machine, random images of its shapes s
 Examples:
   kdbench bench dataset=cifar100 teacher=resnet56 student=resnet20 schedule=crd240 --baseline
   kdbench bench dataset=cifar100 teacher=resnet32x4 student=resnet8x4 trainer.precision=bf16 --members 8
+  kdbench bench --data dataset=imagefolder dataset.root=photos dataset.size=224 dataset/augment=resized_crop --workers 2
   kdbench bench --latency outputs/runs/digits/..."""
 
 
@@ -70,7 +75,8 @@ def main() -> int:
     options, words = _parse(sys.argv[1:])
     if options.latency is not None:
         return latency(options, words)
-    task = (lambda cfg: serve(cfg, options)) if options.serve else (lambda cfg: bench(cfg, options, words))
+    work = data if options.data else bench
+    task = (lambda cfg: serve(cfg, options)) if options.serve else (lambda cfg: work(cfg, options, words))
     return configure.launch(task, own=OWN, words=words)
 
 
@@ -86,7 +92,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--latency")
     parser.add_argument("--batch", default="1,64")
     parser.add_argument("--trust", action="store_true")
-    parser.add_argument("--serve", choices=("plain", "table", "live"))  # be a contender of another `kdbench bench`
+    parser.add_argument("--data", action="store_true")
+    # Be a contender of another `kdbench bench`.
+    parser.add_argument("--serve", choices=("plain", "table", "live", "batches", "loader"))
     options, words = parser.parse_known_args(arguments)
     for other in options.against:
         name, _, command = other.partition("=")
@@ -134,6 +142,39 @@ def bench(cfg: DictConfig, options: argparse.Namespace, words: list[str]) -> Non
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def data(cfg: DictConfig, options: argparse.Namespace, words: list[str]) -> None:
+    """Batches alone, each contender in a process of its own."""
+    from kdbench.bench.remote import Remote
+    from kdbench.bench.report import LOADER, OWN, PACKED, data_text, measure_data
+    from kdbench.data.bundle import ImageFiles
+
+    recipe = _recipe(cfg)
+    made, _real = _data(recipe)
+    workers = _workers(options)
+    ways = {OWN: ["--serve=batches"], LOADER: ["--serve=loader", f"--workers={workers}"]}
+    if isinstance(made.train.inputs, ImageFiles):
+        words = [*words, f"dataset.workers={workers}"]
+        ways = {OWN: ways[OWN], PACKED: [*ways[OWN], "dataset.packed=true"], LOADER: ways[LOADER]}
+    with ExitStack() as stack:
+        contenders = {
+            name: stack.enter_context(Remote([sys.executable, "-m", "kdbench", "bench", *way, *words]))
+            for name, way in ways.items()
+        }
+        result = measure_data(contenders, recipe.schedule.batch_size, options.seconds)
+    shape = "x".join(str(side) for side in made.train.inputs.shape[1:])
+    print(f"{made.name}: {len(made.train):,} {made.info.samples} of {shape}, batch {recipe.schedule.batch_size}, "
+          f"{workers} workers")  # fmt: skip
+    print(data_text(result, made.info.samples))
+    if options.json is not None:
+        write_json(options.json, result)
+
+
+def _workers(options: argparse.Namespace) -> int:
+    import os
+
+    return min(os.cpu_count() or 1, 8) if options.workers is None else options.workers
+
+
 def latency(options: argparse.Namespace, words: list[str]) -> int:
     """How long a finished student takes for an answer on this machine, and its size."""
     from kdbench.deploy.latency import latencies, size_of
@@ -170,8 +211,6 @@ def _keep(folder: Path, tree: dict[str, object]) -> None:
 
 def serve(cfg: DictConfig, options: argparse.Namespace) -> None:
     """The plain loop, or one of kdbench's own ways, on stdin and stdout."""
-    import os
-
     from kdbench.bench.reference import ReferenceLoop
     from kdbench.bench.remote import serve
     from kdbench.bench.report import Way, contender
@@ -179,12 +218,33 @@ def serve(cfg: DictConfig, options: argparse.Namespace) -> None:
 
     recipe = _recipe(cfg)
     data = _data(recipe)[0]
+    if options.serve in ("batches", "loader"):
+        serve(_alone(recipe, data, options))
+        return
     if options.serve == "plain":
-        workers = min(os.cpu_count() or 1, 8) if options.workers is None else options.workers
-        serve(ReferenceLoop(recipe, data, workers).turn)
+        serve(ReferenceLoop(recipe, data, _workers(options)).turn)
         return
     with tempfile.TemporaryDirectory(prefix="kdbench-bench-") as scratch:
         serve(contender(prepare(recipe, data, Path(scratch)), Way(options.serve, options.members)))
+
+
+def _alone(recipe: Recipe, data: Bundle, options: argparse.Namespace) -> Contender:
+    """Batches as kdbench makes them, or as the plain loop's loader does. Between turns their workers may make four
+    batches each, or two."""
+    from kdbench.bench.reference import plain_loader
+    from kdbench.bench.report import batches_alone, endless
+    from kdbench.data.bundle import ImageFiles
+    from kdbench.engine.device import place
+    from kdbench.runs.stage import student_stage, train_batches
+
+    placement = place(recipe.trainer)
+    if options.serve == "loader":
+        workers = _workers(options)
+        loader = plain_loader(data, recipe.schedule.batch_size, workers, placement.device, stays=True)
+        return batches_alone(endless(lambda _: loader), placement.wait, 2 * workers + 1)
+    batches = train_batches(student_stage(recipe, data, Path()), placement)
+    ahead = 4 * data.workers if isinstance(data.train.inputs, ImageFiles) else 0
+    return batches_alone(endless(lambda number: batches.epoch(number, 10**6)), placement.wait, ahead + 1)
 
 
 def _recipe(cfg: DictConfig) -> Recipe:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,21 @@ from kdbench.errors import UserError
 _CHUNK = 128  # images that a worker process hands over at once
 _MANY = 5000  # images that are worth starting processes for: half a second of decoding
 Key = tuple[int, int]  # row, seed
-Change = Callable[[Tensor, int], Tensor]  # of an image [C, H, W], by its seed
+
+
+class Decoding(Protocol):
+    """What is done to images as they are decoded."""
+
+    def drawn(self, seeds: Sequence[int]) -> np.ndarray | None:
+        """What is random of the crops of a batch, for all at once; None: they are not cropped."""
+
+    def crop(self, pixels: Tensor, drawn: np.ndarray) -> Tensor:
+        """The part of an image [C, H, W] that was drawn."""
+        ...
+
+    def rest(self, pixels: Tensor, seed: int) -> Tensor:
+        """What follows, of an image [C, size, size] by its seed."""
+        ...
 
 
 def decode(path: str, channels: int, background: RGB = WHITE, value_range: tuple[float, float] | None = None) -> Tensor:
@@ -80,13 +94,13 @@ def centred(pixels: Tensor, resize: int, size: int) -> Tensor:
 
 
 class FileSet(Dataset[Tensor]):
-    """Image files as uint8 [C, size, size] by (row, seed): the middle, or what `crop` cuts out for that seed.
+    """Image files as uint8 [C, size, size] by (row, seed): the middle, or what `decoding` makes of it for that seed.
 
-    `rest` changes it afterwards. With files.size 0 images stay as they are, and must all be as large as the first.
+    With files.size 0 images stay as they are, and must all be as large as the first.
     """
 
-    def __init__(self, files: ImageFiles, crop: Change | None = None, rest: Change | None = None) -> None:
-        self.files, self.crop, self.rest = files, crop, rest
+    def __init__(self, files: ImageFiles, decoding: Decoding | None = None) -> None:
+        self.files, self.decoding = files, decoding
         self.shape = files.shape[1:] if files.size else self.read(0)[0].shape
 
     def read(self, row: int) -> tuple[Tensor, int]:
@@ -95,11 +109,12 @@ class FileSet(Dataset[Tensor]):
             return _unpacked(files.pack, row, files.channels), 0
         return read_file(files.path(row), files.channels, files.background, files.value_range)
 
-    def __getitem__(self, key: Key) -> Tensor:
-        row, seed = key
+    def _made(self, row: int, seed: int, drawn: np.ndarray | None) -> Tensor:
         pixels, _ = self.read(row)
-        pixels = self.crop(pixels, seed) if self.crop is not None else self.fitted(row, pixels)
-        return pixels if self.rest is None else self.rest(pixels, seed)
+        if self.decoding is None:
+            return self.fitted(row, pixels)
+        pixels = self.fitted(row, pixels) if drawn is None else self.decoding.crop(pixels, drawn)
+        return self.decoding.rest(pixels, seed)
 
     def fitted(self, row: int, pixels: Tensor) -> Tensor:
         """The middle of an image. Raises UserError for one of another size than the first if none is asked for."""
@@ -115,7 +130,9 @@ class FileSet(Dataset[Tensor]):
     def __getitems__(self, keys: Sequence[Key]) -> Tensor | UserError:
         """A batch [B, C, size, size]; a broken image comes back as a value, so that its message stays as it is."""
         try:
-            return torch.stack([self[key] for key in keys])
+            drawn = self.decoding.drawn([seed for _, seed in keys]) if self.decoding is not None else None
+            each = [None] * len(keys) if drawn is None else drawn
+            return torch.stack([self._made(*key, one) for key, one in zip(keys, each, strict=True)])
         except UserError as error:
             return error
 

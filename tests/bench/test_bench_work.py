@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,8 +13,22 @@ from hydra import initialize_config_dir
 
 from kdbench.bench import standin
 from kdbench.bench.reference import PlainImages, PlainTexts, ReferenceLoop, _padded
-from kdbench.bench.report import LIVE, TABLE, contender, measure, text, ways
+from kdbench.bench.report import (
+    LIVE,
+    LOADER,
+    OWN,
+    TABLE,
+    batches_alone,
+    contender,
+    data_text,
+    endless,
+    measure,
+    measure_data,
+    text,
+    ways,
+)  # fmt: skip
 from kdbench.bench.workbench import prepare
+from kdbench.commands import bench as bench_command
 from kdbench.configure import construct
 from kdbench.data.readers import fake
 from kdbench.errors import UserError
@@ -166,3 +181,21 @@ def test_a_stand_in_has_the_shapes_of_the_real_images(recipe, monkeypatch, name)
     assert count / data.test.inputs.shape[0] == pytest.approx(train / test, rel=0.02)
     assert (count + len(data.test.labels)) * channels * side**2 <= 4 << 20
     assert data.augment.views is not None
+
+
+def test_batches_alone_are_timed_beside_a_dataloader_after_those_made_between_turns(recipe):
+    taken: list[int] = []
+    turn = batches_alone((taken.append(number) or number for number in itertools.count()), lambda: None, 5)
+    assert turn(3) > 0 and taken == list(range(8))
+    made = recipe()
+    data = made.data()
+    for serve in ("batches", "loader"):
+        options, _ = bench_command._parse([f"--serve={serve}", "--workers=0"])
+        assert bench_command._alone(made, data, options)(9) > 0  # two epochs and one batch
+    stream = endless(lambda number: [number] * 2)
+    assert list(itertools.islice(stream, 5)) == [0, 0, 1, 1, 2]
+    result = measure_data({OWN: lambda steps: 0.01 * steps, LOADER: lambda steps: 0.03 * steps}, 64, 0.0)
+    assert result["ratios"][f"{LOADER} / {OWN}"]["median"] == pytest.approx(3.0)
+    assert result["batches"][OWN]["images_per_second"] == pytest.approx(6400)
+    shown = data_text(result, "images")
+    assert "10.00 (10.00 to 10.00)    3      6,400" in shown and "3.00 (3.00 to 3.00), n = 3" in shown

@@ -19,6 +19,7 @@ from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.bundle import ImageFiles
 from kdbench.data.files import find_images
 from kdbench.data.load import load_bundle
+from kdbench.data.stream import box
 from kdbench.errors import UserError, under
 
 
@@ -335,3 +336,16 @@ def test_what_cannot_be(tmp_path, change, keys, words):
 def test_no_root():
     with pytest.raises(UserError, match=r"dataset.root = null: must be the folder that holds the class folders"):
         load_bundle("folder", "kdbench.data.readers.imagefolder.imagefolder", None, "cache")
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (33, 32), (4000, 7)])
+def test_a_crop_of_a_file_is_the_one_that_was_drawn_to_the_last_pixel(width, height):
+    """Boxes of a batch are drawn at once, and each is placed by arithmetic of the same 32 bits as the tensors'."""
+    crop, view = ResizedCrop(), torch.randint(2**40, (2000,), generator=torch.Generator().manual_seed(0))
+    left, top, wide, high, flips = (part.tolist() for part in crop.box(view, width / height))
+    drawn = crop.drawn(view).numpy()
+    for i, got in enumerate(box(one, width, height) for one in drawn):
+        w, h = max(1, round(wide[i] * width)), max(1, round(high[i] * height))
+        assert got == (min(round(left[i] * width), width - w), min(round(top[i] * height), height - h), w, h)
+    assert (drawn[:, 4] < 0.5).tolist() == flips
+    assert torch.equal(crop.drawn(view[7:8]), crop.drawn(view)[7:8])  # alone as among others

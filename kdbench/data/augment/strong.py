@@ -240,14 +240,20 @@ class ResizedCrop:
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(SEED, (n,), generator=generator)
 
-    def box(self, view: Tensor, ratio: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Left, top, width, height [B] as shares of the image, and flip [B] bool. ratio: the image's width / height."""
+    def drawn(self, view: Tensor) -> Tensor:
+        """What is random of crops [B], float32 [B, 5]: a share of the image's area, width / height, where it lies from
+        left to right and from top to bottom, and what mirrors it below 0.5."""
         chance = uniforms(view, 5)
         area = self.smallest + (1 - self.smallest) * chance[:, 0]
-        aspect = torch.exp((2 * chance[:, 1] - 1) * math.log(4 / 3)) / ratio
+        aspect = torch.exp((2 * chance[:, 1] - 1) * math.log(4 / 3))
+        return torch.cat([area[:, None], aspect[:, None], chance[:, 2:]], 1)
+
+    def box(self, view: Tensor, ratio: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Left, top, width, height [B] as shares of the image, and flip [B] bool. ratio: the image's width / height."""
+        area, aspect, left, top, mirrored = self.drawn(view).unbind(1)
+        aspect = aspect / ratio
         width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-        flips = (chance[:, 4] < 0.5) & self.flip
-        return chance[:, 2] * (1 - width), chance[:, 3] * (1 - height), width, height, flips
+        return left * (1 - width), top * (1 - height), width, height, (mirrored < 0.5) & self.flip
 
     def __call__(self, images: Tensor, view: Tensor) -> Tensor:
         left, top, width, height, flips = self.box(view, images.shape[-1] / images.shape[-2])
