@@ -56,7 +56,9 @@ def launch(
     register(arguments)
     failures: list[Exception] = []
     sweep = Sweep(refuse, finished, better)
-    _composed(_job(task, failures, finished), sweep, arguments)
+    job = _job(task, failures, finished)
+    with _in_own_words(sweep, arguments), _hydra_raises(), sweep.watching(), _resolving_first("--resolve" in arguments):
+        hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")(job)()
     if failures:
         raise failures[0]
     if sweep.begun and not sweep.runs:  # a glob that fits no option, for one
@@ -66,11 +68,11 @@ def launch(
     return sweep.report()
 
 
-def _composed(job: Callable[[DictConfig], float | None], sweep: Sweep, arguments: list[str]) -> None:
-    """Let Hydra compose what `sys.argv` says and run the job; what goes wrong on the way in words of our own."""
+@contextmanager
+def _in_own_words(sweep: Sweep, arguments: list[str]) -> Iterator[None]:
+    """What goes wrong while Hydra composes, in words of our own."""
     try:
-        with _hydra_raises(), sweep.watching(), _resolving_first("--resolve" in arguments):
-            hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")(job)()
+        yield
     except SystemExit:
         _say_how_keys_are_typed(arguments)
         raise

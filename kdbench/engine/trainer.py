@@ -6,15 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kdbench.engine.checkpoint import Checkpoints, MemberState
+from kdbench.engine.checkpoint import Checkpoints, MemberState, Writer
 from kdbench.engine.cost import added, counters, spent
 from kdbench.engine.device import own_stream
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.graph import cohort_graph
 from kdbench.engine.learner import Learner, train_epoch
-from kdbench.engine.log import RunLog
-from kdbench.engine.progress import ProgressView
-from kdbench.engine.writer import Writer
+from kdbench.engine.log import ProgressView, RunLog
 from kdbench.errors import UserError
 from kdbench.results.metrics import CLASSIFICATION, Task
 from kdbench.types import Epochs, Teacher

@@ -22,9 +22,8 @@ from kdbench.engine.checkpoint import CHECKPOINT, STUDENT, Checkpoints, resume_e
 from kdbench.engine.device import Placement, place
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.graph import learns
-from kdbench.engine.log import NoLog, RunLog
+from kdbench.engine.log import NoLog, ProgressView, RunLog
 from kdbench.engine.loggers import About, Guarded
-from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Member, fit
 from kdbench.errors import Busy, UserError, require
 from kdbench.files import lock, read_object, remove_leftovers, write_json

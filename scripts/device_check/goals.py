@@ -58,7 +58,7 @@ def timed_epochs(words: Sequence[str]) -> dict[str, float]:
     checkpoint, and a table's missing entries. `start`: what the command took besides, its teacher's training too;
     `peak`: bytes of memory."""
     from kdbench import cli
-    from kdbench.engine.progress import ProgressView
+    from kdbench.engine.log import ProgressView
 
     ends: list[tuple[int, float]] = []
     epoch = ProgressView.epoch

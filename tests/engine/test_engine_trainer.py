@@ -8,9 +8,8 @@ import torch
 from kdbench.engine.checkpoint import Checkpoints, resume_epoch
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import Evaluator, evaluating
-from kdbench.engine.log import RunLog
+from kdbench.engine.log import ProgressView, RunLog
 from kdbench.engine.options import TrainerOptions
-from kdbench.engine.progress import ProgressView
 from kdbench.engine.trainer import Diverged, Member, fit
 from kdbench.errors import UserError
 from kdbench.teachers.constant import NoTeacher

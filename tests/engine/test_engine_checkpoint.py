@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdbench.engine.writer import WAITING, Writer, snapshot
+from kdbench.engine.checkpoint import WAITING, Writer, snapshot
 
 
 def test_writes_happen_in_order_elsewhere_and_all_before_the_block_ends():
