@@ -28,10 +28,11 @@ class Outputs(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a loss may know of a network besides its outputs: layers of its own, live."""
+    """What a loss may know of a network besides its outputs: itself and layers of its own, live."""
 
     classifier: nn.Linear | None  # makes the logits of "pooled"; None: no single linear layer does
     norms: Mapping[str, nn.Module]  # the batch norm that makes a map, by its name, where networks say which
+    network: nn.Module | None = None  # the whole of it
 
 
 class Target(NamedTuple):

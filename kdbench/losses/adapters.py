@@ -47,6 +47,18 @@ def known_classifiers(found: Sequence[nn.Linear], loss: str) -> None:
         raise UserError("loss", loss, "another with this procedure, in which classifiers are not known")
 
 
+def known_networks(loss: str, student: Parts, teacher: Parts | None) -> tuple[nn.Module, nn.Module]:
+    """The two networks, to be entered at their joints. Raises UserError for one that cannot be."""
+    found = []
+    for who, network in (("student", student.network), ("teacher", teacher.network if teacher else None)):
+        if network is None or not getattr(network, "joints", ()):
+            kind = type(network).__name__ if network is not None else "not known"
+            allowed = f"another here: it enters networks in their middle, which the {who} ({kind}) does not allow"
+            raise UserError("loss", loss, allowed)
+        found.append(network)
+    return found[0], found[1]
+
+
 def pooled_map(outputs: Outputs, loss: str, who: str = "teacher") -> str:
     """The name of the map whose mean over places is "pooled": "map", or the last stage. Raises UserError if neither
     is."""

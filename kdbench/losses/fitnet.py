@@ -7,9 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from kdbench.arguments.ranges import Count, NotNegative
 from kdbench.errors import require
-from kdbench.losses.base import Smoothing, Weights
+from kdbench.losses.base import DistillationLoss, First, Moderate, Smoothing, Weights, detached, number
 from kdbench.losses.features import FeatureLoss, OneLayer, one, same_size
+from kdbench.losses.functional import kl_rows, log_probs
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -44,9 +46,8 @@ class FitNet(FeatureLoss):
 
     `adapter`: average, a 1x1 convolution, and the larger of the two maps is averaged down to the size of the smaller;
     repdistiller, a convolution that brings the student's map to the size of the teacher's (see `resizing`), as in the
-    field's comparisons; with maps of one size both are the same. `layer`: the hint, of both networks. The
-    paper trains the lower half on it first; here, as in the field's comparisons (weight 100), both terms act
-    throughout.
+    field's comparisons; with maps of one size both are the same. `layer`: the hint, of both networks. Both terms act
+    throughout, as in the field's comparisons (weight 100); the paper's two stages are loss=fitnet_hints.
     """
 
     maps_only: ClassVar[bool] = True
@@ -80,3 +81,72 @@ class FitNet(FeatureLoss):
             s, t = same_size(s, t)
         distill = torch.mean((self.regressor(s) - t).square())
         return self.combine(task=self.task(student.logits, target.label), distill=distill)
+
+
+class Hint(FeatureLoss):
+    """mean over samples and places of 1/2 sum_d (r(f_s) - f_t)^2, r a convolution with ReLU to the shape of the
+    teacher's map: the student learns its layers up to this one (Romero et al. 2015, eq. 3)."""
+
+    maps_only: ClassVar[bool] = True
+    terms: ClassVar[tuple[str, ...]] = ("hint",)
+    paper: ClassVar[str] = "Romero et al. 2015 (FitNets), eq. 3"
+
+    def __init__(self, layer: OneLayer) -> None:
+        super().__init__({"hint": 1.0}, one(layer), 0.0, "layer")
+        self.regressor: nn.Module = nn.Identity()
+
+    @property
+    def formula(self) -> str:
+        return f"mean 1/2 sum_d (r(f_s) - f_t)^2, f = {self.layers_text}, r learned"
+
+    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
+        super().setup(student, teacher)
+        self.regressor = nn.Sequential(resizing(*self.map(student, teacher)), nn.ReLU()).to(student.logits.device)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        s, t = self.map(student, teacher)
+        return self.combine(hint=(self.regressor(s) - t).square().sum(1).mean() / 2)
+
+
+class FitNetHints(DistillationLoss):
+    """weights.task CE(y, s) + weights.distill a KL(t/tau || s/tau), a falling from `start` to `end` along the training,
+    after a training of the student's layers up to a hint of the teacher's (Romero et al. 2015, eq. 2 and 3).
+
+    The first training takes `epochs` at the constant rate `lr` (Hint). There is no tau^2. As published a falls from 4
+    to 1 over 400 epochs, of which 288 are trained, at tau 3.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    paper: ClassVar[str] = "Romero et al. 2015 (FitNets), eq. 2 and 3"
+
+    def __init__(
+        self,
+        weights: Weights,
+        layer: OneLayer = "stage2",
+        tau: Moderate = 3.0,
+        start: NotNegative = 4.0,
+        end: NotNegative = 1.0,
+        epochs: Count = 30,
+        lr: NotNegative | None = None,
+        label_smoothing: Smoothing = 0.0,
+    ) -> None:
+        super().__init__(weights, label_smoothing)
+        self.layer, self.tau, self.start, self.end = layer, tau, start, end
+        self.first_epochs, self.first_lr = epochs, lr
+        Hint(layer)  # refuses layers that there cannot be
+
+    @property
+    def formula(self) -> str:
+        text = self.written(task=self.task_text, distill="a KL(t/tau || s/tau)")
+        falls = f"a from {number(self.start)} to {number(self.end)}, tau = {number(self.tau)}"
+        return f"{text}, {falls}, after {self.first_epochs} epochs of {Hint(self.layer).formula}"
+
+    @property
+    def first_training(self) -> First:
+        return First(Hint(self.layer), self.first_epochs, self.first_lr)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
+        t = detached(teacher, "fitnet_hints")
+        factor = self.start + (self.end - self.start) * target.progress
+        rows = kl_rows(log_probs(t, self.tau), log_probs(student.logits, self.tau))
+        return self.combine(task=self.task(student.logits, target.label), distill=factor * rows.mean())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +36,52 @@ class MadeWith(nn.Module):
         super()._apply(fn, recurse)
         self._buffers["made_with"] = made_with
         return self
+
+
+Step = tuple[Any, ...]  # a function, and the names of the tensors that it takes
+
+
+class Staged(nn.Module):
+    """A network as a series of steps, which may be entered after any of its `joints`.
+
+    joints: the maps at which it may be cut in two and joined with another network, from shallow to deep, the last one
+    before the pooling. rectified: whether those maps went through a ReLU.
+    """
+
+    joints: ClassVar[tuple[str, ...]] = ()
+    rectified: ClassVar[bool] = True
+
+    def steps(self) -> Mapping[str, Step]:
+        """How each feature is made of "input" and of features before it, in order; "logits" come last."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor, enter: str = "input") -> Outputs:
+        """input [B, ...], or the map that the joint `enter` would give: then only what follows is computed, and the
+        features are those that follow."""
+        made, steps = {enter: input}, self.steps()
+        names = list(steps)
+        for name in names[names.index(enter) + 1 if enter in steps else 0 :]:
+            function, *sources = steps[name]
+            made[name] = function(*(made[source] for source in sources))
+        del made[enter]
+        return Outputs(made.pop("logits"), made)
+
+
+def rectified_stages(
+    stages: Sequence[Callable[[Tensor], Tensor]], after: Callable[[Tensor], Tensor] = F.relu
+) -> dict[str, Step]:
+    """The steps of stages that leave their last ReLU to the network: "stage1.pre" of "stem", "stage1", "stage2.pre",
+    ..."""
+    steps: dict[str, Step] = {}
+    for number, stage in enumerate(stages, start=1):
+        steps[f"stage{number}.pre"] = (stage, f"stage{number - 1}" if number > 1 else "stem")
+        steps[f"stage{number}"] = (after, f"stage{number}.pre")
+    return steps
+
+
+def pool(map: Tensor) -> Tensor:
+    """Mean over the places of a map [B, D, H, W]: [B, D]."""
+    return map.mean((2, 3))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Depth, Dropout, Width, above_to
 from kdbench.errors import UserError
-from kdbench.models.base import initialise
-from kdbench.types import Outputs
+from kdbench.models.base import Staged, Step, initialise, pool
 
 
 class DenseLayer(nn.Module):
@@ -47,7 +47,7 @@ class Transition(nn.Module):
 
 
 @checked
-class DenseNetBC(nn.Module):
+class DenseNetBC(Staged):
     """DenseNet-BC-depth-growth: three dense blocks with bottlenecks and compressing transitions.
 
     depth: even, at least 10. Its (depth - 4) / 2 layers of two convolutions are shared out over the three blocks, the
@@ -58,6 +58,9 @@ class DenseNetBC(nn.Module):
     norm), "map" (after the last one) and its mean "pooled". Raises UserError for a depth, growth, compression or
     dropout that do not exist.
     """
+
+    joints = ("stage1", "stage2", "map")
+    rectified = False  # but for the last
 
     def __init__(
         self,
@@ -86,16 +89,24 @@ class DenseNetBC(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
         initialise(self, linear="zero_bias")
 
-    def forward(self, image: Tensor) -> Outputs:
+    def steps(self) -> dict[str, Step]:
         part = self.features
-        stem = part["conv0"](image)
-        stage1 = part["denseblock1"](stem)
-        stage2 = part["denseblock2"](part["transition1"](stage1))
-        stage3 = part["denseblock3"](part["transition2"](stage2))
-        last = F.relu(part["norm_final"](stage3), inplace=True)
-        pooled = last.mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "map": last, "pooled": pooled}
-        return Outputs(self.classifier(pooled), features)
+        return {
+            "stem": (part["conv0"], "input"),
+            "stage1": (part["denseblock1"], "stem"),
+            "stage2": (partial(_narrowed, part["transition1"], part["denseblock2"]), "stage1"),
+            "stage3": (partial(_narrowed, part["transition2"], part["denseblock3"]), "stage2"),
+            "map": (self._last, "stage3"),
+            "pooled": (pool, "map"),
+            "logits": (self.classifier, "pooled"),
+        }
+
+    def _last(self, x: Tensor) -> Tensor:
+        return F.relu(self.features["norm_final"](x), inplace=True)
+
+
+def _narrowed(transition: nn.Module, block: nn.Module, x: Tensor) -> Tensor:
+    return block(transition(x))
 
 
 def layers_per_block(depth: int) -> tuple[int, int, int]:

@@ -77,13 +77,24 @@ class Adapted(nn.Module):
         self.register_buffer("normalise", normalise)  # [2, C]: scale and shift of each channel or dimension
         self.register_buffer("order", None if order is None else torch.tensor(list(order)))
 
-    def forward(self, inputs: Tensor) -> Outputs:
-        """inputs [B, C, ...] as the data are normalised -> logits [B, classes of the data], the network's features."""
-        if self.normalise is not None:
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Those of the network."""
+        return getattr(self.network, "joints", ())
+
+    @property
+    def rectified(self) -> bool:
+        """As the network's."""
+        return bool(getattr(self.network, "rectified", True))
+
+    def forward(self, inputs: Tensor, **enter: str) -> Outputs:
+        """inputs [B, C, ...] as the data are normalised, or the map of a joint to `enter` -> logits [B, classes of the
+        data], the network's features."""
+        if self.normalise is not None and not enter:
             ones = [1] * (inputs.dim() - 2)
             scale, shift = self.normalise.to(inputs.dtype).view(2, 1, -1, *ones)
             inputs = inputs * scale + shift
-        outputs = self.network(inputs)
+        outputs = self.network(inputs, **enter)
         if self.order is None:
             return outputs
         return Outputs(outputs.logits.index_select(1, self.order), outputs.features)
@@ -130,14 +141,14 @@ def parts_of(network: nn.Module) -> Parts:
     try:
         classifier = last_layer(own)
     except UserError:
-        return Parts(None, norms)
+        return Parts(None, norms, network)
     order = network.order if isinstance(network, Adapted) else None
     if order is not None:
         chosen = nn.Linear(classifier.in_features, len(order), classifier.bias is not None, classifier.weight.device)
         state = {name: value[order].clone() for name, value in classifier.state_dict().items()}
         chosen.load_state_dict(state)
         classifier = chosen.requires_grad_(False)
-    return Parts(classifier, norms)
+    return Parts(classifier, norms, network)
 
 
 def plain(network: nn.Module) -> nn.Module:

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.models.base import initialise
-from kdbench.types import Outputs
+from kdbench.models.base import Staged, Step, initialise, pool, rectified_stages
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -64,7 +63,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-class LargeResNet(nn.Module):
+class LargeResNet(Staged):
     """A ResNet of four stages whose stem is one 3x3 convolution of stride 1, without max-pooling.
 
     blocks: how many each stage has (2-2-2-2 is ResNet-18, 3-4-6-3 ResNet-34 and -50); block: "basic" or "bottleneck".
@@ -72,6 +71,8 @@ class LargeResNet(nn.Module):
     ("stage1.pre"), "pooled" [B, 512 or 2048].
     Raises UserError unless `blocks` are four positive numbers. For ImageNet use torchvision's or timm's.
     """
+
+    joints = ("stage1", "stage2", "stage3", "stage4")
 
     def __init__(
         self,
@@ -99,14 +100,16 @@ class LargeResNet(nn.Module):
         self.linear = nn.Linear(outputs[3], num_classes)
         initialise(self, linear="default")
 
-    def forward(self, image: Tensor) -> Outputs:
-        stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        features, x = {"stem": stem}, stem
-        for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
-            features[f"stage{number}.pre"] = before = stage(x)
-            features[f"stage{number}"] = x = F.relu(before)
-        features["pooled"] = x.mean((2, 3))
-        return Outputs(self.linear(features["pooled"]), features)
+    def steps(self) -> dict[str, Step]:
+        return {
+            "stem": (self._stem, "input"),
+            **rectified_stages((self.layer1, self.layer2, self.layer3, self.layer4)),
+            "pooled": (pool, "stage4"),
+            "logits": (self.linear, "pooled"),
+        }
+
+    def _stem(self, image: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(image)), inplace=True)
 
     def norms_before_relu(self) -> dict[str, nn.Module]:
         """The batch norm that makes each map before a ReLU, up to the shortcut that is added to it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -9,8 +11,7 @@ from torch import Tensor, nn
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Scale, within
 from kdbench.errors import UserError
-from kdbench.models.base import initialise
-from kdbench.types import Outputs
+from kdbench.models.base import Staged, Step, initialise, pool
 
 # Expansion (None: the network's), channels, repeats, stride of the seven groups of blocks.
 GROUPS = (
@@ -47,7 +48,7 @@ class InvertedResidual(nn.Module):
 
 
 @checked
-class MobileNetV2(nn.Module):
+class MobileNetV2(Staged):
     """MobileNetV2 as RepDistiller and mdistiller run it on CIFAR: ReLU, not ReLU6, no dropout, a stem of stride 2.
 
     width: multiplies all channels but the last 1280 (mobilenetv2_half is 0.5). expansion: of the inverted
@@ -56,6 +57,9 @@ class MobileNetV2(nn.Module):
     7, linear outputs), "map" (the last convolution's) and its mean "pooled" [B, 1280]. Raises UserError for a width or
     expansion that leave no channel.
     """
+
+    joints = ("stage1", "stage2", "stage3", "map")
+    rectified = False  # but for the last
 
     def __init__(
         self,
@@ -82,21 +86,28 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Sequential(nn.Linear(last, num_classes))
         initialise(self, linear="small")
 
-    def forward(self, image: Tensor) -> Outputs:
-        stem = self.conv1(image)
-        stage1 = self.blocks[1](self.blocks[0](stem))
-        stage2 = self.blocks[2](stage1)
-        stage3 = self.blocks[4](self.blocks[3](stage2))
-        stage4 = self.blocks[6](self.blocks[5](stage3))
-        last = self.conv2(stage4)
-        pooled = last.mean((2, 3))
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "stage4": stage4, "map": last}
-        return Outputs(self.classifier(pooled), {**features, "pooled": pooled})
+    def steps(self) -> dict[str, Step]:
+        return {
+            "stem": (self.conv1, "input"),
+            "stage1": (partial(_through, self.blocks[:2]), "stem"),
+            "stage2": (self.blocks[2], "stage1"),
+            "stage3": (partial(_through, self.blocks[3:5]), "stage2"),
+            "stage4": (partial(_through, self.blocks[5:]), "stage3"),
+            "map": (self.conv2, "stage4"),
+            "pooled": (pool, "map"),
+            "logits": (self.classifier, "pooled"),
+        }
 
     def norms_before_relu(self) -> dict[str, nn.Module]:
         """The batch norm that makes each stage, which has no ReLU, up to the shortcut that is added to it."""
         groups = {"stage1": 1, "stage2": 2, "stage3": 4, "stage4": 6}
         return {name: self.blocks[group][-1].conv[-1] for name, group in groups.items()}  # type: ignore[index, union-attr]
+
+
+def _through(groups: Iterable[nn.Module], x: Tensor) -> Tensor:
+    for group in groups:
+        x = group(x)
+    return x
 
 
 def _conv_bn_relu(conv: nn.Conv2d) -> nn.Sequential:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Depth, Scale
 from kdbench.errors import UserError
-from kdbench.models.base import initialise
-from kdbench.types import Outputs
+from kdbench.models.base import Staged, Step, initialise, pool, rectified_stages
 
 Shortcut = Literal["A", "B"]
 
@@ -59,7 +58,7 @@ def _shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Modu
 
 
 @checked
-class ResNet(nn.Module):
+class ResNet(Staged):
     """A ResNet of three stages; the maps halve at the start of stages 2 and 3.
 
     depth: 6n + 2. widths: channels of the stem and of the three stages; `width` multiplies those of the stages
@@ -69,6 +68,8 @@ class ResNet(nn.Module):
     "stem", "stage1".."stage3", each also before its last ReLU ("stage1.pre"), "pooled". Raises UserError for a depth,
     widths or shortcut that do not exist.
     """
+
+    joints = ("stage1", "stage2", "stage3")
 
     def __init__(
         self,
@@ -97,14 +98,16 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(stages[2], num_classes)
         initialise(self, linear="default")
 
-    def forward(self, image: Tensor) -> Outputs:
-        stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        features, x = {"stem": stem}, stem
-        for number, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
-            features[f"stage{number}.pre"] = before = stage(x)
-            features[f"stage{number}"] = x = F.relu(before)
-        features["pooled"] = x.mean((2, 3))
-        return Outputs(self.fc(features["pooled"]), features)
+    def steps(self) -> dict[str, Step]:
+        return {
+            "stem": (self._stem, "input"),
+            **rectified_stages((self.layer1, self.layer2, self.layer3)),
+            "pooled": (pool, "stage3"),
+            "logits": (self.fc, "pooled"),
+        }
+
+    def _stem(self, image: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(image)), inplace=True)
 
     def norms_before_relu(self) -> dict[str, nn.Module]:
         """The batch norm that makes each map before a ReLU, up to the shortcut that is added to it."""

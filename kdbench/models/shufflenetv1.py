@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Depth, Width, listed, within
 from kdbench.errors import UserError
-from kdbench.types import Outputs
+from kdbench.models.base import Staged, Step, pool, rectified_stages
 
 STEM = 24
 
@@ -47,7 +47,7 @@ class ShuffleUnit(nn.Module):
 
 
 @checked
-class ShuffleNetV1(nn.Module):
+class ShuffleNetV1(Staged):
     """ShuffleNet with a 1x1 stem of 24 channels and three stages, as RepDistiller and mdistiller run it on CIFAR.
 
     widths: output channels of the stages; units: how many each has; groups: of the 1x1 convolutions.
@@ -55,6 +55,9 @@ class ShuffleNetV1(nn.Module):
     ("stage1.pre"), "pooled" [B, widths[2]].
     Raises UserError if the widths cannot be split into quarters and groups.
     """
+
+    joints = ("stage1.pre", "stage2.pre", "stage3.pre")
+    rectified = False
 
     def __init__(
         self,
@@ -76,14 +79,16 @@ class ShuffleNetV1(nn.Module):
         self.layer3 = _stage(widths[1], widths[2], units[2], groups)
         self.linear = nn.Linear(widths[2], num_classes)
 
-    def forward(self, image: Tensor) -> Outputs:
-        stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        features, x = {"stem": stem}, stem
-        for number, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
-            features[f"stage{number}.pre"] = before = stage(x)
-            features[f"stage{number}"] = x = F.relu(before)
-        features["pooled"] = x.mean((2, 3))
-        return Outputs(self.linear(features["pooled"]), features)
+    def steps(self) -> dict[str, Step]:
+        return {
+            "stem": (self._stem, "input"),
+            **rectified_stages((self.layer1, self.layer2, self.layer3)),
+            "pooled": (pool, "stage3"),
+            "logits": (self.linear, "pooled"),
+        }
+
+    def _stem(self, image: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(image)), inplace=True)
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:

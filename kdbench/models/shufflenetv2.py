@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Range, Width, listed, within
+from kdbench.models.base import Staged, Step, pool, rectified_stages
 from kdbench.models.shufflenetv1 import STEM, shuffle
-from kdbench.types import Outputs
 
 EVEN = Range("even", lambda width: width % 2 == 0)
 
@@ -71,7 +71,7 @@ class DownUnit(nn.Module):
 
 
 @checked
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Staged):
     """ShuffleNetV2 with a 1x1 stem of 24 channels and three stages, as RepDistiller and mdistiller run it on CIFAR.
 
     widths: output channels of the three stages and of the last 1x1 convolution (116-232-464-1024 is the paper's 1x).
@@ -80,6 +80,8 @@ class ShuffleNetV2(nn.Module):
     convolution's) and its mean "pooled" [B, widths[3]].
     Raises UserError for widths that cannot be halved.
     """
+
+    joints = ("stage1", "stage2", "map")
 
     def __init__(
         self,
@@ -101,15 +103,24 @@ class ShuffleNetV2(nn.Module):
         self.bn2 = nn.BatchNorm2d(widths[3])
         self.linear = nn.Linear(widths[3], num_classes)
 
-    def forward(self, image: Tensor) -> Outputs:
-        stem = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        features, x = {"stem": stem}, stem
-        for number, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
-            features[f"stage{number}.pre"] = before = stage(x)
-            features[f"stage{number}"] = x = shuffle(F.relu(before), 2)  # the untouched half is not below 0
-        features["map"] = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        features["pooled"] = features["map"].mean((2, 3))
-        return Outputs(self.linear(features["pooled"]), features)
+    def steps(self) -> dict[str, Step]:
+        return {
+            "stem": (self._stem, "input"),
+            **rectified_stages((self.layer1, self.layer2, self.layer3), _active),
+            "map": (self._last, "stage3"),
+            "pooled": (pool, "map"),
+            "logits": (self.linear, "pooled"),
+        }
+
+    def _stem(self, image: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(image)), inplace=True)
+
+    def _last(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(x)), inplace=True)
+
+
+def _active(before: Tensor) -> Tensor:
+    return shuffle(F.relu(before), 2)  # the untouched half is not below 0
 
 
 def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:

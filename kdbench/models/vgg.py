@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.models.base import initialise
-from kdbench.types import Outputs
+from kdbench.models.base import Staged, Step, initialise, pool, rectified_stages
 
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-class VGG(nn.Module):
+class VGG(Staged):
     """Five blocks of 3x3 convolutions (with bias), each followed by batch norm and ReLU (Simonyan and Zisserman 2015).
 
     convolutions: how many each block has (1-1-1-1-1 is vgg8, 1-1-2-2-2 vgg11, 2-2-4-4-4 vgg19). Maps halve between
@@ -21,6 +22,9 @@ class VGG(nn.Module):
     last ReLU ("stage1.pre"), "pooled" [B, 512].
     Raises UserError unless `convolutions` are five positive numbers.
     """
+
+    joints = ("stage1.pre", "stage2.pre", "stage3.pre", "stage4.pre")
+    rectified = False
 
     def __init__(
         self, convolutions: list[int], *, num_classes: int, in_channels: int = 3, image_size: int = 32
@@ -40,20 +44,26 @@ class VGG(nn.Module):
         self.classifier = nn.Linear(WIDTHS[4], num_classes)
         initialise(self, linear="small")
 
-    def forward(self, image: Tensor) -> Outputs:
-        x = F.relu(self.block0(image), inplace=True)
-        features = {"stem": x}
-        for number, block in enumerate((self.block1, self.block2, self.block3, self.block4), start=1):
-            pool = self.last_pool if number == 4 else self.pool
-            features[f"stage{number}.pre"] = before = block(pool(x))
-            features[f"stage{number}"] = x = F.relu(before)
-        features["pooled"] = x.mean((2, 3))
-        return Outputs(self.classifier(features["pooled"]), features)
+    def steps(self) -> dict[str, Step]:
+        blocks = [partial(_halved, self.pool, block) for block in (self.block1, self.block2, self.block3)]
+        return {
+            "stem": (self._stem, "input"),
+            **rectified_stages([*blocks, partial(_halved, self.last_pool, self.block4)]),
+            "pooled": (pool, "stage4"),
+            "logits": (self.classifier, "pooled"),
+        }
+
+    def _stem(self, image: Tensor) -> Tensor:
+        return F.relu(self.block0(image), inplace=True)
 
     def norms_before_relu(self) -> dict[str, nn.Module]:
         """The batch norm that makes each map before a ReLU."""
         blocks = (self.block1, self.block2, self.block3, self.block4)
         return {f"stage{number}.pre": block[-1] for number, block in enumerate(blocks, start=1)}
+
+
+def _halved(smaller: nn.Module, block: nn.Module, x: Tensor) -> Tensor:
+    return block(smaller(x))
 
 
 def _block(convolutions: int, inputs: int, outputs: int) -> nn.Sequential:

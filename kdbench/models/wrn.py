@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Depth, Dropout, Scale
-from kdbench.models.base import initialise
+from kdbench.models.base import Staged, Step, initialise, pool
 from kdbench.models.resnet import blocks_per_stage, scaled_widths
-from kdbench.types import Outputs
 
 
 class WideBlock(nn.Module):
@@ -40,7 +40,7 @@ class WideBlock(nn.Module):
 
 
 @checked
-class WideResNet(nn.Module):
+class WideResNet(Staged):
     """WRN-depth-width: a 3x3 stem and three stages of widened pre-activation blocks.
 
     depth: 6n + 4. width: the widening factor k of the three stages (the stem keeps its channels). dropout: between
@@ -49,6 +49,9 @@ class WideResNet(nn.Module):
     before the next batch norm and ReLU), "stage1.pre".. (after that batch norm), "map" (after the last ReLU) and its
     mean "pooled". Raises UserError for a depth, width or dropout that do not exist.
     """
+
+    joints = ("stage1", "stage2", "stage3.pre")
+    rectified = False
 
     def __init__(
         self,
@@ -74,22 +77,27 @@ class WideResNet(nn.Module):
         self.fc = nn.Linear(stages[2], num_classes)
         initialise(self, linear="zero_bias")
 
-    def forward(self, image: Tensor) -> Outputs:
-        stem = self.conv1(image)
-        stage1 = self.block1(stem)
-        pre1 = _first_norm(self.block2)(stage1)
-        stage2 = self.block2((stage1, pre1))
-        pre2 = _first_norm(self.block3)(stage2)
-        stage3 = self.block3((stage2, pre2))
-        pre3 = self.bn1(stage3)
-        last = F.relu(pre3)
-        features = {"stem": stem, "stage1": stage1, "stage2": stage2, "stage3": stage3, "map": last}
-        features |= {"pooled": last.mean((2, 3)), "stage1.pre": pre1, "stage2.pre": pre2, "stage3.pre": pre3}
-        return Outputs(self.fc(features["pooled"]), features)
+    def steps(self) -> dict[str, Step]:
+        return {
+            "stem": (self.conv1, "input"),
+            "stage1": (self.block1, "stem"),
+            "stage1.pre": (_first_norm(self.block2), "stage1"),
+            "stage2": (partial(_both, self.block2), "stage1", "stage1.pre"),
+            "stage2.pre": (_first_norm(self.block3), "stage2"),
+            "stage3": (partial(_both, self.block3), "stage2", "stage2.pre"),
+            "stage3.pre": (self.bn1, "stage3"),
+            "map": (F.relu, "stage3.pre"),
+            "pooled": (pool, "map"),
+            "logits": (self.fc, "pooled"),
+        }
 
     def norms_before_relu(self) -> dict[str, nn.Module]:
         """The batch norm that makes each map before a ReLU."""
         return {"stage1.pre": _first_norm(self.block2), "stage2.pre": _first_norm(self.block3), "stage3.pre": self.bn1}
+
+
+def _both(block: nn.Module, x: Tensor, normed: Tensor) -> Tensor:
+    return block((x, normed))
 
 
 def _first_norm(stage: nn.Sequential) -> nn.Module:

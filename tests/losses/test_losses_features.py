@@ -268,3 +268,19 @@ def test_crd_s_memory_follows_the_batch():
     scale = loss.memory[0].log_scale.clone()
     loss(student, teacher, target)
     assert loss.memory[0].log_scale == scale
+
+
+def test_fitnets_first_stage_is_half_the_squared_distance_and_its_second_a_falling_kl():
+    student, teacher, target = batch(3)
+    loss = build("fitnet_hints", epochs=5, lr=0.1, tau=2.0)
+    first = loss.first_training
+    assert first is not None and (first.epochs, first.lr, first.student) == (5, 0.1, True)
+    attach(first.loss, student, teacher)
+    first.loss.setup(student, teacher)
+    made = first.loss.regressor(student.features["stage2"])  # 4 x 4 places become the teacher's 8 x 8
+    expected = (made - teacher.features["stage2"]).square().sum(1).mean() / 2
+    torch.testing.assert_close(first.loss(student, teacher, target).total, expected)
+    kl = build("kl", tau=2.0, scale="none", weights={"task": 0.0, "distill": 1.0})(student, teacher, target).total
+    for progress, factor in ((0.0, 4.0), (0.5, 2.5), (1.0, 1.0)):
+        there = target._replace(progress=torch.tensor(progress))
+        torch.testing.assert_close(loss(student, teacher, there).parts["distill"], factor * kl)

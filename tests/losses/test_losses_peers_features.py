@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.losses.base import DistillationLoss
+from kdbench.models.interface import parts_of
+from kdbench.models.resnet import ResNet
 from kdbench.types import Outputs, Parts, Target
 from tests.support.losses import build
 
@@ -122,3 +124,59 @@ def test_value_and_gradients_equal_the_authors(case, dtype, digits, monkeypatch)
     rounding = digits * max((norm for norm, _ in others.values()), default=0.0)  # a bias before a batch norm has none
     for key, expected in others.items():
         assert marks(named[key].grad) == pytest.approx(expected, rel=digits, abs=rounding), key
+
+
+# FCFD's terms and gradients in its authors' code (LiuDongyang6/FCFD), whose teacher is in evaluation mode as ours
+FCFD = {
+    "value": 2.714112873013473,
+    "features": 0.1409751316939724,
+    "paths": 0.10005262340042953,
+    "grad": {
+        "conv1.weight": [0.07007720687095853, -8.971319883852025e-08],
+        "layer1.0.bn2.bias": [0.027522343277765794, -0.008564530612196019],
+        "layer2.0.conv1.weight": [0.03296089176521716, -0.03629736233359562],
+        "layer3.0.downsample.0.weight": [0.03894703318790395, 0.026077486280697452],
+        "fc.weight": [0.6899258600073609, 0.3540030144519931],
+        "to_teacher.0.0.weight": [0.02138815257576336, 0.0255113669490667],
+        "to_teacher.2.1.weight": [0.29884567628650444, 0.5843747218771327],
+        "to_student.0.0.weight": [0.0009657544471128949, 0.0005888450066600205],
+        "to_student.1.1.bias": [0.0006193850057014098, 0.0010473503816033204],
+    },
+}
+
+
+def fill_by_name(module: nn.Module, phase: float, scale: float = 0.5) -> None:
+    with torch.no_grad():
+        for i, (_, parameter) in enumerate(sorted(module.named_parameters())):
+            parameter.copy_(wave(tuple(parameter.shape), phase + 0.1 * i, scale))
+
+
+@pytest.mark.parametrize(("dtype", "digits", "few"), [(torch.float64, 1e-9, 1e-8), (torch.float32, 1e-6, 1e-4)])
+def test_fcfd_equals_the_authors_code(dtype, digits, few):
+    """few: digits of a KL near 0, which tau^2 brings to light, and of gradients through two networks."""
+    student = ResNet(8, [3, 3, 4, 5], num_classes=5, image_size=16)
+    teacher = ResNet(8, [4, 4, 6, 8], num_classes=5, image_size=16).eval()
+    fill_by_name(student.to(dtype), 0.3)
+    fill_by_name(teacher.to(dtype), 0.6, 0.15)
+    before = {name: value.clone() for name, value in student.named_buffers()}
+    image, weights = wave((4, 3, 16, 16), 0.9).to(dtype), {"task": 1.0, "distill": 1.0, "features": 5.0, "paths": 0.2}
+    loss = build("fcfd", weights=weights, paths=4, warmup=20 / 240)
+    loss.attach(parts_of(student), parts_of(teacher))
+    out, taught = student(image), teacher(image)
+    moved = {name: value.clone() for name, value in student.named_buffers()}
+    loss.setup(out, taught)
+    fill_by_name(loss.to(dtype).to_teacher, 1.1)
+    fill_by_name(loss.to_student, 1.7)
+    loss.epochs = 240
+    terms = loss(out, taught, Target(LABEL, torch.arange(4), torch.tensor(6 / 240, dtype=torch.float64)))
+    terms.total.backward()
+    assert terms.total.item() == pytest.approx(FCFD["value"], rel=digits)
+    assert terms.parts["features"].item() == pytest.approx(FCFD["features"], rel=few)
+    assert terms.parts["paths"].item() == pytest.approx(FCFD["paths"], rel=few)
+    named = {**dict(student.named_parameters()), **dict(loss.named_parameters())}
+    for key, expected in FCFD["grad"].items():
+        assert marks(named[key].grad) == pytest.approx(expected, rel=few, abs=few * expected[0]), key
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    after = dict(student.named_buffers())  # ways through the student's later stages leave its statistics alone
+    assert all(torch.equal(after[name], moved[name]) for name in after)
+    assert any(not torch.equal(moved[name], before[name]) for name in moved)

@@ -21,6 +21,16 @@ LISTED = [
 ]  # fmt: skip
 SMALL = [*MLPS, "schedule.epochs=2"]
 TURNED = ["dataset/augment=rotations", "loss.epochs=1"]
+VIT = [
+    f"{word}{who}{rest}"
+    for who in ("teacher", "student")
+    for word, rest in (("", "=deit_tiny_cifar"), ("+", ".options.depth=2"), ("+", ".options.embed_dim=12"))
+]
+# Where perceptrons would not do: what reads maps, and what reads tokens.
+NETWORKS = {
+    "hsakd": ["teacher=resnet8", "student=resnet8"], "fcfd": ["teacher=resnet8", "student=wrn_16_1"], "vitkd": VIT,
+    "fitnet_hints": ["teacher=resnet8", "student=resnet8"],
+}  # fmt: skip
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -61,14 +71,15 @@ def test_an_optimizer_that_keeps_terms_apart_needs_its_terms():
     [
         ["loss=deepkd", "optimizer=deepkd"], ["loss=dhkd", "optimizer=aligned_sgd", "loss.hidden=8"],
         ["loss=kl", "optimizer=dot"], ["loss=pskd", "loss.as_published=true", "teacher=none"], PAIRED,
-        [*TURNED, "loss=sskd"], [*TURNED, "loss=hsakd"],
+        [*TURNED, "loss=sskd"], [*TURNED, "loss=hsakd"], ["loss=fcfd"], ["loss=vitkd"],
+        ["loss.epochs=1", "loss=fitnet_hints"],
     ],
-    ids=["deepkd", "dhkd", "dot", "pskd", "crld", "sskd", "hsakd"],
+    ids=["deepkd", "dhkd", "dot", "pskd", "crld", "sskd", "hsakd", "fcfd", "vitkd", "fitnet_hints"],
 )  # fmt: skip
 def test_a_run_that_was_stopped_continues_to_the_last_bit(words, monkeypatch):
     from kdbench.engine.trainer import Member
 
-    small = [*SMALL[4:], "teacher=resnet8", "student=resnet8"] if "loss=hsakd" in words else SMALL  # it reads maps
+    small = [*SMALL[len(MLPS) :], *NETWORKS.get(words[-1].removeprefix("loss="), MLPS)]
     taught = [word for word in small if not (word.startswith("teacher") and "teacher=none" in words)]
     after = 1 + ("loss.epochs=1" in words)  # past its first training
     views = any(word.startswith("dataset/augment") for word in words)
@@ -99,18 +110,47 @@ def test_several_teachers_weighted_by_sample_and_by_batch():
     assert "reads the feature members, but the teacher has only" in refusal(*MLPS, "loss=camkd")
 
 
-def test_a_cohort_of_ten_methods_is_ten_runs():
-    """Twenty trainings, nine seconds: side by side none of them knows of the others."""
-    losses = ("bkl", "revision", "rc", "ldrld", "hard", "deepkd", "dhkd", "mlkd", "wkd", "swap")
+def assert_cohort_is_its_runs(words: dict[str, list[str]], without: list[str]) -> None:
+    """words: what each loss, by name, trains with."""
 
     def run(loss: str, outputs: str) -> Run:
-        root = composed(*TINY, *MLPS, "schedule.epochs=1", "trainer.limit_steps=2", f"loss={loss}")
+        tiny = [word for word in TINY if word.split("=")[0] not in without]
+        root = composed(*tiny, "schedule.epochs=1", "trainer.limit_steps=2", f"loss={loss}", *words[loss])
         return Run(without_hydra(root), Path(outputs) / loss, [], dict(root.hydra.runtime.choices))
 
-    members, others = ([run(loss, outputs) for loss in losses] for outputs in ("together", "alone"))
+    members, others = ([run(loss, outputs) for loss in words] for outputs in ("together", "alone"))
     with in_hydra():
         together = train_together(members)
         alone = [outcome for one in others for outcome in train_together([one])]
     assert together == alone and all(isinstance(value, float) for value in alone)
-    for loss in losses:
+    for loss in words:
         assert_same(Path("together") / loss, Path("alone") / loss)
+
+
+def test_a_cohort_of_ten_methods_is_ten_runs():
+    """Twenty trainings, nine seconds: side by side none of them knows of the others."""
+    losses = ("bkl", "revision", "rc", "ldrld", "hard", "deepkd", "dhkd", "mlkd", "wkd", "swap")
+    assert_cohort_is_its_runs(dict.fromkeys(losses, MLPS), [])
+
+
+@pytest.mark.parametrize(
+    ("losses", "networks", "more"),
+    [
+        (("sskd", "hsakd"), NETWORKS["hsakd"], TURNED),
+        (("fcfd", "fitnet_hints"), NETWORKS["hsakd"], []),
+        (("vitkd", "kl"), VIT, []),
+    ],
+)  # fmt: skip
+def test_a_cohort_of_methods_that_turn_images_or_look_into_networks_is_its_runs(losses, networks, more):
+    first = {"fitnet_hints": ["loss.epochs=1"]}
+    words = {loss: [*networks, *more, *first.get(loss, [])] for loss in losses}
+    assert_cohort_is_its_runs(words, ["dataset/augment"] if more else [])
+
+
+def test_networks_that_cannot_be_entered_are_refused_by_name():
+    said = refusal(*MLPS, "loss=fcfd")
+    assert said.startswith("loss = fcfd: must be another here") and "student (MLP) does not allow" in said
+    pair = ["teacher=vgg8", "student=resnet8", "loss=fcfd"]
+    assert "as many of each network" in refusal(*pair)
+    wrong = refusal(*pair, "loss.layers={student: [stage1, stage2], teacher: [stage1, stage2.pre]}")
+    assert wrong.startswith("loss.layers.teacher = stage1: must be of those after which it may be entered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 
 from kdbench.configure import construct
 from kdbench.losses.base import DistillationLoss
+from kdbench.models.base import Staged, Step, pool
 from kdbench.types import Outputs, Parts, Target
 
 FOLDER = Path(__file__).parents[2] / "configs/loss"
@@ -97,7 +99,33 @@ def parts(out: Outputs, device: str = "cpu") -> Parts:
             norms[name] = torch.nn.BatchNorm2d(value.shape[1], device=device)
             torch.nn.init.uniform_(norms[name].weight)
             torch.nn.init.normal_(norms[name].bias)
-    return Parts(torch.nn.Linear(out.features["pooled"].shape[1], out.logits.shape[1], device=device), norms)
+    classifier = torch.nn.Linear(out.features["pooled"].shape[1], out.logits.shape[1], device=device)
+    return Parts(classifier, norms, Chain(out).to(device))
+
+
+class Chain(Staged):
+    """A network whose stages have the shapes of these outputs, to be entered at any."""
+
+    joints = ("stage1", "stage2", "stage3")
+
+    def __init__(self, out: Outputs) -> None:
+        super().__init__()
+        shapes = [out.features[name].shape for name in self.joints]
+        for number, (before, after) in enumerate(itertools.pairwise(shapes), start=2):
+            layers = (
+                torch.nn.Conv2d(before[1], after[1], 1),
+                torch.nn.AdaptiveAvgPool2d(tuple(after[2:])),
+                torch.nn.ReLU(),
+            )
+            self.add_module(f"stage{number}", torch.nn.Sequential(*layers))
+        self.logits = torch.nn.Linear(shapes[-1][1], out.logits.shape[1])
+
+    def steps(self) -> dict[str, Step]:
+        """From the first stage on."""
+        steps: dict[str, Step] = {"stage1": (torch.nn.Identity(), "input")}
+        for before, name in itertools.pairwise(self.joints):
+            steps[name] = (self.get_submodule(name), before)
+        return {**steps, "pooled": (pool, "stage3"), "logits": (self.logits, "pooled")}
 
 
 def cast(out: Outputs, dtype: torch.dtype, grad: bool = False) -> Outputs:
