@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -125,12 +126,12 @@ class FCFD(FeatureLoss):
         s, t = self.maps(student, teacher)
         there = [bridge(own) for bridge, own in zip(self.to_teacher, s, strict=True)]
         share = min(1.0, self.paths / (2 * len(s) - 2))
-        near = sum(self._distances(there, t))
+        near = self._distances(there, t)
         mixed = []
         for place, map in enumerate(there[:-1]):
             out = continued(self._networks[1], self.pair.teacher[place], map, learns=False)  # type: ignore[union-attr]
             passed = [real(out.features[name]) for name in self.pair.teacher[place + 1 :]]  # type: ignore[union-attr]
-            near = near + share * sum(self._distances(passed, t[place + 1 :]))
+            near = near + share * self._distances(passed, t[place + 1 :])
             mixed.append(out.logits)
         for name, back, map in zip(self.pair.student, self.to_student, t):  # type: ignore[union-attr]
             mixed.append(continued(self._networks[0], name, back(map), learns=True).logits)
@@ -138,11 +139,11 @@ class FCFD(FeatureLoss):
         return self.combine(
             task=self.task(student.logits, target.label),
             distill=tempered_kl_rows(student.logits, logits, self.tau).mean(),
-            features=self.risen(target.progress, self.warmup) * near,  # type: ignore[arg-type]
-            paths=share * sum(paths),  # type: ignore[arg-type]
+            features=self.risen(target.progress, self.warmup) * near,
+            paths=share * torch.stack(paths).sum(),
         )
 
-    def _distances(self, maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
-        """Those of maps that end with the last one."""
-        last = len(maps) - 1
-        return [distance(a, b, place == last) for place, (a, b) in enumerate(zip(maps, wanted, strict=True))]
+    def _distances(self, maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        """Sum of those of maps that end with the last one: 0-dim."""
+        last, pairs = len(maps) - 1, zip(maps, wanted, strict=True)
+        return torch.stack([distance(a, b, place == last) for place, (a, b) in enumerate(pairs)]).sum()
