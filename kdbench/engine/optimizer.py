@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdbench.engine.apart import APART
 from kdbench.engine.options import OptimizerOptions
 from kdbench.errors import UserError
+from kdbench.models.adopt import Adopted
 from kdbench.types import OptimizerState
 
 OWN = "own"  # in no_decay: what the network itself names
@@ -123,9 +124,15 @@ def _groups(modules: Sequence[nn.Module], options: OptimizerOptions) -> list[dic
 
 def _spared_by_network(module: nn.Module) -> Iterator[str]:
     """Names of what a network itself says should not decay (timm: position embeddings, class tokens)."""
-    for place, part in module.named_modules():
+    for place, part in _of_libraries(module):
         if callable(getattr(part, "no_weight_decay", None)):
             yield from (f"{place}.{name}".lstrip(".") for name in part.no_weight_decay())
+
+
+def _of_libraries(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules by their places; in the place of an adopted network the library's own, which has its methods."""
+    for place, part in module.named_modules():
+        yield place, part.net if isinstance(part, Adopted) else part
 
 
 def _layer_scales(modules: Sequence[nn.Module], layer_decay: float | None) -> dict[nn.Parameter, float]:
@@ -135,7 +142,7 @@ def _layer_scales(modules: Sequence[nn.Module], layer_decay: float | None) -> di
     """
     if layer_decay is None:
         return {}
-    found = [part for module in modules for part in module.modules() if hasattr(part, "group_matcher")]
+    found = [part for module in modules for _, part in _of_libraries(module) if hasattr(part, "group_matcher")]
     if not found:
         raise UserError("layer_decay", layer_decay, "null, or a number for a network of timm, which knows its layers")
     from timm.optim import param_groups_layer_decay  # imported when asked for: timm takes a second

@@ -10,6 +10,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions
 from kdbench.errors import UserError
+from kdbench.models.timm import timm_model
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,24 @@ def test_layer_decay_is_timms(vit):
     assert len(set(scales.values())) == 5  # patches, three blocks, the head
     with pytest.raises(UserError, match=r"layer_decay = 0.5: must be null, or a number for a network of timm"):
         made(torch.nn.Linear(2, 2), layer_decay=0.5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_network_of_timm_as_kdbench_builds_it_keeps_its_layers_and_exceptions(nested):
+    """Its parts lie in a network of kdbench's, which has none of the library's methods."""
+    built = timm_model(
+        "vit_tiny_patch16_224",
+        num_classes=5,
+        image_size=32,
+        options={"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2},
+    )
+    holder = torch.nn.Sequential(built) if nested else built
+    groups = made(holder, layer_decay=0.5, no_decay=["own"]).param_groups
+    assert by_parameter(groups, "lr_scale") == by_parameter(
+        param_groups_layer_decay(built.net, layer_decay=0.5), "lr_scale"
+    )
+    decays, named = by_parameter(groups, "weight_decay"), dict(built.net.named_parameters())
+    assert decays[named["pos_embed"]] == decays[named["cls_token"]] == 0.0 and decays[named["head.weight"]] == 0.05
 
 
 def test_learning_rates_on_the_device_are_scaled_too_and_survive_a_checkpoint(vit):
