@@ -125,8 +125,9 @@ def _groups(modules: Sequence[nn.Module], options: OptimizerOptions) -> list[dic
 def _spared_by_network(module: nn.Module) -> Iterator[str]:
     """Names of what a network itself says should not decay (timm: position embeddings, class tokens)."""
     for place, part in _of_libraries(module):
-        if callable(getattr(part, "no_weight_decay", None)):
-            yield from (f"{place}.{name}".lstrip(".") for name in part.no_weight_decay())
+        named: Any = getattr(part, "no_weight_decay", None)
+        if callable(named):
+            yield from (f"{place}.{name}".lstrip(".") for name in named())
 
 
 def _of_libraries(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
