@@ -19,6 +19,10 @@ from kdbench.models.adopt import first_line
 from kdbench.models.base import last_layer
 from kdbench.types import Outputs
 
+# Kinds whose answers are the same to rounding where a batch comes without what is padding in all of it: tested. Of
+# others some are not, such as those with convolutions, which see that padding as texts.
+ANY_LENGTH = ("bert", "distilbert", "roberta", "gpt2", "albert", "electra", "mpnet", "deberta-v2")
+
 
 def transformers_model(
     name: str,
@@ -67,6 +71,7 @@ class Transformer(nn.Module):
     def __init__(self, net: nn.Module, shift: int, attentions: bool) -> None:
         super().__init__()
         self.net, self.shift, self.attentions = net, shift, attentions
+        self.any_length = getattr(net.config, "model_type", "") in ANY_LENGTH
         self.padding = int(net.config.pad_token_id)  # type: ignore[union-attr, arg-type]
 
     def forward(self, inputs: Tensor) -> Outputs:

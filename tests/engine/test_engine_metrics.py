@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 import torchmetrics.functional.classification as oracle
@@ -143,3 +145,33 @@ class Answers(torch.nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> Outputs:
         return Outputs(self.layer(inputs), {})
+
+
+class Watched(torch.nn.Module):
+    """Of running text: 64 predictions of 500 words a batch. Asked for the last time it notes how many numbers tensors
+    hold."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.left, self.numbers = last, 0
+
+    def forward(self, inputs: torch.Tensor) -> Outputs:
+        self.left -= 1
+        if self.left == 0:
+            self.numbers = _numbers()
+        return Outputs(torch.randn(64, 500), {})
+
+
+def _numbers() -> int:
+    return sum(one.numel() for one in gc.get_objects() if type(one) is torch.Tensor)
+
+
+def test_a_set_s_logits_are_never_all_in_memory(monkeypatch):
+    """Those of a text (82,430 tokens of 10,000 words: 3.3 GB, and a teacher's) must not be: 40 batches, 4 a piece."""
+    monkeypatch.setattr(evaluation, "PIECE", 4 * 64 * 500)
+    label = torch.zeros(64, dtype=torch.int64)
+    batch = Batch(torch.zeros(2, 3), label, Target(label, label, torch.tensor(0.0)))
+    before, student = _numbers(), Watched(40)
+    evaluation.evaluate(student, [batch] * 40, Watched(0))
+    batches = (student.numbers - before) / (64 * 500)
+    assert 3 <= batches <= 16, f"{batches:.1f} batches of logits are in memory before the last of 40"

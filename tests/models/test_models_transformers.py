@@ -11,9 +11,10 @@ import torch
 
 import kdbench
 from kdbench.arguments import accepted
+from kdbench.engine.distiller import trimmed
 from kdbench.errors import UserError
 from kdbench.models.base import flops, last_layer, taken_kinds
-from kdbench.models.transformers import transformers_lm, transformers_model
+from kdbench.models.transformers import ANY_LENGTH, transformers_lm, transformers_model
 from kdbench.types import CorpusInfo, TokenInfo
 from tests.models.test_models_tokens import ids
 from tests.support.procedures import result, train
@@ -22,6 +23,9 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 KINDS = {"bert": SMALL, "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}, "roberta": SMALL,
          "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2}}  # fmt: skip
 INFO = TokenInfo(3, 40, 12)
+
+
+LEAN = {**SMALL, "embedding_size": 16}
 
 
 def build(kind: str = "bert", info: TokenInfo = INFO, **keys):
@@ -175,3 +179,24 @@ def test_a_published_causal_network_has_no_logit_for_padding_of_its_own(tmp_path
     assert torch.equal(logits[:, 1:], own) and (logits[:, 0] == -100).all()
     with pytest.raises(UserError, match="a network of 49 tokens: it has 39"):
         build_lm(str(tmp_path), options={}, pretrained=True, info=CorpusInfo(50, 3, 5))
+
+
+@pytest.mark.parametrize("kind", ANY_LENGTH)
+def test_kinds_that_are_asked_without_padding_answer_and_learn_the_same(kind):
+    torch.manual_seed(0)
+    options = KINDS.get(kind) or (LEAN if kind in ("albert", "electra") else SMALL)
+    network = build(kind, INFO._replace(length=32), options=options).eval()  # no dropout
+    short = torch.zeros(8, 32, dtype=torch.int64)
+    short[:, :12] = texts(8)
+    found = []
+    for given in (short, trimmed(short)):
+        network.zero_grad()
+        logits = network(given).logits
+        logits.square().sum().backward()
+        found.append([logits, *(one.grad.clone() for one in network.parameters() if one.grad is not None)])
+    assert network.any_length and trimmed(short).shape == (8, 16)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_other_kinds_read_the_whole_width():
+    assert not build("convbert", options={**SMALL, "embedding_size": 16}).any_length

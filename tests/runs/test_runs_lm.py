@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from kdbench.engine.learner import Learner
 from kdbench.errors import UserError
 from kdbench.runs.folder import network_of_run, spec_of_run
 from tests.support import procedures
@@ -86,6 +87,28 @@ def test_a_killed_training_goes_on_to_the_same_weights():
     cut = train("cut")
     a, b = (load_file(folder / "student.safetensors") for folder in (whole, cut))
     assert a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+
+
+def test_zaremba_s_schedule_goes_on_where_its_rate_falls_to_the_same_weights(monkeypatch):
+    words = ["loss=ce", "teacher=none", "schedule=zaremba55", "schedule.epochs=55", "schedule.batch_size=112",
+             "optimizer=sgd", "optimizer.lr=2", "trainer.evaluate_every=55"]  # fmt: skip
+    whole = train("whole", *words)
+    step, left = Learner.step, [30]  # one an epoch
+
+    def interrupted(self, *given):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return step(self, *given)
+
+    with monkeypatch.context() as context:
+        context.setattr(Learner, "step", interrupted)
+        assert kdbench("train", *without(*words), "hydra.run.dir=cut", *words) != 0
+    assert Path("cut/checkpoint.pt").exists() and not Path("cut/result.json").exists()
+    a, b = (load_file(folder / "student.safetensors") for folder in (whole, train("cut", *words)))
+    assert a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+    rates = [json.loads(line)["lr"] for line in Path("cut/metrics.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([2 * 1.15 ** -max(0, epoch - 13) for epoch in range(55)], rel=1e-5)
 
 
 def test_a_cohort_is_its_runs_alone():
