@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2.functional import center_crop_image, resize_image
 
 from kdbench.data.bundle import ImageFiles, Pack
 from kdbench.data.pixels import BROKEN, RGB, WHITE, Marked, as_seen
+from kdbench.data.resize import centred, functional
 from kdbench.errors import UserError
 
 _CHUNK = 128  # images that a worker process hands over at once
@@ -82,17 +82,6 @@ def _unpacked(pack: Pack, row: int, channels: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def shorter_side(pixels: Tensor, resize: int) -> Tensor:
-    """An image [C, H, W] with `resize` pixels on its shorter side, antialiased; already so large: untouched."""
-    return pixels if min(pixels.shape[-2:]) == resize else resize_image(pixels, [resize], antialias=True)
-
-
-def centred(pixels: Tensor, resize: int, size: int) -> Tensor:
-    """Shorter side to `resize` pixels (antialiased), then the middle `size` x `size`; already so large: untouched."""
-    pixels = shorter_side(pixels, resize)
-    return pixels if tuple(pixels.shape[-2:]) == (size, size) else center_crop_image(pixels, [size, size])
-
-
 class FileSet(Dataset[Tensor]):
     """Image files as uint8 [C, size, size] by (row, seed): the middle, or what `decoding` makes of it for that seed.
 
@@ -154,6 +143,7 @@ def loader(images: FileSet, batches: Iterable[Sequence[Key]], workers: int, pinn
 
     Worker processes stay alive between epochs. `batches` is asked for its iterator anew for each epoch.
     """
+    functional()  # before the workers are forked, each of which would import it
     return DataLoader(
         images,
         batch_sampler=batches,  # type: ignore[arg-type]

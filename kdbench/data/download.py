@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from torchvision.datasets.utils import calculate_md5
-
 from kdbench.errors import UserError
 from kdbench.files import lock
 
@@ -69,6 +67,8 @@ def _archives_are_there(files: Files, root: str | Path) -> bool:
     paths = [(Path(root) / files.folder / name, md5) for name, md5 in files.wanted]
     if not all(path.is_file() for path, _ in paths):
         return False
+    from torchvision.datasets.utils import calculate_md5  # imported when asked for: torchvision takes two seconds
+
     for path, md5 in paths:
         if md5 and calculate_md5(path) != md5:
             raise UserError(f"{path} is broken (md5 is not {md5}): remove it. {files.instructions(root)}")

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kdbench.data.bundle import ImageFiles, Pack, stamp
 from kdbench.data.cache import keep
-from kdbench.data.decode import FileSet, Key, loader, shorter_side, workers_for
+from kdbench.data.decode import FileSet, Key, loader, workers_for
+from kdbench.data.resize import shorter_side
 from kdbench.errors import UserError
 from kdbench.files import lock
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize_image
 
 from kdbench.data.augment.library import PerImage
 from kdbench.data.augment.strong import ResizedCrop
@@ -19,6 +18,7 @@ from kdbench.data.augment.views import Augment, Compose
 from kdbench.data.bundle import ImageFiles
 from kdbench.data.decode import FileSet, Key, loader
 from kdbench.data.order import Bounds
+from kdbench.data.resize import resized
 from kdbench.errors import UserError
 
 
@@ -40,7 +40,7 @@ def random_crop(crop: ResizedCrop, size: int, pixels: Tensor, drawn: np.ndarray)
     """The part of an image [C, H, W] that `crop` has drawn [5], resized (antialiased), maybe mirrored."""
     height, width = pixels.shape[-2:]
     left, top, wide, high = box(drawn, width, height)
-    part = resize_image(pixels[:, top : top + high, left : left + wide], [size, size], antialias=True)
+    part = resized(pixels[:, top : top + high, left : left + wide], [size, size])
     return part.flip(-1) if crop.flip and drawn[4] < 0.5 else part
 
 

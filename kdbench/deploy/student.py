@@ -19,8 +19,9 @@ from kdbench.arguments import Trust, trusting
 from kdbench.build import ConfigCatalogue, load_data
 from kdbench.data.batches import scale_and_shift
 from kdbench.data.bundle import Bundle
-from kdbench.data.decode import centred, decode
+from kdbench.data.decode import decode
 from kdbench.data.pixels import RGB, as_seen, ground, span
+from kdbench.data.resize import centred
 from kdbench.data.tokenise import TOKENIZER, Bytes, Encoded, Tokeniser, encode, kept_tokeniser
 from kdbench.engine.checkpoint import BEST, STUDENT
 from kdbench.engine.evaluate import evaluating

@@ -11,6 +11,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from PIL import Image
 
 from kdbench.data import download
 from kdbench.data.load import load_bundle
-from kdbench.data.readers import tiny_imagenet
+from kdbench.data.readers import digits, tiny_imagenet
 from kdbench.errors import UserError, under
 
 RNG = np.random.default_rng(0)
@@ -223,3 +224,13 @@ def test_a_failing_download_is_a_message(tmp_path, monkeypatch):
         UserError, match=r"CIFAR-10 could not be read or downloaded: File not found.*Put cifar-10-python.tar.gz"
     ):
         load("cifar.cifar10", tmp_path, download=True)
+
+
+def test_digits_are_scikit_learns_whether_read_from_its_file_or_by_it(monkeypatch, tmp_path):
+    from sklearn.datasets import load_digits
+
+    pixels, labels = digits._table()
+    assert np.array_equal(pixels, load_digits().images) and np.array_equal(labels, load_digits().target)
+    elsewhere = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(digits.importlib.util, "find_spec", lambda name: elsewhere)
+    assert np.array_equal(digits._table()[0], pixels)

@@ -113,6 +113,7 @@ import sys
 from kdbench import cli
 sys.argv = ["kdbench", "train", *{SMOKE!r}, "hydra.run.dir=run"]
 assert cli.main() == 0
+assert not {{"torchvision", "timm", "sklearn"}} & set(sys.modules)  # each a second or more before the first step
 for words in (["list", "logger"], ["compare", "run"], ["evaluate", "run"], ["explain", "trainer"]):
     sys.argv = ["kdbench", *words]
     assert cli.main() == 0, words

@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import equalize_image, rgb_to_grayscale_image
 
 from kdbench.arguments import checked
 from kdbench.arguments.ranges import Share, above_to, listed, within
 from kdbench.data.augment.views import SEED
+from kdbench.data.resize import functional
 from kdbench.data.sampling import mixed, uniforms
 from kdbench.errors import require
 
@@ -68,7 +68,7 @@ class RandAugment:
             "posterize": images & (256 - 2 ** (8 - bits)),
             "solarize": torch.where(images >= 255 * (1 - strength), 255 - images, images),
             "autocontrast": _autocontrast(pixel),
-            "equalize": equalize_image(images),
+            "equalize": functional().equalize_image(images),
         }
         for name, variant in changed.items():
             result = torch.where(chosen == OPERATIONS.index(name), variant, result)
@@ -101,8 +101,8 @@ def _affine(images: Tensor, matrix: Tensor) -> Tensor:
 
 def _blend_partner(images: Tensor, pixel: Tensor, chosen: Tensor) -> Tensor:
     """What brightness, color, contrast and sharpness blend with: black, the grays, their mean, the image blurred."""
-    gray = rgb_to_grayscale_image(images).float()
-    mean = rgb_to_grayscale_image(pixel).floor().mean((1, 2, 3), keepdim=True)
+    gray = functional().rgb_to_grayscale_image(images).float()
+    mean = functional().rgb_to_grayscale_image(pixel).floor().mean((1, 2, 3), keepdim=True)
     blurred = pixel.clone()
     inner = pixel[..., 1:-1, 1:-1]
     blurred[..., 1:-1, 1:-1] = ((9 * F.avg_pool2d(pixel, 3, stride=1) + 4 * inner) / 13).round()

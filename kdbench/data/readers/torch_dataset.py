@@ -13,8 +13,8 @@ from torch import Tensor
 from kdbench.arguments import call, keys, locate
 from kdbench.arguments.ranges import Amount, Text, within
 from kdbench.data.bundle import Source
-from kdbench.data.decode import centred
 from kdbench.data.pixels import WHITE, as_seen
+from kdbench.data.resize import centred
 from kdbench.data.sampling import count_of, order_keys, stratified
 from kdbench.errors import UserError, require
 
