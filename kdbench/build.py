@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -23,6 +23,7 @@ from kdbench.arguments import Trust, accepted, fit_arguments, is_own, keys, loca
 from kdbench.configure import (
     Node,
     check_node,
+    composed_here,
     config_folders,
     construct,
     contents,
@@ -326,7 +327,7 @@ class ConfigCatalogue:
         if not re.fullmatch(r"[\w.+/-]+", name):
             raise unknown
         try:
-            node = compose("train", overrides=[f"{group}={name}"]).get(group)
+            node = composed_here([f"{group}={name}"]).get(group)
         except (MissingConfigException, ValueError) as error:  # Hydra reads some names as numbers
             raise unknown from error
         if node is None:  # "null", as Hydra reads it

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
+from kdbench.arguments import Trust
+from kdbench.build import ConfigCatalogue
+from kdbench.errors import UserError
 from kdbench.runs import lifecycle
 from tests.support.procedures import MLPS, refusal
 
@@ -34,3 +38,11 @@ def test_features_of_an_ensemble_are_missed_before_its_members_are_trained():
     words = ["teacher=ensemble", "teacher.network=mlp", "student=resnet8", "dataset.size=16", "loss=at"]
     assert refusal(*words).startswith("loss = at: must be a loss without features (")
     assert not Path("run").exists() and not Path("outputs").exists()
+
+
+def test_names_of_networks_and_losses_are_found_outside_of_a_command():
+    assert not GlobalHydra.instance().is_initialized()
+    catalogue = ConfigCatalogue(Trust(None))
+    assert catalogue.node("student", "resnet20")["depth"] == 20 and catalogue.node("loss", "kl")["tau"] == 4.0
+    with pytest.raises(UserError, match="resnet21"):
+        catalogue.node("student", "resnet21")

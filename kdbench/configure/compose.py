@@ -121,6 +121,13 @@ def compose(words: Sequence[str] = (), config_name: str = "train") -> DictConfig
         return hydra_compose(config_name, overrides=list(words))
 
 
+def composed_here(words: Sequence[str]) -> DictConfig:
+    """The same with the folders in which the running command looks, if one runs: outside of one there are no others."""
+    if not GlobalHydra.instance().is_initialized():
+        return compose(words)
+    return hydra_compose("train", overrides=list(words))
+
+
 def install() -> None:
     """Let Hydra compose with the rules above. Other programs' configurations are composed as ever."""
     hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
@@ -134,6 +141,20 @@ def left_out(words: Sequence[str]) -> list[str]:
 
 KEPT = 100  # points of a sweep that are held between their check and their run
 LAID_OVER = ("experiment", "debug")  # groups whose options are meant to be laid over each other
+
+
+def _refuse_empty(overrides: Sequence[str], cfg: DictConfig) -> None:
+    """`loss.parts={}` leaves all parts where they are: Hydra lays a mapping over the one that stands there. Raises
+    UserError."""
+    for one in OverridesParser.create().parse_overrides(overrides):
+        if one.is_sweep_override() or one.is_delete() or one.value() != {}:
+            continue
+        key = one.get_key_element().lstrip("+")
+        left = OmegaConf.select(cfg, key)
+        if OmegaConf.is_dict(left) and left:
+            names = ", ".join(map(str, left))
+            allowed = "a mapping with keys: it is laid over the one that stands there, and nothing would change"
+            raise UserError(key, "{}", allowed, f"It holds {names}; ~{key}.{next(iter(left))} takes one out")
 
 
 def together(group: str) -> str:
@@ -216,6 +237,7 @@ class Loader(ConfigLoaderImpl):
         as_typed = [in_quotes(word, cfg) for word in overrides]
         if as_typed != overrides:
             cfg = super().load_configuration(config_name, as_typed, *rest)
+        _refuse_empty(overrides, cfg)
         self.left_out[tuple(_lines(cfg.hydra.overrides.task))] = self._dropped
         _find_home(cfg)
         return cfg

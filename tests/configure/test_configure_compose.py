@@ -203,3 +203,12 @@ def test_options_of_another_library_take_any_of_its_arguments():
     cfg = kdbench.compose(["student=deit_tiny_cifar", "+student.options.depth=4"])
     check(cfg)
     assert cfg.student.options == {"patch_size": 4, "depth": 4}
+
+
+def test_an_empty_mapping_over_one_with_keys_is_refused():
+    with pytest.raises(UserError) as caught:
+        kdbench.compose(["loss=sum", "loss.parts={}"])
+    assert str(caught.value).startswith("loss.parts = {}: must be a mapping with keys")
+    assert "~loss.parts.kl takes one out" in str(caught.value)
+    assert list(kdbench.compose(["loss=sum", "~loss.parts.kl"]).loss.parts) == ["crd"]
+    assert not kdbench.compose(["student=timm", "student.options={}"]).student.options
