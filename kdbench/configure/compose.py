@@ -143,7 +143,7 @@ KEPT = 100  # points of a sweep that are held between their check and their run
 LAID_OVER = ("experiment", "debug")  # groups whose options are meant to be laid over each other
 
 
-def _refuse_empty(overrides: Sequence[str], cfg: DictConfig) -> None:
+def _refuse_empty(overrides: list[str], cfg: DictConfig) -> None:
     """`loss.parts={}` leaves all parts where they are: Hydra lays a mapping over the one that stands there. Raises
     UserError."""
     for one in OverridesParser.create().parse_overrides(overrides):
