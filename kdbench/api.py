@@ -96,7 +96,7 @@ def read_runs(*folders: str | Path) -> Any:
     return pandas.DataFrame(rows)
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _row(run: Run) -> dict[str, object]:
     result = run.result
     key = TASKS[result.task].on("test")
     theirs = result.teacher.metrics.get(key) if result.teacher else None

@@ -60,6 +60,7 @@ from kdbench.runs.recipe import (
     Seeds,
     TeacherSpec,
     flatten,
+    section,
 )
 from kdbench.runs.trial import check_monitor, refuse_pairs
 from kdbench.types import Info
@@ -74,7 +75,7 @@ def refuse_others_folder(recipe: Recipe, out: Path) -> None:
     if recipe.force:
         return
     world.agreed(lambda: refuse_other(out, recipe.record.identity, lambda: recipe.data().content))
-    if json.dumps(recipe.record.tree["dataset"]) in _loaded and is_finished(out):
+    if json.dumps(recipe.record.section("dataset")) in _loaded and is_finished(out):
         restamp(out, recipe.data().stamp)
 
 
@@ -86,36 +87,36 @@ def make_recipe(cfg: DictConfig, overrides: list[str], choices: Mapping[str, str
     tags = [str(tag) for tag in cfg.tags]
     record = Record(found.hash, kept, tree, list(overrides), tags, found.named, found.code)
     catalogue = ConfigCatalogue(_trust(tree))
-    loss = make_loss(choices["loss"], tree["loss"])
+    loss = make_loss(choices["loss"], section(tree, "loss"))
     loss.make()  # refuses values out of range now rather than after the teacher is trained
-    trainer = check_node(tree["trainer"], TrainerOptions, "trainer")
-    teacher = make_teacher(choices["teacher"], tree["teacher"])
+    trainer = check_node(section(tree, "trainer"), TrainerOptions, "trainer")
+    teacher = make_teacher(choices["teacher"], section(tree, "teacher"))
     check_monitor(str(cfg.monitor))
-    dataset = tree["dataset"]
-    augment, _ = (make_augment(dataset.get(key), f"dataset.{key}") for key in ("augment", "teacher_augment"))
-    mix = make_mix(dataset.get("mix") or {})
+    dataset = section(tree, "dataset")
+    augment, _ = (make_augment(section(dataset, key), f"dataset.{key}") for key in ("augment", "teacher_augment"))
+    mix = make_mix(section(dataset, "mix"))
     recipe = Recipe(
-        data=functools.partial(load_data, json.dumps(tree["dataset"])),
-        student=make_network(choices["student"], tree["student"], "student"),
+        data=functools.partial(load_data, json.dumps(section(tree, "dataset"))),
+        student=make_network(choices["student"], section(tree, "student"), "student"),
         teacher=teacher,
         loss=loss,
-        optimizer=make_optimizer_options(tree["optimizer"], "optimizer"),
-        schedule=make_schedule(tree["schedule"], "schedule"),
+        optimizer=make_optimizer_options(section(tree, "optimizer"), "optimizer"),
+        schedule=make_schedule(section(tree, "schedule"), "schedule"),
         trainer=trainer,
-        seeds=check_node(tree["seeds"], Seeds, "seeds"),
+        seeds=check_node(section(tree, "seeds"), Seeds, "seeds"),
         record=record,
         catalogue=catalogue,
-        teachers=Path(str(tree["paths"]["teachers"])),
+        teachers=Path(str(section(tree, "paths")["teachers"])),
         force=bool(cfg.force),
-        logger=make_logger(tree.get("logger") or {}),
+        logger=make_logger(section(tree, "logger")),
     )
     refuse_pairs(recipe, augment, mix)
     return recipe
 
 
-def _trust(tree: Mapping[str, Any]) -> Trust:
+def _trust(tree: Mapping[str, object]) -> Trust:
     """What the user's own command names, and where it looks for configurations, may be named in run folders too."""
-    if (tree.get("teacher") or {}).get("trust"):
+    if section(tree, "teacher").get("trust"):
         return Trust(None)
     return trusting(*config_folders(), nodes=[tree])
 
@@ -125,7 +126,7 @@ def fill_table(cfg: DictConfig, choices: Mapping[str, str], watch: Watch) -> Fil
     return fill.fill_table(make_recipe(cfg, [], choices), watch)
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def plain(cfg: DictConfig) -> dict[str, object]:
     """The resolved configuration as plain containers."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(tree, dict)
@@ -188,11 +189,11 @@ def dataset_node(node: Node, overrides: list[str]) -> Node:
             OmegaConf.update(changed, key, yaml.safe_load(value))
         except (ConfigKeyError, ConfigAttributeError) as error:
             raise UserError(f"{key}: {nearest(key, flatten({'dataset': node}), 'no such key. Nearest: {}')}") from error
-        node = plain(changed)["dataset"]
+        node = section(plain(changed), "dataset")
     return node
 
 
-def make_network(choice: str, node: Mapping[str, Any], prefix: str) -> NetworkSpec:
+def make_network(choice: str, node: Mapping[str, object], prefix: str) -> NetworkSpec:
     """A network's factory. A `name` key (timm, torchvision) names it better than the choice of the group."""
     config, name = dict(node), str(node.get("name") or choice)
 
@@ -231,25 +232,25 @@ def _built(network: Callable[..., Any], options: Node, prefix: str, info: Info) 
     raise AssertionError("the last attempt returns or raises")
 
 
-def make_loss(choice: str, node: Mapping[str, Any], key: str = "loss") -> LossSpec:
+def make_loss(choice: str, node: Mapping[str, object], key: str = "loss") -> LossSpec:
     config = dict(node)
     return LossSpec(choice, config, lambda: _made(config, key, DistillationLoss), key)
 
 
-def make_teacher(choice: str, node: Mapping[str, Any]) -> TeacherSpec | None:
+def make_teacher(choice: str, node: Mapping[str, object]) -> TeacherSpec | None:
     """Split the flat teacher node into the network's keys and the teacher's own."""
     if node.get("_target_") is None:
         return None
-    own = {key: value for key, value in node.items() if key in TEACHER_KEYS}
-    own["optimizer"] = make_optimizer_options(node["optimizer"], "teacher.optimizer")
-    own["schedule"] = make_schedule(node["schedule"], "teacher.schedule")
+    own: dict[str, Any] = {key: value for key, value in node.items() if key in TEACHER_KEYS}
+    own["optimizer"] = make_optimizer_options(section(node, "optimizer"), "teacher.optimizer")
+    own["schedule"] = make_schedule(section(node, "schedule"), "teacher.schedule")
     spec = TeacherSpec(make_origin(choice, node), **own)
     epochs = spec.schedule.epochs
     require((spec.stop_epoch or 1) <= epochs, "teacher.stop_epoch", spec.stop_epoch, f"in 1..{epochs}")
     return spec
 
 
-def make_origin(choice: str, node: Mapping[str, Any]) -> Origin:
+def make_origin(choice: str, node: Mapping[str, object]) -> Origin:
     """Where the teacher of a node comes from: what its `_target_` says if that is an origin, or else its network."""
     own = {key: value for key, value in node.items() if key not in {*TEACHER_KEYS, *SINGLE}}
     checkpoint, key, run = (None if node.get(name) is None else str(node[name]) for name in SINGLE[:3])
@@ -263,7 +264,7 @@ def make_origin(choice: str, node: Mapping[str, Any]) -> Origin:
     return construct(own, "teacher")
 
 
-def make_optimizer_options(node: Mapping[str, Any], prefix: str) -> OptimizerOptions:
+def make_optimizer_options(node: Mapping[str, object], prefix: str) -> OptimizerOptions:
     """An optimizer's options, tried on one parameter: an unknown name or argument shows before any work."""
     options = check_node(node, OptimizerOptions, prefix)
     with under(prefix):
@@ -271,7 +272,7 @@ def make_optimizer_options(node: Mapping[str, Any], prefix: str) -> OptimizerOpt
     return options
 
 
-def make_schedule(node: Mapping[str, Any], prefix: str) -> ScheduleOptions:
+def make_schedule(node: Mapping[str, object], prefix: str) -> ScheduleOptions:
     """A schedule whose durations fit its length; how many steps an epoch has is not known yet, and does not matter."""
     options = check_node(node, ScheduleOptions, prefix)
     with under(prefix):
@@ -305,14 +306,14 @@ class ConfigCatalogue:
         self.trust = trust
         self._nodes: dict[tuple[str, str], Node] = {}  # composing takes 0.15 s, and an ensemble asks often
 
-    def network(self, name: str, options: Mapping[str, Any] | None = None, key: str = "student") -> NetworkSpec:
+    def network(self, name: str, options: Mapping[str, object] | None = None, key: str = "student") -> NetworkSpec:
         return make_network(name, {**self.node("student", name, key), **(options or {})}, key)
 
-    def network_from(self, name: str, config: Mapping[str, Any], source: str = "") -> NetworkSpec:
+    def network_from(self, name: str, config: Mapping[str, object], source: str = "") -> NetworkSpec:
         self.trust.check(config, source or name)
         return make_network(name, config, "student")
 
-    def loss(self, name: str, options: Mapping[str, Any] | None = None, key: str = "loss") -> LossSpec:
+    def loss(self, name: str, options: Mapping[str, object] | None = None, key: str = "loss") -> LossSpec:
         return make_loss(name, {**self.node("loss", name, key), **(options or {})}, key)
 
     def node(self, group: str, name: str, key: str = "") -> Node:

@@ -91,7 +91,7 @@ def _family(run: Run) -> Hashable | None:
     finished = is_finished(run.out) and not tree["force"]
     if finished or tree["procedure"] != {"_target_": "kdbench.procedures.single.single"}:
         return None
-    common = [tree["dataset"], tree["teacher"], tree["trainer"], tree["schedule"]["batch_size"], tree["paths"]]
+    common = [tree["dataset"], tree["teacher"], tree["trainer"], int(run.cfg.schedule.batch_size), tree["paths"]]
     return json.dumps([*common, run.choices.get("teacher")], sort_keys=True, default=str)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 # Raise it when a change of kdbench's code changes what a run's figures are. 1: the first edition, which did not say so.
 RESULT_FORMAT = 2
@@ -63,7 +62,7 @@ def counted(key: str) -> bool:
     return not _under(key, UNCOUNTED)
 
 
-def as_before(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+def as_before(values: Mapping[str, object], place: str = "") -> dict[str, object]:
     """Values by key without those that came later and change nothing. place: the group that the keys lie in."""
     return {key: value for key, value in values.items() if not _changes_nothing(f"{place}{key}", value)}
 

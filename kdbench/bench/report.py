@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from kdbench.bench.cost import Cost
 from kdbench.bench.machine import describe, measure_roofline, peak_memory
@@ -17,6 +17,93 @@ from kdbench.models.base import count_parameters
 NO_TEACHER = "no teacher"
 TABLE, LIVE, PLAIN = "teacher's logits from a table", "teacher asked for every batch", "plain loop"
 OWN, PACKED, LOADER = "kdbench", "kdbench, packed", "torchvision's transforms in a DataLoader"
+
+
+class Spread(TypedDict):
+    """A figure with its quartiles; n measurements."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+class Step(Spread):
+    """Seconds of a step, or of a batch."""
+
+    students: int
+    images_per_second: float
+
+
+class Ratio(Spread):
+    """How many times as long; `times` runs against one cohort."""
+
+    times: int
+
+
+class About(TypedDict):
+    """What was measured."""
+
+    dataset: str
+    images: list[int]  # the shape of the training set
+    kind: str
+    teacher: str | None
+    teacher_parameters: int | None
+    student: str
+    student_parameters: int
+    loss: str
+    batch_size: int
+    steps_per_epoch: int
+    epochs: int
+
+
+class Evaluation(TypedDict):
+    seconds_an_image: Spread
+    images: int
+
+
+class Floor(TypedDict):
+    """What the arithmetic of a step takes at the machine's best rate, and which part of the fastest step that is."""
+
+    seconds: float
+    reached: float
+
+
+class Work(TypedDict):
+    """`Cost` of a step."""
+
+    flops: int
+    moved: int
+
+
+class Rates(TypedDict):
+    """`Roofline` of the machine."""
+
+    bandwidth: float
+    rate: float
+    dtype: str
+
+
+class Data(TypedDict):
+    """How fast batches are made."""
+
+    batches: dict[str, Step]
+    ratios: dict[str, Ratio]
+
+
+class Benchmark(TypedDict):
+    """Everything measured, as it is kept as JSON."""
+
+    configuration: About
+    machine: dict[str, object]
+    steps: dict[str, Step]
+    ratios: dict[str, Ratio]
+    parts: dict[str, Spread]
+    evaluation: Evaluation
+    cost: dict[str, Work]
+    roofline: Rates
+    floor: Floor
+    peak_memory: int
 
 
 class Way(NamedTuple):
@@ -68,17 +155,17 @@ def endless(epoch: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
         yield from epoch(number)
 
 
-def measure_data(contenders: Mapping[str, Contender], batch: int, budget: float) -> dict[str, Any]:
+def measure_data(contenders: Mapping[str, Contender], batch: int, budget: float) -> Data:
     """How fast batches are made, each contender in turn, as `measure` has it for steps."""
     timed = race(contenders, budget, 0.0 if budget < 1 else min(2.0, budget / (4 * len(contenders))))
     slow = [*contenders][-1]  # what the others are compared with
     return {
         "batches": {name: _step(timed.step(name), batch, 1) for name in contenders},
-        "ratios": {f"{slow} / {name}": timed.ratio(slow, name)._asdict() | {"times": 1} for name in [*contenders][:-1]},
+        "ratios": {f"{slow} / {name}": _ratio(timed.ratio(slow, name), 1) for name in [*contenders][:-1]},
     }
 
 
-def data_text(result: Mapping[str, Any], kind: str) -> str:
+def data_text(result: Data, kind: str) -> str:
     """What `measure_data` found, for a terminal."""
     width = max(map(len, result["batches"]))
     lines = [f"{'':<{width}}  ms a batch, quartiles    n  {kind + '/s':>9}"]
@@ -96,7 +183,7 @@ def cohort(name: str, members: int) -> str:
 def measure(
     bench: Workbench, ours: Mapping[str, Contender], others: Mapping[str, Contender], budget: float, members: int = 1,
     quick: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+) -> Benchmark:  # fmt: skip
     """Time `ours` (kdbench's `ways`) and `others` (the plain loop, a peer) in turn for about `budget` seconds.
 
     `quick` measures almost nothing, for tests.
@@ -115,17 +202,17 @@ def measure(
         "configuration": about(bench),
         "machine": describe(bench.placement),
         "steps": {name: _step(timed.step(name), batch, members if "at once" in name else 1) for name in timed.seconds},
-        "ratios": {**_ratios(timed, ours, others, members)},
-        "parts": {name: value._asdict() for name, value in parts.seconds.items()},
-        "evaluation": {"seconds_an_image": parts.evaluation._asdict(), "images": bench.sets["test"].size},
-        "cost": {"student": parts.student._asdict(), "teacher": parts.teacher._asdict()},
-        "roofline": roofline._asdict(),
+        "ratios": _ratios(timed, ours, others, members),
+        "parts": {name: _spread(value) for name, value in parts.seconds.items()},
+        "evaluation": {"seconds_an_image": _spread(parts.evaluation), "images": bench.sets["test"].size},
+        "cost": {"student": _work(parts.student), "teacher": _work(parts.teacher)},
+        "roofline": {"bandwidth": roofline.bandwidth, "rate": roofline.rate, "dtype": roofline.dtype},
         "floor": {"seconds": floor, "reached": floor / timed.step(next(iter(ours))).median},
         "peak_memory": peak_memory(bench.placement),
     }
 
 
-def about(bench: Workbench) -> dict[str, Any]:
+def about(bench: Workbench) -> About:
     recipe, data = bench.recipe, bench.data
     student = bench.stage.recipe.student.make(data.info)
     return {
@@ -143,26 +230,38 @@ def about(bench: Workbench) -> dict[str, Any]:
     }
 
 
-def _step(seconds: Figure, batch: int, students: int) -> dict[str, Any]:
-    return {**seconds._asdict(), "students": students, "images_per_second": batch * students / seconds.median}
+def _spread(figure: Figure) -> Spread:
+    return {"median": figure.median, "low": figure.low, "high": figure.high, "n": figure.n}
 
 
-def _ratios(timed: Race, ours: Mapping[str, Any], others: Mapping[str, Any], members: int) -> dict[str, Any]:
+def _ratio(figure: Figure, times: int) -> Ratio:
+    return {**_spread(figure), "times": times}
+
+
+def _work(cost: Cost) -> Work:
+    return {"flops": cost.flops, "moved": cost.moved}
+
+
+def _step(seconds: Figure, batch: int, students: int) -> Step:
+    return {**_spread(seconds), "students": students, "images_per_second": batch * students / seconds.median}
+
+
+def _ratios(timed: Race, ours: Iterable[str], others: Iterable[str], members: int) -> dict[str, Ratio]:
     """How many times as long the others take for the same training: so many students, so many of its runs."""
-    found: dict[str, Any] = {}
+    found: dict[str, Ratio] = {}
     for other in others:
         for name in ours:
             times = members if "at once" in name else 1
-            found[f"{other} / {name}"] = {**timed.ratio(other, name, times)._asdict(), "times": times}
+            found[f"{other} / {name}"] = _ratio(timed.ratio(other, name, times), times)
     if members > 1:
         for name in ours:
             if cohort(name, members) in ours:
                 figure = timed.ratio(name, cohort(name, members), members)
-                found[f"one after the other / {cohort(name, members)}"] = {**figure._asdict(), "times": members}
+                found[f"one after the other / {cohort(name, members)}"] = _ratio(figure, members)
     return found
 
 
-def text(result: Mapping[str, Any]) -> str:
+def text(result: Benchmark) -> str:
     """The whole result for a terminal."""
     lines = [*_head(result), "", *_steps(result), ""]
     if result["ratios"]:
@@ -171,7 +270,7 @@ def text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _head(result: Mapping[str, Any]) -> list[str]:
+def _head(result: Benchmark) -> list[str]:
     c, m = result["configuration"], result["machine"]
     taught = f"{c['teacher']} ({c['teacher_parameters']:,}) -> " if c["teacher"] else ""
     shape = "x".join(str(side) for side in c["images"][1:])
@@ -184,7 +283,7 @@ def _head(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _steps(result: Mapping[str, Any]) -> list[str]:
+def _steps(result: Benchmark) -> list[str]:
     steps, epoch = result["steps"], result["configuration"]["steps_per_epoch"]
     width = max(map(len, steps))
     rate = f"{result['configuration']['kind']}/s"
@@ -198,7 +297,7 @@ def _steps(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _ratio_lines(ratios: Mapping[str, Any]) -> list[str]:
+def _ratio_lines(ratios: Mapping[str, Ratio]) -> list[str]:
     width = max(map(len, ratios))
     lines = ["how many times as long (median of the rounds, quartiles)"]
     for name, ratio in ratios.items():
@@ -208,7 +307,7 @@ def _ratio_lines(ratios: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _part_lines(result: Mapping[str, Any]) -> list[str]:
+def _part_lines(result: Benchmark) -> list[str]:
     parts = result["parts"]
     whole = sum(part["median"] for part in parts.values())
     lines = ["where a step goes, part by part"]
@@ -224,9 +323,9 @@ def _part_lines(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _cost_lines(result: Mapping[str, Any]) -> list[str]:
+def _cost_lines(result: Benchmark) -> list[str]:
     cost, roofline, floor = result["cost"], result["roofline"], result["floor"]
-    student, teacher = (Cost(**cost[name]) for name in ("student", "teacher"))
+    student, teacher = (Cost(one["flops"], one["moved"]) for one in (cost["student"], cost["teacher"]))
     return [
         f"cost of a step: student {_cost(student)}; teacher {_cost(teacher)}",
         f"this machine: copies {roofline['bandwidth'] / 1e9:,.1f} GB/s, multiplies matrices in {roofline['dtype']} at "

@@ -258,7 +258,7 @@ def _data(recipe: Recipe) -> tuple[Bundle, bool]:
     from kdbench import build
     from kdbench.bench.standin import stand_in
 
-    node = recipe.record.tree["dataset"]
+    node = recipe.record.section("dataset")
     try:
         return build.load_data(json.dumps({**node, "download": False})), True
     except UserError:

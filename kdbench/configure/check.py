@@ -92,7 +92,7 @@ def check(cfg: DictConfig, root: DictConfig | None = None) -> None:
 RATES = ("lr", "weight_decay", "nesterov")  # what a schedule brings for the optimizers that take it from there
 
 
-def _refuse_idle_rates(tree: Mapping[str, Any], usual: DictConfig) -> None:
+def _refuse_idle_rates(tree: Mapping[str, object], usual: DictConfig) -> None:
     """Raise the UserError for a schedule's rate that was set and that the optimizer, having its own, never reads."""
     for place in ("", "teacher."):
         schedule, optimizer = (_select(tree, f"{place}{part}") or {} for part in ("schedule", "optimizer"))
@@ -111,7 +111,7 @@ def _refuse_span(name: str, value: Any) -> None:
         raise UserError(name, value, "a whole number", f"For several runs: -m 'seed=range({span[1]},{span[2]})'")
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig) -> dict[str, object]:
     """The task's configuration as plain containers. UserError for a missing value or an interpolation that fails."""
     task = without_hydra(cfg) if "hydra" in cfg else cfg  # copying takes as long as all the rest
     try:
@@ -142,7 +142,7 @@ def _refuse_options(task: DictConfig) -> None:
             raise UserError(key, node, f"a mapping with keys of kdbench list {key.split('.')[-1]}")
 
 
-def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> None:
+def _compare(node: Mapping[str, object], usual: Mapping[str, object], prefix: str) -> None:
     """Refuse keys that the chosen options do not bring, and keys that they bring but are gone.
 
     A mapping that an option leaves empty ({}) takes any key, and so do `options`, which are arguments of another
@@ -161,14 +161,15 @@ def _compare(node: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> 
         if key not in node:
             raise UserError(f"{full_key}: was removed, but a run needs it; give it a value instead of ~{full_key}")
         if isinstance(ordinary, dict):
-            if not isinstance(node[key], dict):
+            own = node[key]
+            if not isinstance(own, dict):
                 keys = ", ".join(ordinary)
                 group = full_key.replace(".", "/")
                 known = options(group, [Path(CONFIG_DIR)])
-                hint = f". Did you mean {group}={node[key]}?" if str(node[key]) in known else ""
-                raise UserError(f"{full_key} = {show(node[key])}: must be a mapping with the keys {keys}{hint}")
+                hint = f". Did you mean {group}={own}?" if str(own) in known else ""
+                raise UserError(f"{full_key} = {show(own)}: must be a mapping with the keys {keys}{hint}")
             if key != "options":
-                _compare(node[key], ordinary, full_key)
+                _compare(own, ordinary, full_key)
 
 
 def _check_launcher(root: DictConfig) -> None:
@@ -178,7 +179,7 @@ def _check_launcher(root: DictConfig) -> None:
         fit_node({str(key): value for key, value in node.items()}, locate(COHORT), "hydra.launcher")
 
 
-def _check_teacher(node: Mapping[str, Any]) -> None:
+def _check_teacher(node: Mapping[str, object]) -> None:
     """A teacher's node holds its network's keys and, beside them, the teacher's own."""
     known = {**parameters(locate(TEACHER)), **parameters(locate(ORIGIN))}
     own = {name: p.annotation for name, p in known.items() if name not in ("origin", "network")}
@@ -190,18 +191,18 @@ def _check_teacher(node: Mapping[str, Any]) -> None:
     fit_node(own_options(network, target)[0], target, "teacher")
 
 
-def _check_dataset(node: Mapping[str, Any]) -> None:
+def _check_dataset(node: Mapping[str, object]) -> None:
     """A dataset's node holds what its reader wants beside kdbench's own keys, and parts that functions read."""
     own = keys(locate(node["_target_"]))
-    if isinstance(node.get("noise"), dict):
-        fit(node["noise"].get("for", "both"), Literal["both", "teacher", "student"], "dataset.noise.for")
+    if isinstance(noise := node.get("noise"), dict):
+        fit(noise.get("for", "both"), Literal["both", "teacher", "student"], "dataset.noise.for")
     for name in ("augment", "teacher_augment"):
         part = node.get(name)
         fits = part is None or (isinstance(part, dict) and "_target_" in part)
         require(fits, f"dataset.{name}", part, "null or the _target_ of an augmentation")
     for name, (target, given) in PARTS.items():
-        if isinstance(node.get(name), dict):
-            options = {key: value for key, value in node[name].items() if (name, key) != ("noise", "for")}
+        if isinstance(part := node.get(name), dict):
+            options = {key: value for key, value in part.items() if (name, key) != ("noise", "for")}
             fit_arguments(locate(target), options, f"dataset.{name}", given)
     if "reader" in own and isinstance(node.get("reader"), str):
         options = {key: value for key, value in node.items() if key not in own and key != "_target_"}
@@ -209,7 +210,7 @@ def _check_dataset(node: Mapping[str, Any]) -> None:
         fit_arguments(locate(node["reader"], "dataset.reader"), options, "dataset", given, own)
 
 
-def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, object]]]:
     """Every node with a `_target_`, with its key, outer ones first."""
     if isinstance(node, dict):
         if node.get("_target_") is not None:
@@ -221,7 +222,7 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _targets(value, f"{key}[{i}]")
 
 
-def _select(tree: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+def _select(tree: Mapping[str, object], key: str) -> dict[str, object] | None:
     node: Any = tree
     for name in key.split("."):
         node = node.get(name) if isinstance(node, dict) else None

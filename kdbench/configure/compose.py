@@ -263,7 +263,7 @@ class Loader(ConfigLoaderImpl):
         kept = self._points.pop(tuple(sweep_overrides), None)
         return super().load_sweep_config(master_config, sweep_overrides) if kept is None else kept
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_points": {}}  # a launcher's other processes compose their own point
 
     def _parse_overrides_and_create_caching_repo(

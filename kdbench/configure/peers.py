@@ -136,7 +136,7 @@ def _sum_of(loss: str, given: argparse.Namespace) -> list[str]:
     ]  # fmt: skip
 
 
-def _config(path: str) -> Mapping[str, Any]:
+def _config(path: str) -> Mapping[str, object]:
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -146,7 +146,7 @@ def _config(path: str) -> Mapping[str, Any]:
     return tree
 
 
-def _mdistiller(tree: Mapping[str, Any], changes: Sequence[str]) -> Translation:
+def _mdistiller(tree: Mapping[str, object], changes: Sequence[str]) -> Translation:
     """Its defaults stand in the code: the CIFAR-100 protocol, but for the weight decay of 1e-4."""
     flat = {**_flat(tree), **dict(zip(changes[::2], map(yaml.safe_load, changes[1::2])))}
     kind = str(flat.get("DISTILLER.TYPE", "NONE"))
@@ -265,8 +265,8 @@ def _left(unknown: Sequence[str]) -> list[str]:
     return [f"not translated: {' '.join(unknown)}"] if unknown else []
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, object] = {}
     for key, value in tree.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def _tokens(tokeniser: Tokeniser, text: str) -> Tensor:
     return torch.from_numpy(tokeniser.ids(text))
 
 
-def corpus_bundle(name: str, source: Source, subset: float | None, others: Mapping[str, Any]) -> Bundle:
+def corpus_bundle(name: str, source: Source, subset: float | None, others: Mapping[str, object]) -> Bundle:
     """A corpus ready for training: `subset` is a share (or number) of its blocks, from the beginning of the text.
 
     `others` are the keys that only data of separate samples know. Raises UserError for one that is set.
@@ -78,7 +78,7 @@ def corpus_bundle(name: str, source: Source, subset: float | None, others: Mappi
     )  # fmt: skip
 
 
-def _refuse_of_samples(others: Mapping[str, Any]) -> None:
+def _refuse_of_samples(others: Mapping[str, object]) -> None:
     for key, value in others.items():
         if value not in (None, "none", 0, Identity()):
             allowed = "left as it is for running text, which is no set of separate samples"

@@ -121,7 +121,7 @@ def _different(path: Path, names: list[str]) -> list[str]:
 
 
 def _json_lines(path: Path, wanted: Sequence[str]) -> Rows:
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, object]] = []
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

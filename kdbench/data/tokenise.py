@@ -49,7 +49,7 @@ class Tokeniser(Protocol):
         """What ids are written as, without padding; of a vocabulary of words what `ids` did not keep is lost."""
 
     @abstractmethod
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, object]:
         """All that makes it again (`kept_tokeniser`), as JSON: of the library's own the library's file."""
 
     def rows(self, texts: Sequence[str], most: int) -> list[np.ndarray]:
@@ -73,7 +73,7 @@ class Bytes(Tokeniser):
     def text(self, ids: Sequence[int]) -> str:
         return bytes(number - 2 for number in ids if number > UNKNOWN).decode("utf-8", "replace")
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, object]:
         return _own("bytes", "the bytes of UTF-8, each its value + 2", ())
 
 
@@ -105,7 +105,7 @@ class Characters(Tokeniser):
     def text(self, ids: Sequence[int]) -> str:
         return "".join(_written(self.pieces, ids))
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, object]:
         return _own("characters", "single characters", self.pieces[2:])
 
 
@@ -136,7 +136,7 @@ class Words(Tokeniser):
     def text(self, ids: Sequence[int]) -> str:
         return " ".join(_written(self.pieces, ids))
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, object]:
         return _own("words", f"in lower case, what matches {_WORD.pattern}", self.pieces[2:])
 
 
@@ -169,7 +169,7 @@ class Spaced(Tokeniser):
     def text(self, ids: Sequence[int]) -> str:
         return " ".join(_written(self.pieces, ids)).replace(f" {LINE_END} ", "\n").replace(f" {LINE_END}", "\n")
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, object]:
         return _own("spaces", f"what stands between spaces, and {LINE_END} for the end of a line", self.pieces[2:])
 
 
@@ -214,8 +214,8 @@ class Subwords(Tokeniser):
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode([number - self.shift for number in ids if number != PADDING]))
 
-    def kept(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.tokenizer.to_str())
+    def kept(self) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.tokenizer.to_str())
         return found
 
     def rows(self, texts: Sequence[str], most: int) -> list[np.ndarray]:
@@ -268,7 +268,7 @@ def make_tokeniser(kind: str, texts: Callable[[], Iterable[str]], vocab_size: in
     return _read(kind, key)
 
 
-def kept_tokeniser(kept: Mapping[str, Any], source: str, key: str = "tokenizer") -> Tokeniser:
+def kept_tokeniser(kept: Mapping[str, object], source: str, key: str = "tokenizer") -> Tokeniser:
     """The tokeniser that `kept` was returned by. Raises UserError naming its `source` for what is none."""
     kind, vocabulary = str(kept.get("kind")), kept.get("vocabulary")
     if kind in _OWN:
@@ -285,7 +285,7 @@ def kept_tokeniser(kept: Mapping[str, Any], source: str, key: str = "tokenizer")
         raise UserError(f"{source}: no tokenizer that can be read ({reason})") from error
 
 
-def _own(kind: str, pieces: str, vocabulary: Sequence[str]) -> dict[str, Any]:
+def _own(kind: str, pieces: str, vocabulary: Sequence[str]) -> dict[str, object]:
     """A vocabulary of kdbench's as a stranger can use it."""
     rule = f"{pieces}; of the vocabulary the first is 2" if vocabulary else pieces
     return {"kind": kind, "rule": rule, "padding": PADDING, "unknown": UNKNOWN, "vocabulary": list(vocabulary)}

@@ -50,7 +50,7 @@ class Exported(NamedTuple):
     agreement: float  # share of the inputs with the same answer
     accuracy: tuple[float, float] | None = None  # of the network and of the file on the test set; int8 only
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {**self._asdict(), "path": self.path.name}
 
 
@@ -194,7 +194,7 @@ def _write_safetensors(student: Student, path: Path) -> None:
     save_state(path, student.network.state_dict(), _inside(student))
 
 
-def _inside(student: Student) -> dict[str, Any]:
+def _inside(student: Student) -> dict[str, object]:
     """What a file says of itself: of texts their tokenizer, too, which lies beside the files as well."""
     tokenizer = {} if student.tokeniser is None else {TOKENIZER: student.tokeniser.kept()}
     return student.about() | tokenizer
@@ -221,7 +221,7 @@ class _Calibration:
     def __init__(self, data: Bundle) -> None:
         self._batches = raw_batches(data, data.train, 64, _CALIBRATION)
 
-    def get_next(self) -> dict[str, Any] | None:
+    def get_next(self) -> dict[str, object] | None:
         batch = next(self._batches, None)
         return None if batch is None else {"input": batch[0].numpy()}
 

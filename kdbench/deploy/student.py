@@ -135,7 +135,7 @@ class Student:
         made = self.info.example(count)
         return made.float() / 255 if made.dtype == torch.uint8 else made
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """What a program must know to use an exported file; plain JSON."""
         kind = type(self.info).__name__.removesuffix("Info").lower()
         takes = {

@@ -72,7 +72,7 @@ class RunLog:
         with naming(self._file.parent):
             self._board.add_figure(name, figure)
 
-    def hparams_start(self, values: dict[str, Any], trial: str) -> None:
+    def hparams_start(self, values: dict[str, object], trial: str) -> None:
         """Announce the run in the HParams tab, in the run's own event file.
 
         Not `add_hparams`: that makes a second run beside each run, and its Experiment summary hides the

@@ -27,7 +27,7 @@ class About(NamedTuple):
     """A run as a service shows it."""
 
     folder: Path
-    config: Mapping[str, Any]  # flat, under dotted keys
+    config: Mapping[str, object]  # flat, under dotted keys
     tags: Sequence[str] = ()
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ def make_optimizer(
     modules = list(modules)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = _groups(modules, options)
-    extra: dict[str, Any] = {k: v for k, v in _given(options).items() if v is not None} | dict(options.options)
+    extra: dict[str, object] = {k: v for k, v in _given(options).items() if v is not None} | dict(options.options)
     try:
         if options.name in _TORCH:
             # One fused kernel a step for all tensors; CPU and CUDA have it, other devices fall back to foreach.
@@ -153,7 +152,7 @@ def _layer_scales(modules: Sequence[nn.Module], layer_decay: float | None) -> di
 
 
 def _from_timm(
-    options: OptimizerOptions, groups: list[dict[str, object]], extra: Mapping[str, Any]
+    options: OptimizerOptions, groups: list[dict[str, object]], extra: Mapping[str, object]
 ) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers  # imported when asked for: timm takes a second
 

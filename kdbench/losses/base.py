@@ -30,7 +30,7 @@ class Extension(NamedTuple):
     layers that are not trained. `text`: what is added, in words.
     """
 
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     text: str
     weights: Mapping[str, Tensor] = {}
     frozen: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -96,8 +96,8 @@ def share_recovered(student: float, members: float, ensemble: float) -> float | 
     return (student - members) / (ensemble - members) if ensemble > members else None
 
 
-def mean_metrics(members: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def mean_metrics(members: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
     """The mean over members of every number that all of them have."""
-    numbers = [{key: value for key, value in member.items() if isinstance(value, (int, float))} for member in members]
+    numbers = [{key: value for key, value in member.items() if value is not None} for member in members]
     common = [key for key in numbers[0] if all(key in other for other in numbers)]
-    return {key: sum(member[key] for member in members) / len(members) for key in common}
+    return {key: sum(member[key] for member in numbers) / len(members) for key in common}

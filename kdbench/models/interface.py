@@ -41,21 +41,25 @@ class Interface:
     vocabulary: str | None = None  # what token ids mean: the tokeniser's name
     published: bool = False
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, object]:
         """As network.json and the header of a safetensors file hold it; those of images say nothing of tokens."""
         left_out = {"published"} if self.vocabulary else {"published", "vocabulary"}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     @classmethod
-    def read(cls, about: Mapping[str, Any], source: str) -> Interface:
+    def read(cls, about: Mapping[str, object], source: str) -> Interface:
         """What was kept; what older files lack is not known. Raises UserError naming `source` for what is damaged."""
         classes, mean, std = (_listed(about, key, source) for key in ("classes", "mean", "std"))
         _refuse(not all(isinstance(name, str) for name in classes or ()), source, "classes")
         _refuse(not all(map(_is_finite, (*(mean or ()), *(std or ())))), source, "mean or std")
         _refuse(len(mean or ()) != len(std or ()) or min(std or (1,)) <= 0, source, "std")
-        size, resize = (about[key] if type(about.get(key)) is int else None for key in ("size", "resize"))
+        size, resize = (
+            value if isinstance(value := about.get(key), int) and value is not True else None
+            for key in ("size", "resize")
+        )
         vocabulary = about.get("vocabulary")
-        _refuse(not isinstance(vocabulary, str | None), source, "vocabulary")
+        if not isinstance(vocabulary, str | None):
+            raise _damaged(source, "vocabulary")
         return cls(str(about.get("dataset") or ""), classes, mean, std, size, resize, vocabulary)
 
 
@@ -226,15 +230,20 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _listed(about: Mapping[str, Any], key: str, source: str) -> tuple[Any, ...] | None:
+def _listed(about: Mapping[str, object], key: str, source: str) -> tuple[Any, ...] | None:
     found = about.get(key)
-    _refuse(found is not None and not isinstance(found, (list, tuple)), source, key)
+    if not isinstance(found, list | tuple | None):
+        raise _damaged(source, key)
     return None if found is None else tuple(found)
 
 
 def _refuse(damaged: bool, source: str, key: str) -> None:
     if damaged:
-        raise UserError(f"{source}: damaged: its {key} is not what a network could be trained with")
+        raise _damaged(source, key)
+
+
+def _damaged(source: str, key: str) -> UserError:
+    return UserError(f"{source}: damaged: its {key} is not what a network could be trained with")
 
 
 def _is_finite(value: Any) -> bool:

@@ -23,7 +23,7 @@ def timm_model(
     name: str,
     pretrained: bool = False,
     new_head: bool = False,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     upscale: Pixels | None = None,
     embedding: bool = False,
     *,
@@ -64,7 +64,7 @@ def timm_model(
 
 def timm_class(
     kind: str,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     upscale: Pixels | None = None,
     *,
     num_classes: int,
@@ -103,10 +103,10 @@ def _check_name(name: str) -> None:
         raise UserError("name", name, "a network of timm", nearest(name, timm.list_models()))
 
 
-def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[str, Any]) -> None:
+def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[str, object]) -> None:
     """Refuse a random head in the place of a pretrained one, before anything is downloaded."""
     config = timm.models.get_pretrained_cfg(name)
-    overlay = options.get("pretrained_cfg_overlay") or {}
+    overlay: Any = options.get("pretrained_cfg_overlay") or {}
     file = overlay.get("file")
     if file is not None and not Path(file).is_file():
         raise UserError("options.pretrained_cfg_overlay.file", file, "a file of weights")
@@ -117,7 +117,7 @@ def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[st
         raise refuse_head(name, classes, num_classes)
 
 
-def _create(name: str, pretrained: bool, image_size: int, arguments: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, image_size: int, arguments: dict[str, object]) -> nn.Module:
     config = timm.models.get_pretrained_cfg(name)
     attempts = [arguments]
     if config is not None and tuple(config.input_size)[-1] != image_size and "img_size" not in arguments:
@@ -156,12 +156,12 @@ def _published(net: Any, in_channels: int) -> Interface | None:
     return Interface(name_of(config), tuple(names) if names else None, mean, std, size, published=True)
 
 
-def name_of(config: Mapping[str, Any]) -> str:
+def name_of(config: Mapping[str, str | None]) -> str:
     """ "resnet18.a1_in1k"."""
     return ".".join(filter(None, (config.get("architecture"), config.get("tag"))))
 
 
-def _imagenet_names(net: Any, config: Mapping[str, Any]) -> list[str] | None:
+def _imagenet_names(net: Any, config: Mapping[str, object]) -> list[str] | None:
     """The WordNet ids of the classes of a network that was trained on a part of ImageNet; they name its folders."""
     subset = timm.data.infer_imagenet_subset({**config, "num_classes": config.get("num_classes", 0)})
     return timm.data.ImageNetInfo(subset).label_names() if subset else None

@@ -29,7 +29,7 @@ def transformers_model(
     pretrained: bool = False,
     new_head: bool = False,
     attentions: bool = False,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     *,
     num_classes: int,
     vocab_size: int,
@@ -105,7 +105,7 @@ def _last(states: Tensor, here: Tensor) -> Tensor:
     return states.gather(1, place[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
 
 
-def _config(library: Any, name: str, pretrained: bool, options: dict[str, Any], vocab_size: int, length: int) -> Any:
+def _config(library: Any, name: str, pretrained: bool, options: dict[str, object], vocab_size: int, length: int) -> Any:
     """The library's configuration; of a kind alone one for this vocabulary and length, with 0 as padding."""
     kinds = library.CONFIG_MAPPING
     if name in kinds:
@@ -128,7 +128,7 @@ def _config(library: Any, name: str, pretrained: bool, options: dict[str, Any], 
     return config
 
 
-def _refuse_unknown(options: Mapping[str, Any], known: set[str]) -> None:
+def _refuse_unknown(options: Mapping[str, object], known: set[str]) -> None:
     for key in options:
         if key not in known:
             raise UserError(f"options.{key}", said=f"this kind of network has no such option. {nearest(key, known)}")
@@ -184,7 +184,7 @@ def _never(*given: Any, **named: Any) -> bool:
 def transformers_lm(
     name: str,
     pretrained: bool = False,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     *,
     num_classes: int,
     context: int,

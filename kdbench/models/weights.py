@@ -44,7 +44,7 @@ class WeightsFile(NamedTuple):
 
     state: dict[str, Tensor]
     entry: str | None  # which of a checkpoint's weights these are ("state_dict_ema"); None: the file has no others
-    about: dict[str, Any]  # what it says of how they were trained: dataset, classes, mean, std, size, resize
+    about: dict[str, object]  # what it says of how they were trained: dataset, classes, mean, std, size, resize
 
 
 def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def read_file(path: str | Path, key: str | None = None) -> WeightsFile:
     return WeightsFile(plain_names(state), entry, about or _options_of(content) or _config_beside(path))
 
 
-def _options_of(content: Any) -> dict[str, Any]:
+def _options_of(content: Any) -> dict[str, object]:
     """Of the command line that timm's training script keeps in its checkpoints: `--mean` and `--std`, where typed."""
     options = content.get("args") if isinstance(content, Mapping) else None
     options = vars(options) if isinstance(options, argparse.Namespace) else options
@@ -78,7 +78,7 @@ def _options_of(content: Any) -> dict[str, Any]:
     return {"mean": options["mean"], "std": options["std"]}
 
 
-def _config_beside(path: Path) -> dict[str, Any]:
+def _config_beside(path: Path) -> dict[str, object]:
     """Of the config.json that timm's networks have beside their weights on the Hugging Face hub: `pretrained_cfg`."""
     try:
         tree = json.loads(path.with_name("config.json").read_bytes())
@@ -148,7 +148,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return _safetensors(path)[0]
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The tensors, and our own entry of the header."""
     try:
         state = load_file(path)
@@ -162,7 +162,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, about if isinstance(about, dict) else {}
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_about(path: Path) -> dict[str, object]:
     """Our own entry of the header of a safetensors file; {} without one, and for what is no such file."""
     try:
         with safe_open(path, "pt") as file:

@@ -112,7 +112,7 @@ def _head(recipe: Recipe, network: NetworkSpec) -> TeacherSpec:
 def _headed(recipe: Recipe, spec: TeacherSpec, student: NetworkSpec) -> Recipe:
     """The recipe with the chain's ends as its teacher and student, so that the result says what was run."""
     record, network = recipe.record, spec.origin.describe(recipe.catalogue)
-    node = dict(record.tree.get("teacher", {}))
+    node = dict(record.section("teacher"))
     if spec is not recipe.teacher:
         own = {key: value for key, value in node.items() if key in TEACHER_KEYS}
         node = {**own, "checkpoint": None, "run": None, **network.config}

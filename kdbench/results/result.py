@@ -30,7 +30,7 @@ class NetworkResult:
     weights: str = ""  # sha256 of names, shapes and bytes
     metrics: Figures = field(default_factory=dict)  # "test/top1", ...; an ensemble's also "members/test/top1": the mean
     members: Sequence[NetworkResult] = ()
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict)
     flops: int = 0  # of one input's forward pass; 0: not known
 
 
@@ -46,7 +46,7 @@ class StageResult:
     seed: int = 0
     seconds: float = 0.0
     metrics: Figures = field(default_factory=dict)
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RunResult:
     """
 
     choices: Mapping[str, str]  # the option of each group
-    config: Mapping[str, Any]  # the resolved configuration under dotted keys
+    config: Mapping[str, object]  # the resolved configuration under dotted keys
     student: NetworkResult
     last: Mapping[str, float]  # after the last epoch: "epoch", "test/top1", ...
     best: Mapping[str, float] | None = None  # at the best epoch by validation; None without a validation split
@@ -66,7 +66,7 @@ class RunResult:
     kdbench: str = ""
     finished: str = ""  # UTC, ISO 8601
     hash: str = ""
-    identity: Mapping[str, Any] = field(default_factory=dict)  # what it is a result of (kdbench.runs.identity)
+    identity: Mapping[str, object] = field(default_factory=dict)  # what it is a result of (kdbench.runs.identity)
     overrides: Sequence[str] = ()
     tags: Sequence[str] = ()
     formula: str = ""
@@ -81,10 +81,10 @@ class RunResult:
     seconds: float = 0.0  # of training, evaluation left out
     images_per_second: float = 0.0
     cost: Figures = field(default_factory=dict)  # of training: cpu_seconds, gpu_seconds, energy (J)
-    machine: Mapping[str, Any] = field(default_factory=dict)  # host, processor, gpu, peak_memory, ...
+    machine: Mapping[str, object] = field(default_factory=dict)  # host, processor, gpu, peak_memory, ...
     stages: Sequence[StageResult] = ()
-    tables: Mapping[str, Any] = field(default_factory=dict)  # rows by name: a procedure's own
-    more: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, object]]] = field(default_factory=dict)  # a procedure's rows by name
+    more: Mapping[str, object] = field(default_factory=dict)
 
     def figure(self, name: str) -> float | None:
         """A number by its name; None if this run has none of that name.
@@ -232,7 +232,7 @@ def _fitting(name: str, value: Any, written: str) -> Any:
     return value
 
 
-def _numbers(values: Mapping[str, Any]) -> None:
+def _numbers(values: Mapping[str, object]) -> None:
     """Raises ValueError for a figure that is no number, or a share that no share can be."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -38,7 +38,7 @@ class Figure(NamedTuple):
 class Row(NamedTuple):
     """One setting."""
 
-    differs: dict[str, Any]  # by column; a key that this setting lacks is absent
+    differs: dict[str, object]  # by column; a key that this setting lacks is absent
     teacher: Figure  # its primary metric on the test set
     metrics: dict[str, Figure]  # the student's, by the names asked for
     agreement: Figure  # of student and teacher on the test set
@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 class Comparison(NamedTuple):
     columns: list[str]  # choices and keys that differ
-    same: dict[str, Any]  # choices that all runs share
+    same: dict[str, object]  # choices that all runs share
     rows: list[Row]
     warnings: list[str]
 
@@ -104,7 +104,8 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last", "best")) -> C
         settled.setdefault(setting, []).append(i)
         grouped.setdefault((setting, repr(of[i])), []).append(i)
     rows = [_row([runs[i] for i in members], columns, metrics) for members in grouped.values()]
-    same = {name: choices[0].get(name) for name in names if name in _ORDER and name not in varied} if runs else {}
+    shared = [name for name in names if runs and name in _ORDER and name not in varied]
+    same: dict[str, object] = {name: choices[0].get(name) for name in shared}
     apart = [_why_apart([runs[i] for i in members]) for members in settled.values() if _several(of, members)]
     return Comparison(columns, same, rows, twice + apart + warnings(rows))
 
@@ -124,12 +125,12 @@ def named_choices(run: Run) -> dict[str, str]:
 _PARTS = {"format": "edition of kdbench", "named": "files and runs", "code": "own code", "data": "data"}
 
 
-def _of(run: Run) -> dict[str, Any]:
+def _of(run: Run) -> dict[str, object]:
     """What a run is of besides its configuration; {} for runs of the first edition, which did not say."""
     return {part: run.result.identity[part] for part in _PARTS if part in run.result.identity}
 
 
-def _numbered(of: dict[str, Any], known: list[Any]) -> dict[str, Any]:
+def _numbered(of: dict[str, object], known: list[Any]) -> dict[str, object]:
     """`of` with the data's place among those that are known, which grows by them, for the data."""
     if "data" not in of:
         return of
@@ -169,7 +170,7 @@ def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return kept, said
 
 
-def settings(run: Run) -> dict[str, Any]:
+def settings(run: Run) -> dict[str, object]:
     """What a run was set to, without what changes no result; values inside its own `paths` are made neutral."""
     config = run.result.config
     places = [(v, k) for k, v in config.items() if k.startswith("paths.") and isinstance(v, str) and v]
@@ -227,12 +228,12 @@ def _row(runs: list[Run], columns: Sequence[str], metrics: Sequence[str]) -> Row
     )
 
 
-def _keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _keys(configs: Sequence[Mapping[str, object]]) -> list[str]:
     return sorted({key for config in configs for key in config})
 
 
 def _explained(
-    differing: Sequence[str], configs: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, Any]],
+    differing: Sequence[str], configs: Sequence[Mapping[str, object]], choices: Sequence[Mapping[str, object]],
     varied: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """Keys whose values differ for another reason than that an option of a group differs, which has its own column."""
@@ -254,14 +255,14 @@ def _schedule_first(found: Mapping[str, Sequence[Any]]) -> list[str]:
     return sorted(found, key=lambda key: (key.startswith("teacher."), key))
 
 
-def _constant_within(configs: Sequence[Mapping[str, Any]], key: str, groups: Sequence[Any]) -> bool:
+def _constant_within(configs: Sequence[Mapping[str, object]], key: str, groups: Sequence[Any]) -> bool:
     seen: dict[Any, Any] = {}
     return all(
         seen.setdefault(group, config.get(key, ...)) == config.get(key, ...) for config, group in zip(configs, groups)
     )
 
 
-def _distinct(mappings: Sequence[Mapping[str, Any]], key: str) -> int:
+def _distinct(mappings: Sequence[Mapping[str, object]], key: str) -> int:
     """How many values a key has; "not there" is one."""
     values = [mapping.get(key, ...) for mapping in mappings]
     if not values or all(type(value) is type(values[0]) and value == values[0] for value in values):

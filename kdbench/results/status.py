@@ -54,7 +54,7 @@ class Status(NamedTuple):
     def of(self, state: State) -> list[Point]:
         return [point for point in self.points if point.state == state]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         points = [{**asdict(point), "folder": str(point.folder)} for point in self.points]
         counts: dict[str, int] = {state: len(self.of(state)) for state in STATES}
         return {"points": points, **counts, "sweeps": self.sweeps, "seconds_left": self.left}
@@ -118,7 +118,7 @@ def _point(folder: Path) -> Point:
     return _timed(point, stage, start)
 
 
-def _state(folder: Path, stage: Path, start: dict[str, Any]) -> State:
+def _state(folder: Path, stage: Path, start: dict[str, object]) -> State:
     if (folder / RESULT).exists():
         return "done"
     if is_locked(folder / LOCK):
@@ -134,7 +134,7 @@ def _stage(folder: Path) -> Path:
     return max(begun)[1] if begun else folder
 
 
-def _timed(point: Point, stage: Path, start: dict[str, Any]) -> Point:
+def _timed(point: Point, stage: Path, start: dict[str, object]) -> Point:
     """With its pace since it was begun (again), and what is left of it at that pace."""
     before = start.get("epochs_done", 0)
     since = point.epoch - before if isinstance(before, int) else 0

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -33,7 +32,7 @@ def interface_of_run(folder: Path) -> Interface:
     return own
 
 
-def _refuse_edited(path: Path, about: Mapping[str, Any], written: Mapping[str, Any]) -> None:
+def _refuse_edited(path: Path, about: Mapping[str, object], written: Mapping[str, object]) -> None:
     """Raise a UserError if a network.json says something else than the header of the weights, which has it too."""
     for key in ("classes", "mean", "std", "size", "resize"):
         if key in written and key in about and written[key] != about[key]:

@@ -67,12 +67,12 @@ def _sizes(info: Info) -> dict[str, int]:
     return {name: value for name, value in info._asdict().items() if isinstance(value, int)}
 
 
-def about_weights(spec: NetworkSpec, data: Bundle, average: bool = False) -> dict[str, Any]:
+def about_weights(spec: NetworkSpec, data: Bundle, average: bool = False) -> dict[str, object]:
     """What the header of a file of weights holds: the file alone says how its network is to be used."""
     return {"network": spec.name, **_use_of(data, average)}
 
 
-def _use_of(data: Bundle, average: bool) -> dict[str, Any]:
+def _use_of(data: Bundle, average: bool) -> dict[str, object]:
     return {**interface_of(data).kept(), "entry": "ema" if average else "model"}
 
 
@@ -83,7 +83,7 @@ def interface_of(data: Bundle) -> Interface:
     return Interface(*kept, size, data.resize, data.vocabulary or None)
 
 
-def save_config(folder: Path, tree: Mapping[str, Any]) -> None:
+def save_config(folder: Path, tree: Mapping[str, object]) -> None:
     """config.yaml: the whole resolved configuration."""
     text = yaml.safe_dump(_plain(tree), sort_keys=False)
     write_atomically(folder / "config.yaml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -173,12 +173,13 @@ def _refuse_larger(spec: NetworkSpec, info: Info, numbers: int) -> None:
         raise UserError(f"damaged: a network of {wanted:,} parameters, of which its weights have {numbers:,}")
 
 
-def _described(path: Path) -> tuple[str, dict[str, Any], Info]:
+def _described(path: Path) -> tuple[str, dict[str, object], Info]:
     """Name, configuration and data of the network that a network.json speaks of. Raises UserError naming the file."""
     about = read_object(path)
     name, config, info = about.get("name"), about.get("config"), read_info(about.get("info"))
-    if isinstance(info, CorpusInfo) and isinstance(about.get("classes"), list):
-        info = info._replace(words=tuple(map(str, about["classes"])))
+    words = about.get("classes")
+    if isinstance(info, CorpusInfo) and isinstance(words, list):
+        info = info._replace(words=tuple(map(str, words)))
     if not isinstance(name, str) or not isinstance(config, dict) or info is None:
         raise UserError(f"{path}: damaged: it must hold a network's name, config and info (the sizes of its data)")
     if "pretrained" in config:  # its weights come from this folder
@@ -206,7 +207,7 @@ def _check_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
         raise UserError(f"{folder / STUDENT}: these are not the weights that {RESULT} is of (their hash differs)")
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: torch.device) -> dict[str, object]:
     """Where a run was trained, and what it took there: host, processor, GPU, and the most memory so far in bytes."""
     gpu = device.type == "cuda"
     return {
@@ -240,7 +241,7 @@ def _peak_memory() -> int | None:
 
 
 @functools.cache
-def describe_git() -> dict[str, Any] | None:
+def describe_git() -> dict[str, object] | None:
     """The commit that the current folder's repository is at, and whether files that it knows differ from it; None
     where there is no repository or no git. Asked once a process: 10 ms."""
     try:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import Timeout
@@ -320,11 +319,11 @@ def _about(stage: Stage) -> dict[str, str]:
     return {"run": str(stage.folder)}
 
 
-def _hparams(record: Record) -> dict[str, Any]:
+def _hparams(record: Record) -> dict[str, object]:
     """The choices, what was typed, and the numbers that sweeps are usually over."""
     prefixes = ("loss.", "schedule.", "optimizer.", "student.")
     numbers = {k: v for k, v in record.config.items() if k.startswith(prefixes) and isinstance(v, (bool, int, float))}
-    typed = {k.lstrip("+"): v for k, _, v in (entry.partition("=") for entry in record.overrides)}
+    typed: dict[str, object] = {k.lstrip("+"): v for k, _, v in (entry.partition("=") for entry in record.overrides)}
     typed = {k: record.config.get(k, v) for k, v in typed.items() if k not in record.choices}
     return {**record.choices, **numbers, **typed, "seed": record.config.get("seed")}
 

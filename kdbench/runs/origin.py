@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -305,7 +304,7 @@ def own_code(network: NetworkSpec, data: Bundle) -> Code:
 
 def _record(network: NetworkSpec, spec: TeacherSpec, record: Record, key: str, code: Code) -> Record:
     choices = {**record.choices, "teacher": "none", "student": network.name, "loss": "ce", "procedure": "single"}
-    tree: dict[str, Any] = {key: value for key, value in record.tree.items() if key in ("dataset", "trainer")}
+    tree: dict[str, object] = {key: value for key, value in record.tree.items() if key in ("dataset", "trainer")}
     tree |= {"student": dict(network.config), "loss": {"label_smoothing": spec.label_smoothing}}
     tree |= {"optimizer": asdict(spec.optimizer), "schedule": asdict(spec.schedule)}
     tree |= {"seed": spec.seed, "stop_epoch": spec.stop_epoch}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ class NetworkSpec:
     """A network that can be built for any data: its name, its plain configuration and the function that builds it."""
 
     name: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     make: Callable[[Info], nn.Module]
     single: bool = True  # False: several networks that answer as one, with no layers and no classifier of its own
 
@@ -60,7 +60,7 @@ def extended(spec: NetworkSpec, by: Extension, catalogue: Catalogue) -> NetworkS
 @dataclass(frozen=True)
 class LossSpec:
     name: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     make: Callable[[], DistillationLoss]
     key: str = "loss"  # where the user typed it, for what is refused later
 
@@ -108,11 +108,11 @@ class Seeds:
 class Catalogue(Protocol):
     """Parts by name, for procedures whose options name networks and losses."""
 
-    def network(self, name: str, options: Mapping[str, Any] | None = None, key: str = "student") -> NetworkSpec: ...
+    def network(self, name: str, options: Mapping[str, object] | None = None, key: str = "student") -> NetworkSpec: ...
 
-    def network_from(self, name: str, config: Mapping[str, Any], source: str = "") -> NetworkSpec: ...
+    def network_from(self, name: str, config: Mapping[str, object], source: str = "") -> NetworkSpec: ...
 
-    def loss(self, name: str, options: Mapping[str, Any] | None = None, key: str = "loss") -> LossSpec: ...
+    def loss(self, name: str, options: Mapping[str, object] | None = None, key: str = "loss") -> LossSpec: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Record:
 
     hash: str
     choices: Mapping[str, str]
-    tree: Mapping[str, Any]  # the whole resolved configuration, plain
+    tree: Mapping[str, object]  # the whole resolved configuration, plain
     overrides: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     named: Mapping[str, str] = field(default_factory=dict)  # what the files and runs hold that values name, by key
@@ -135,14 +135,24 @@ class Record:
         return Identity(self.hash, edition, self.named, self.code, settings=settings_of(self.choices, self.config))
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """The configuration flat, under dotted keys; lists stay whole."""
         return flatten(self.tree)
 
+    def section(self, name: str) -> Mapping[str, object]:
+        """A group's node."""
+        return section(self.tree, name)
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+
+def section(tree: Mapping[str, object], name: str) -> Mapping[str, object]:
+    """The node of a group in a plain configuration; {} where it has none."""
+    node = tree.get(name)
+    return node if isinstance(node, Mapping) else {}
+
+
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested mappings as one with dotted keys; an empty mapping stays as a value."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{prefix}{key}.")

@@ -151,7 +151,7 @@ class Series:
         self,
         last: Path,
         figures: Mapping[str, float | None] | None = None,
-        tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
         instead: Mapping[str, Any] | None = None,
     ) -> RunResult:
         """The whole as a run of its own: the network and result of the stage in folder `last`, under the recipe's name.
@@ -224,7 +224,7 @@ def _record(stage: Stage, teacher: TaughtBy | None) -> Record:
     tree = dict(record.tree)
     tree |= {"student": dict(recipe.student.config), "loss": dict(recipe.loss.config), "seeds": asdict(recipe.seeds)}
     tree |= {"optimizer": asdict(recipe.optimizer), "schedule": asdict(recipe.schedule)}
-    tree["procedure"] = {**tree.get("procedure", {}), "stage": stage.folder.name}
+    tree["procedure"] = {**record.section("procedure"), "stage": stage.folder.name}
     named = {"teacher": teacher.name if teacher else "none", "student": recipe.student.name, "loss": recipe.loss.name}
     own = hashlib.sha256(f"{record.hash}/{stage.folder.name}".encode()).hexdigest()
     return replace(record, hash=own, choices={**record.choices, **named}, tree=tree, alone=False)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 def tensors(
     root: str | None,
-    keys: Mapping[str, Any] | None = None,
+    keys: Mapping[str, object] | None = None,
     test: float = 0.2,
     val: float = 0.0,
     context: tuple[Frames, Frames] = (0, 0),
@@ -83,7 +83,7 @@ def tensors(
     return Source(names, *made["train"], *made["test"], val=made.get("val"))
 
 
-def vectors_in(path: Path, keys: Mapping[str, Any] | None = None, context: tuple[int, int] = (0, 0)) -> np.ndarray:
+def vectors_in(path: Path, keys: Mapping[str, object] | None = None, context: tuple[int, int] = (0, 0)) -> np.ndarray:
     """The inputs of a file alone, float32 [N, D], read as `tensors` reads them; labels may be there, and are left out.
 
     Raises UserError naming the file and what in it cannot be.

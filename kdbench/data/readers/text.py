@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ def text(
     download: bool = True,
     text: str | list[str] | None = None,
     label: str | None = None,
-    files: Mapping[str, Any] | None = None,
+    files: Mapping[str, object] | None = None,
     test: Amount = 0.2,
     val: Amount = 0.0,
     tokenizer: Text = "bytes",

@@ -20,7 +20,7 @@ from kdbench.errors import UserError, require
 
 Side = Annotated[int, within(4, 10_000)]
 # What the part of a set is called in the constructors of torchvision's datasets, and for each part its value.
-_PARTS: dict[str, dict[str, Any]] = {
+_PARTS: dict[str, dict[str, object]] = {
     "train": {"train": True, "test": False},
     "split": {"train": "train", "test": "test"},
 }
@@ -37,7 +37,7 @@ class _Read(NamedTuple):
 
 def torch_dataset(
     source: Text | None = None,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, object] | None = None,
     test: Amount = 0.2,
     size: Side | None = None,
     channels: Literal[1, 3] | None = None,
@@ -64,7 +64,7 @@ def torch_dataset(
     return Source(names, parts[0].inputs[~held], labels[0][~held], parts[0].inputs[held], labels[0][held])
 
 
-def _called(made: Callable[..., Any], arguments: Mapping[str, Any], given: dict[str, Any]) -> Any:
+def _called(made: Callable[..., Any], arguments: Mapping[str, object], given: dict[str, object]) -> Any:
     found = call(made, arguments, "dataset.arguments", given)
     path = f"{made.__module__}.{made.__qualname__}"
     fits = hasattr(found, "__len__") and hasattr(found, "__getitem__")
