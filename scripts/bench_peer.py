@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 
@@ -158,6 +158,8 @@ class Timm:
         from timm.utils import AverageMeter
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        posterize = ImageOps.posterize  # timm may ask for 0 bits, which Pillow 12 refuses
+        ImageOps.posterize = lambda image, bits: posterize(image, max(1, bits))  # type: ignore[assignment]
         loader = create_loader(
             RandomCIFAR100(""), (3, 32, 32), batch, is_training=True, use_prefetcher=False, re_prob=0.25,
             re_mode="pixel", auto_augment="rand-m9-mstd0.5-inc1", num_workers=workers, persistent_workers=workers > 0,

@@ -40,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 LIMITS = {  # of each section, in seconds
     "run": 120, "sweep": 150, "live": 90, "eager": 90, "bench": 240, "equal": 240, "kernels": 60, "matrix": 150,
-    "cohort": 150, "losses": 200, "follow": 180, "compile": 240,
+    "cohort": 150, "losses": 300, "follow": 180, "compile": 240,
 }  # fmt: skip
 GOALS = ("run", "sweep", "live", "eager", "bench")
 

@@ -108,7 +108,8 @@ def _sync(check: Check) -> Found:
     return True, "table and live teacher"
 
 
-NEEDS = {"crld": ["dataset/augment=weak_strong"]}  # what a loss cannot do without
+TURNED = ["dataset/augment=rotations"]
+NEEDS = {"crld": ["dataset/augment=weak_strong"], "hsakd": TURNED, "sskd": TURNED}  # what a loss cannot do without
 LEFT_OUT = ("aekd", "camkd", "deit")  # they need several teachers, or a student with a token for the teacher
 
 

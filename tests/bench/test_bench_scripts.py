@@ -10,6 +10,8 @@ import time
 import pytest
 import torch
 
+from tests.support import losses as losses_parts
+
 
 @pytest.fixture
 def script(repository):
@@ -121,3 +123,9 @@ def test_the_table_replaces_what_stands_between_its_marks(script, tmp_path, monk
     assert text.count("### chip, 2 threads, fp32") == 1
     assert text.count("| resnet56 -> resnet20 | 60.0 | 60.0 | 60.0, **5.0x** (4.5 to 5.5) |") == 3
     assert list(json.loads((tmp_path / "benchmarks.json").read_text())) == ["chip, 2 threads, fp32"]
+
+
+def test_the_device_check_gives_every_loss_the_views_that_it_compares(device):
+    equal = device("equal")
+    several = {name for name in losses_parts.NAMES if losses_parts.ready(name).views > 1}
+    assert several and several <= {*equal.NEEDS, *equal.LEFT_OUT}
