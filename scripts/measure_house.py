@@ -87,7 +87,7 @@ def trace(names: bool) -> dict[str, Any]:
     }
     if names:
         by_file = Counter(map(_place, own))
-        found["files"] = {file: by_file[file] for file in files}
+        found["entered"] = {file: by_file[file] for file in files}
         found["stack"] = [f"{_place(code)}:{code.co_name}" for code in frames]
     return found
 

@@ -14,6 +14,7 @@ from kdbench.results.metrics import metric_of
 from kdbench.results.result import is_finished, read_result
 
 if TYPE_CHECKING:
+    from kdbench.data.bundle import Bundle
     from kdbench.engine.device import Placement
 
 
@@ -52,12 +53,11 @@ def evaluate_run(
     `metrics.measure_logits`, with `against` also `evaluate.compare_networks` to the network there.
     Raises UserError if a folder holds no finished student or if the dataset does not fit it.
     """
-    from kdbench.build import ConfigCatalogue, dataset_node, load_data  # all of this loads torch
+    from kdbench.build import ConfigCatalogue  # all of this loads torch
     from kdbench.data.batches import EvaluationBatches, Loading
     from kdbench.engine.evaluate import compare_networks, evaluate
     from kdbench.runs.adapt import as_trained, fitted, interface_of_run
     from kdbench.runs.folder import network_of_run, read_config
-    from kdbench.runs.identity import tell_of_other_data
 
     trust = trust or trusting()
     tree = read_config(folder, "dataset", "trainer")
@@ -65,11 +65,7 @@ def evaluate_run(
         trust.check(tree["dataset"], str(folder / "config.yaml"))
     catalogue = ConfigCatalogue(trust)
     _, network, info = network_of_run(folder, catalogue, weights)
-    with nullcontext() if overrides else read_from(folder / "config.yaml"):
-        data = load_data(json.dumps(dataset_node(tree["dataset"], overrides)))
-    if not overrides:
-        tell_of_other_data(folder, data.content)
-    network, data = as_trained(network, info, folder, data)
+    network, data = as_trained(network, info, folder, _data(folder, tree["dataset"], overrides))
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
     placement = _placement(tree["trainer"], folder / "config.yaml")
@@ -81,6 +77,18 @@ def evaluate_run(
     other, theirs = network_of_run(against, catalogue)[1:]
     other = fitted(other, interface_of_run(against), data, "--against", against, theirs)
     return count | compare_networks(network, placement.put(other), batches)
+
+
+def _data(folder: Path, dataset: dict[str, object], overrides: list[str]) -> Bundle:
+    """A run's data read again, or what the overrides make of them."""
+    from kdbench.build import dataset_node, load_data
+    from kdbench.runs.identity import tell_of_other_data
+
+    with nullcontext() if overrides else read_from(folder / "config.yaml"):
+        data = load_data(json.dumps(dataset_node(dataset, overrides)))
+    if not overrides:
+        tell_of_other_data(folder, data.content)
+    return data
 
 
 def _placement(trainer: dict[str, object], source: Path) -> Placement:

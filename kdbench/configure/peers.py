@@ -77,7 +77,7 @@ def _method(name: str) -> str:
     return found
 
 
-def _repdistiller(words: Sequence[str]) -> Translation:
+def _repdistiller_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("train_student.py", add_help=False, exit_on_error=False)
     for name, default in (
         ("--path_t", None), ("--model_s", "resnet8"), ("--distill", "kd"), ("--dataset", "cifar100"), ("--trial", None),
@@ -89,7 +89,11 @@ def _repdistiller(words: Sequence[str]) -> Translation:
     parser.add_argument("-r", "--gamma", default="1")
     parser.add_argument("-a", "--alpha", default="0")
     parser.add_argument("-b", "--beta", default="0")
-    given, unknown = _parsed(parser, words)
+    return parser
+
+
+def _repdistiller(words: Sequence[str]) -> Translation:
+    given, unknown = _parsed(_repdistiller_flags(), words)
     made = Translation([f"dataset={given.dataset}", "schedule=crd240"])
     student = _network(given.model_s)
     if given.path_t:
@@ -190,21 +194,24 @@ def _method_of(kind: str, flat: Mapping[str, Any]) -> list[str]:
     return [f"loss={loss}", *(f"loss.{w}" for w in [*(u for u in usual if u.partition("=")[0] not in known), *typed])]
 
 
-def _timm(words: Sequence[str]) -> Translation:
+def _timm_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("train.py", add_help=False, exit_on_error=False)
     parser.add_argument("data", nargs="?")
     for name in (
         "--data-dir", "--dataset", "--model", "--kd-model-name", "--kd-distill-type", "--distill-loss-weight",
         "--task-loss-weight", "--kd-temperature", "--img-size", "--lr", "--epochs", "--opt", "--weight-decay",
-        "--sched",
-        "--warmup-epochs", "--model-ema-decay", "--smoothing", "--mixup", "--cutmix", "--clip-grad", "--seed",
-        "--momentum", "--drop-path", "--drop", "--workers",
+        "--sched", "--warmup-epochs", "--model-ema-decay", "--smoothing", "--mixup", "--cutmix", "--clip-grad",
+        "--seed", "--momentum", "--drop-path", "--drop", "--workers",
     ):  # fmt: skip
         parser.add_argument(name)
     parser.add_argument("-b", "--batch-size")
     for flag in ("--pretrained", "--model-ema", "--amp", "--channels-last", "--pin-mem"):
         parser.add_argument(flag, action="store_true")
-    given, unknown = _parsed(parser, words)
+    return parser
+
+
+def _timm(words: Sequence[str]) -> Translation:
+    given, unknown = _parsed(_timm_flags(), words)
     root = given.data_dir or given.data
     size = f"dataset.size={given.img_size or 224}"
     data = ["dataset=imagenet"] if root and "imagenet" in root.lower() else ["dataset=imagefolder", size]

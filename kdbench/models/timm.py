@@ -51,10 +51,8 @@ def timm_model(
         _check_head(name, num_classes, new_head, options or {})
     arguments = {"num_classes": 0 if embedding else num_classes, "in_chans": in_channels, **(options or {})}
     net = _create(name, pretrained, upscale or image_size, arguments)
-    size = getattr(net, "head_hidden_size", net.num_features)
-    if embedding and size != num_classes:
-        raise UserError("name", name, f"a network whose embedding has {num_classes} dimensions (it has {size})",
-                        f"dataset.dimensions={size}")  # fmt: skip
+    if embedding:
+        _check_embedding(name, net, num_classes)
     network = Adopted(net, _observer(net), _classifier_name(net), image_size, upscale)
     published = _published(net, in_channels)
     network.published = replace(published, classes=None) if embedding and published else published  # type: ignore[assignment]
@@ -101,6 +99,13 @@ def _named(value: Any) -> Any:
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
         raise UserError("name", name, "a network of timm", nearest(name, timm.list_models()))
+
+
+def _check_embedding(name: str, net: Any, dimensions: int) -> None:
+    size = getattr(net, "head_hidden_size", net.num_features)
+    allowed = f"a network whose embedding has {dimensions} dimensions (it has {size})"
+    if size != dimensions:
+        raise UserError("name", name, allowed, f"dataset.dimensions={size}")
 
 
 def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[str, object]) -> None:

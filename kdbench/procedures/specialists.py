@@ -59,11 +59,10 @@ def specialists(
         networks = [network_of_run(folder, recipe.catalogue)[1] for folder in trained]
         together = Fused(generalist.trained(), networks, groups, offsets, len(series.data.classes), top)
         fused = introduced(measured("fused", together, None, recipe, series.data), series.data, spec.allow_chance)
-        # Where the solver has work to do, its cost cannot be counted without running it.
-        fused = fused if together.closed else replace(fused, tables=None)
+        fused = fused if together.closed else replace(fused, tables=None)  # a solver's cost is known by running it
         figures = _figures(generalist, fused, groups, series.data)
-        tables = {"specialists": _about(series, groups, offsets)}
-        tables["covering"] = covering(generalist, fused, groups, series.data)
+        about, by_count = _about(series, groups, offsets), covering(generalist, fused, groups, series.data)
+        tables = {"specialists": about, "covering": by_count}
         if distil:
             stage = series.stage("student", fused)
             series.run(stage, fused)
