@@ -29,7 +29,8 @@ class NORM(DistillationLoss):
 
     The student becomes kdbench.models.extended.Expanded: its classifier reads f_s + c(e(f_s)), so e and c stay in it.
     The larger map is max-pooled. As published weights.task is chosen for each pair, 1/16 to 1/2, and 8 copies; the
-    authors' code also normalises all logits and changes the weight in five steps, which the paper does not say.
+    authors' code also normalises all logits and changes the weight in five steps, which the paper does not say, expands
+    a wide ResNet's map before its last batch norm, and its ShuffleNets leave f_s out of the sum.
     """
 
     extends: ClassVar[bool] = True
