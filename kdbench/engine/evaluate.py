@@ -120,7 +120,7 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], teacher: Reference | 
         embeddings, label = all_logits(network, batches)
         return task_figures(EMBEDDING, embeddings, label, teacher if isinstance(teacher, Tensor) else None)
     with evaluating(network), asked(teacher), in_float32():
-        found = combined([piece_figures(*piece[:4]) for piece in _pieces(network, batches, teacher)])
+        found = combined(piece_figures(*piece[:4]) for piece in _pieces(network, batches, teacher))
     return of_task(found, _task(batches))
 
 
@@ -128,7 +128,7 @@ def compare_networks(student: nn.Module, teacher: nn.Module, batches: Iterable[B
     """`evaluate` of the student against the teacher, and `fidelity` (Kim et al. 2021) of the two, with the mean
     Euclidean norms of what their last layers read."""
     with evaluating(student), asked(teacher), in_float32():
-        found = combined([_compared(piece) for piece in _pieces(student, batches, teacher)])
+        found = combined(_compared(piece) for piece in _pieces(student, batches, teacher))
     return of_task(found, _task(batches))
 
 
@@ -156,8 +156,9 @@ def _pieces(network: nn.Module, batches: Iterable[Batch], teacher: Reference | N
         part.append((own, batch.target.label, theirs))
         last += len(own.logits)
         if (last - first) * own.logits.shape[1] >= PIECE:
-            yield _joined(part, teacher, known, slice(first, last))
-            part, first = [], last
+            piece = _joined(part, teacher, known, slice(first, last))
+            part, first = [], last  # not held while it is measured
+            yield piece
     if part:
         yield _joined(part, teacher, known, slice(first, last))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -186,22 +186,27 @@ def of_outcomes(outcomes: Tensor) -> dict[str, Tensor]:
     return {"f1": f1.float().to(outcomes.device), "mcc": mcc.float().to(outcomes.device)}
 
 
-def combined(pieces: Sequence[Figures]) -> dict[str, float]:
-    """The figures of a whole set by its pieces: means over all predictions. One host sync for each piece."""
-    whole = sum(piece.predictions for piece in pieces)
-    gaps = pieces[0].gaps if len(pieces) == 1 else torch.stack([piece.gaps for piece in pieces]).sum(0)
-    listed = [torch.stack([*piece.means.values(), gaps.abs().sum() / whole]).tolist() for piece in pieces]
-    values = listed[0]
-    if len(pieces) > 1:
-        shares = [piece.predictions / whole for piece in pieces]
-        values = [math.fsum(share * v for share, v in zip(shares, column)) for column in zip(*listed, strict=True)]
-    *means, ece = values
+def combined(pieces: Iterable[Figures]) -> dict[str, float]:
+    """The figures of a whole set by its pieces: means over all predictions. One host sync for each piece, whose small
+    tensors are not kept: they would lie between the large ones of the next, whose memory could not be used again."""
+    names: list[str] = []
+    listed, counts, outcomes = [], [], []
+    for piece in pieces:
+        names = list(piece.means)
+        listed.append(torch.cat([torch.stack([*piece.means.values()]), piece.gaps]).tolist())
+        counts.append(piece.predictions)
+        outcomes += [] if piece.outcomes is None else [piece.outcomes.tolist()]
+    whole = sum(counts)
+    shares = [count / whole for count in counts]
+    gaps = torch.tensor([row[len(names) :] for row in listed]).sum(0)
+    values = [row[: len(names)] for row in listed]
     found: dict[str, float] = {}
-    for name, mean in zip(pieces[0].means, means, strict=True):
-        found |= {name: mean, "ece": ece} if name == "nll" else {name: mean}
-    outcomes = [piece.outcomes for piece in pieces if piece.outcomes is not None]
+    for name, column in zip(names, zip(*values, strict=True), strict=True):
+        found[name] = column[0] if len(counts) == 1 else math.fsum(share * v for share, v in zip(shares, column))
+        if name == "nll":
+            found["ece"] = float(gaps.abs().sum() / whole)
     if len(outcomes) > 1:  # no means over predictions
-        found |= {name: float(value) for name, value in of_outcomes(torch.stack(outcomes).sum(0)).items()}
+        found |= {name: float(value) for name, value in of_outcomes(torch.tensor(outcomes).sum(0)).items()}
     return found
 
 

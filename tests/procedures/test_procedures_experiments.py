@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from kdbench.configure.check import RATES
+from kdbench.data.readers.udhr import languages as udhr_languages
 from kdbench.paths import CONFIG_DIR
 from tests.support.procedures import result, train
 
@@ -100,3 +103,44 @@ def test_it_takes_its_steps(name: str, teachers: Path):
     steps = [result(run)["last"].get("step") for run in runs]  # none where a stage only publishes a network
     assert 2 in steps and set(steps) <= {2, None}
     assert 0 <= result(out)["last"]["test/top1"] <= 1
+
+
+TEXTS = [
+    "dataset.words=40", "schedule.epochs=1", "teacher.schedule.epochs=1", "teacher.allow_chance=true",
+    "trainer.device=cpu", "trainer.progress=none", "trainer.limit_steps=2", "trainer.evaluate_every=1",
+]  # fmt: skip
+
+
+def test_logits_go_into_a_bilstm_from_texts_with_masks():
+    small = ["teacher.maps=4", "student.width=8", "student.hidden=4", "dataset.subset=200", "dataset.length=32",
+             "teacher.table=off"]  # fmt: skip
+    masked = result(train("experiment=tang2019_bilstm_small", *TEXTS, *small, plain=True, out="masked"))
+    plain = ["dataset/augment=none", "experiment=tang2019_bilstm_small"]
+    whole = result(train(*plain, *TEXTS, *small, plain=True, out="whole"))
+    assert masked["formula"] == whole["formula"] and masked["choices"]["loss"] == "mse"
+    assert masked["student"]["weights"] != whole["student"]["weights"]
+    assert masked["teacher"]["weights"] == whole["teacher"]["weights"], "it is trained on texts as they are"
+
+
+def test_languages_get_specialists_whose_groups_are_named():
+    cut = ["procedure.specialists=3", "procedure.size=4", "procedure.epochs=1", "teacher.maps=4", "student.maps=4"]
+    found = result(train("experiment=hinton2015_specialists_udhr", *TEXTS, *cut, plain=True, out="groups"))
+    languages = {language.name for language in udhr_languages()}
+    assert [len(group["classes"]) for group in found["tables"]["specialists"]] == [4, 4, 4]
+    assert {name for group in found["tables"]["specialists"] for name in group["classes"]} <= languages
+
+
+def test_frames_of_speech_with_those_around_them_go_through_an_ensemble_to_the_end():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 6, 600)
+    frames = 9 * np.eye(6, 40)[labels] + random.normal(size=(600, 40))
+    np.savez("frames.npz", inputs=frames.astype(np.float32), labels=labels, utterances=np.arange(600) // 30)
+    words = ["experiment=hinton2015_speech", "dataset.root=frames.npz", "student=mlp", "student.hidden=[16]",
+             "dataset.val=0.1", "dataset.test=0.2", "teacher.network=mlp_128", "teacher.members=[10,11]",
+             "teacher.schedule.epochs=9", "schedule.epochs=9", "schedule.batch_size=32", "trainer.device=cpu",
+             "teacher.schedule.batch_size=32", "trainer.progress=none"]  # fmt: skip
+    found = result(train(*words, plain=True, out="speech"))
+    assert found["last"]["test/top1"] > 0.5 and len(found["teacher"]["members"]) == 2
+    assert found["images"] == {"train": 420, "val": 60, "test": 120}, "whole utterances"
+    kept = json.loads(Path("speech/network.json").read_text())
+    assert kept["info"]["dimensions"] == 26 * 40
