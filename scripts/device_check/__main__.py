@@ -18,7 +18,7 @@ on a CPU, where nothing is recorded: so nothing in here is untried but the devic
   kernels  where a step's time goes on the device
   matrix   a step in every precision, memory layout and way to run it
   cohort   steps of many students: in turn, as one graph, as a vmapped stack
-  losses   every loss but those of several teachers and of a token, recorded and eager
+  losses   every loss but those of several teachers, of a token and of transformers, recorded and eager
   follow   other precisions against float32, a table, a cohort, a resumed run
   compile  a compiled student: the same numbers, and what a step gains
 """
