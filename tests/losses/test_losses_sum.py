@@ -8,7 +8,7 @@ import torch
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
 from kdbench.losses.sum import Sum
-from tests.support.losses import batch, build, cast, ready, settings
+from tests.support.losses import attach, batch, build, cast, ready, settings
 from tests.support.shell import TINY, kdbench, result, train
 
 
@@ -70,6 +70,25 @@ def test_views_that_a_part_compares_are_asked_for():
     both = build("sum", parts={"crld": part("crld"), "sskd": part("sskd")}, weights={})
     with pytest.raises(UserError, match=r"^loss\.parts = .*: must be such that all compare as many views"):
         _ = both.views
+
+
+@pytest.mark.parametrize("name", ["sskd", "hsakd", "vitkd", "fcfd"])
+def test_a_part_that_turns_images_or_looks_into_networks_counts_as_by_itself(name):
+    torch.manual_seed(0)
+    alone, beside = ready(name), build("sum", parts={"it": settings(name)}, weights={"task": 0.0, "it": 0.5})
+    student, teacher, target = batch(3, name)
+    attach(beside, student, teacher)
+    beside.setup(student, teacher)
+    beside.parts["it"].load_state_dict(alone.state_dict())
+    beside.parts["it"]._networks = getattr(alone, "_networks", ())
+    torch.manual_seed(1)
+    expected = alone(student, teacher, target).total
+    torch.manual_seed(1)
+    torch.testing.assert_close(beside(student, teacher, target).total, 0.5 * expected)
+    first = alone.first_training
+    assert (first is None) == (beside.first_training is None)
+    if first is not None:
+        assert beside.first_training._replace(loss=first.loss) == first._replace(place="parts.it.")
 
 
 def test_nothing_that_a_loss_may_ask_for_is_forgotten():
