@@ -251,7 +251,7 @@ def teacher_stage(network: NetworkSpec, spec: TeacherSpec, recipe: Recipe, data:
         loss=label_loss(spec),
         optimizer=spec.optimizer,
         schedule=spec.schedule,
-        trainer=replace(recipe.trainer, ema=None),
+        trainer=replace(recipe.trainer, ema=None, grad_checkpointing=False),
         seeds=Seeds(spec.seed, spec.seed),
         record=_record(network, spec, recipe.record, key, own_code(network, data)),
         force=False,

@@ -46,6 +46,16 @@ def test_a_students_own_schedule_does_not_touch_the_teacher():
     )
 
 
+def test_activations_of_a_student_that_are_computed_anew_are_no_matter_of_its_teacher():
+    """A teacher with batch norm could not; the student of timm can, and ends with the same weights."""
+    words = ["student=timm", "student.name=vit_tiny_patch16_224", "+student.options.patch_size=4",
+             "+student.options.depth=1", "+student.options.embed_dim=12", "+student.options.num_heads=1"]  # fmt: skip
+    plain, anew = (result(train(f"hydra.run.dir={x}", *words, *more)) for x, more in (
+        ("a", []), ("b", ["trainer.grad_checkpointing=true"])))  # fmt: skip
+    assert anew["teacher"]["folder"] == plain["teacher"]["folder"]
+    assert anew["student"]["weights"] == plain["student"]["weights"]
+
+
 def test_any_student_becomes_a_teacher_by_its_run_folder():
     first = train("hydra.run.dir=a", "student=mlp", "student.hidden=[16]")
     second = result(train("hydra.run.dir=b", "teacher.run=a"))
