@@ -49,7 +49,7 @@ def show(result: RunResult, folder: Path, already: bool) -> None:
 def _table(result: RunResult) -> Table:
     task, teacher, student, last = TASKS[result.task], result.teacher, result.student, result.last
     splits = [split for split in SPLITS if task.on(split) in last]
-    numbers = [Column(name, justify="right") for name in ("parameters", *splits, "agreement")]
+    numbers = [Column(name, justify="right") for name in ("parameters", *_heads(splits, task), "agreement")]
     table = Table("", "network", *numbers, box=None, header_style="bold", pad_edge=False)
     if teacher:
         figures = [task.primary.text(teacher.metrics.get(task.on(split))) for split in splits]
@@ -60,9 +60,14 @@ def _table(result: RunResult) -> Table:
     return table
 
 
+def _heads(splits: Sequence[str], task: Task) -> list[str]:
+    """Of columns of the task's figure, named where its numbers do not say themselves what they are."""
+    return [split if task.primary.unit == "%" else f"{split} {task.primary.name}" for split in splits]
+
+
 def _stages(stages: Sequence[StageResult], task: Task) -> Table:
     splits = [split for split in SPLITS if any(task.on(split) in stage.metrics for stage in stages)]
-    table = Table("stage", "teacher", "student", *splits, box=None, header_style="bold", pad_edge=False)
+    table = Table("stage", "teacher", "student", *_heads(splits, task), box=None, header_style="bold", pad_edge=False)
     for stage in stages:
         figures = [task.primary.text(stage.metrics.get(task.on(split))) for split in splits]
         table.add_row(stage.name, stage.teacher or "-", stage.student, *figures)
