@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from omegaconf import DictConfig
 
 from kdbench import build
-from kdbench.errors import UserError
 from kdbench.results.report import show
 from kdbench.results.result import is_finished, read_result
 from kdbench.runs.lifecycle import run_stages
 from kdbench.runs.obtain import obtain
 from kdbench.runs.room import parts
 from kdbench.runs.stage import Stage, student_stage
+from kdbench.runs.trial import refuse_unmeasured, try_networks
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +71,12 @@ def train_together(runs: Sequence[Run], max_members: int | None = None) -> list[
     outcomes: dict[Path, Outcome] = {}
     stages = []
     for recipe, run in zip(recipes, runs):
-        try:
+        try:  # as a run by itself does, before its teacher is trained
             recipe.refuse_untaught()
-            recipe.refuse_uncalibrated(data)
+            refuse_unmeasured(run.cfg.monitor, data)
+            try_networks(replace(recipe, data=lambda: data))
             stages.append(student_stage(recipe, data, run.out))
-        except UserError as error:
+        except Exception as error:
             outcomes[run.out] = error
     teacher = obtain(recipes[0].teacher, recipes[0], data) if recipes[0].teacher and stages else None
     for cohort in _cohorts(stages):

@@ -169,6 +169,13 @@ def test_a_teacher_that_cannot_be_had_fails_every_run_with_its_reason(capfd):
     assert "2 of 2 runs failed" in error and error.count("nowhere: no such run folder") == 2
 
 
+def test_points_that_cannot_be_are_found_before_a_teacher_is_trained(capfd):
+    assert sweep("student=text_cnn_small", "loss.tau=1,2", COHORT) == 1
+    captured = capfd.readouterr()
+    assert "2 of 2 runs failed" in captured.err and "trained now" not in captured.out
+    assert captured.err.count("student = text_cnn_small: must be") == 2 and not Path("teachers").exists()
+
+
 # In the students' second epoch: after the teacher's 6 steps and an epoch of both.
 CUT = """
 from tests.support.killing import kill_at
