@@ -178,21 +178,27 @@ def pool(settings: Sequence[Mapping[Any, float]], steps: Sequence[float]) -> Poo
     Holm takes the place of Dunnett's quantiles, as for all tables; those make intervals up to 10 % narrower.
     """
     counts = np.array([len(one) for one in settings])
-    blocked = len(settings) > 1 and all(one.keys() == settings[0].keys() for one in settings)
-    if blocked:
+    squares = np.array([np.var(list(one.values())) * len(one) if one else 0.0 for one in settings])
+    freedom = np.maximum(counts - 1.0, 0.0)
+    if not freedom.any():
+        return None
+    own, shared, alike = _variances(squares, freedom, steps)
+    if len(settings) > 1 and all(one.keys() == settings[0].keys() for one in settings):
         table = np.array([[one[seed] for seed in settings[0]] for one in settings])
         left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
         squares, freedom = (left**2).sum(1), (counts - 1) * (len(settings) - 1) / len(settings)
-    else:
-        squares = np.array([np.var(list(one.values())) * len(one) if one else 0.0 for one in settings])
-        freedom = np.maximum(counts - 1.0, 0.0)
-    known, whole = freedom > 0, float(freedom.sum())
-    if not known.any():
-        return None
-    own = np.divide(squares, freedom, out=np.zeros(len(settings)), where=known)
+        own, shared, within = _variances(squares, freedom, steps)
+        alike = min(2 * alike, 2 * within, 1.0)  # one wild setting moves all settings' blocks: hence both tests
+    return Pool(np.maximum(own, shared), float(freedom.sum()), alike)
+
+
+def _variances(squares: Floats, freedom: Floats, steps: Sequence[float]) -> tuple[Floats, float, float]:
+    """Each setting's variance, that of all together, and Bartlett's p that all are one."""
+    known = freedom > 0
+    own = np.divide(squares, freedom, out=np.zeros(len(squares)), where=known)
     own = np.maximum(own, np.square(steps) / 12)
-    shared = float((own * freedom).sum() / whole)
-    return Pool(np.maximum(own, shared), whole, _bartlett(own[known], freedom[known], shared))
+    shared = float((own * freedom).sum() / freedom.sum())
+    return own, shared, _bartlett(own[known], freedom[known], shared)
 
 
 def _bartlett(variances: Floats, freedom: Floats, shared: float) -> float:

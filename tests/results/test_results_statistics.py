@@ -279,6 +279,16 @@ def test_settings_that_vary_unlike_are_not_pooled():
     assert rounded is not None and rounded.variance == pytest.approx(1 / 360**2 / 12)  # figures that coincide
 
 
+def test_one_wild_setting_of_few_is_noticed_with_the_same_seeds():
+    """It moves the mean of every seed, so that all four settings are left with much the same of it."""
+    steady = [(0.950, 0.953, 0.948), (0.947, 0.955, 0.940), (0.936, 0.957, 0.949)]
+    table = [dict(enumerate(row)) for row in (*steady, (0.40, 0.95, 0.62))]
+    found = pool(table, [1 / 360] * 4)
+    assert found is not None and not found.holds and found.alike < 1e-3
+    alike = pool([*table[:3], {0: 0.94, 1: 0.95, 2: 0.945}], [1 / 360] * 4)
+    assert alike is not None and alike.holds
+
+
 @pytest.mark.parametrize("spread", ["alike", "lognormal", "one of ten times", "baseline of three times"])
 def test_a_setting_is_seldom_better_than_itself_with_a_pooled_variance(spread):
     """400 tables of nine settings against a baseline, three runs each: a wrong BETTER in at most 5 % of them."""
