@@ -25,7 +25,7 @@ from kdbench.results.render import (
     verdict_cells,
     write_parquet,
 )
-from kdbench.results.rows import Comparison, Row, by_task, compare, metric_names
+from kdbench.results.rows import COSTS, Comparison, Row, by_task, compare, metric_names
 from kdbench.results.selection import baseline, by, conditions, known_key, pivot, where
 from kdbench.results.statistics import FEWEST
 from kdbench.results.verdicts import Rule, Verdicts, against, best_against_others, every_pair
@@ -142,6 +142,9 @@ def _parse() -> argparse.Namespace:
     for name in ("report", "parquet"):
         file = getattr(arguments, name)
         require(not file or not file.exists() or file.is_file(), f"--{name}", file, "a file, or not there yet")
+    for name in ("svg", "png"):
+        folder = getattr(arguments, name)
+        require(not folder or not folder.exists() or folder.is_dir(), f"--{name}", folder, "a folder, or not there yet")
     return arguments
 
 
@@ -249,15 +252,17 @@ def _refuse_unknown(metrics: list[str], runs: list[Run]) -> None:
 
 def _order(comparison: Comparison, key: str | None, metrics: list[str]) -> Callable[[Row], tuple[int, float, str]]:
     """The sorting key of rows; without a wish, the best first."""
-    known = [*comparison.columns, *metrics, "teacher", "n", "agreement", "seconds"]
+    known = [*comparison.columns, *metrics, "teacher", "n", "agreement", "seconds", *COSTS]
     if key is not None and key not in known:
-        raise UserError(f"--sort {key}: there is no such column. {nearest(key, known)} Columns: {', '.join(known)}")
+        hint = nearest(key, known, "Did you mean {}? ")
+        raise UserError(f"--sort {key}: there is no such column. {hint}Columns: {', '.join(known)}")
     name = key or metrics[0]
-    sign = 1 if name in comparison.columns else -comparison.metric(name).better
+    sign = 1 if name in (*comparison.columns, *COSTS) else -comparison.metric(name).better
 
     def order(row: Row) -> tuple[int, float, str]:
         fixed = {"teacher": row.teacher.mean, "agreement": row.agreement.mean, "seconds": row.seconds.mean}
-        figures = {"n": len(row.runs), **fixed, **{k: figure.mean for k, figure in row.metrics.items()}}
+        cost = {k: figure.mean for k, figure in row.cost.items()}
+        figures = {"n": len(row.runs), **fixed, **cost, **{k: figure.mean for k, figure in row.metrics.items()}}
         value = row.differs.get(name) if name in comparison.columns else figures[name]
         if isinstance(value, (int, float)):
             return 0, sign * value, ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +26,8 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(read_status(paths).as_json(), indent=1))
         return 0
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(width=width, markup=False, highlight=False, soft_wrap=True)
     if arguments.watch is None:
         console.print(_shown(read_status(paths)))
         return 0
@@ -54,7 +56,7 @@ def _parse() -> argparse.Namespace:
 
 def _shown(status: Status) -> Group:
     counts = [f"{len(found)} {state}" for state in STATES if (found := status.of(state))]
-    head = f"{len(status.points)} runs: {', '.join(counts) or 'none'}"
+    head = f"{len(status.points)} run{'s' if len(status.points) != 1 else ''}: {', '.join(counts) or 'none'}"
     if status.left is not None:
         head += f"; about {_span(status.left)} left"
     elif (status.of("waiting") or status.of("stopped")) and not status.sweeps and not status.of("running"):

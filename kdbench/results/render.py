@@ -51,7 +51,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> str:
     """A Markdown table; the columns in `words` are aligned to the left."""
     rule = ["---" if title in words else "---:" for title in header]
-    escaped = [[text.replace("|", "\\|") for text in line] for line in [header, rule, *rows]]
+    escaped = [[text.replace("|", "\\|").replace("<", "&lt;") for text in line] for line in [header, rule, *rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
@@ -63,7 +63,11 @@ def latex(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[
     return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}"])
 
 
-_TEX = {"±": r"$\pm$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEX = {
+    "±": r"$\pm$",
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+}
 
 
 def _tex(text: str) -> str:

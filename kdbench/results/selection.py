@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from kdbench.errors import UserError, nearest
+from kdbench.counted import is_seed
+from kdbench.errors import UserError, nearest, require
 from kdbench.results.read import Run
 from kdbench.results.render import figure, setting
 from kdbench.results.rows import Comparison, Row, named_choices
@@ -84,7 +85,10 @@ def baseline(comparison: Comparison, text: str) -> Row:
 
 
 def pivot(comparison: Comparison, rows: str, columns: str, metric: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of one metric laid out by two keys. Raises UserError for two settings in one cell."""
+    """Header and rows of one metric laid out by two keys. Raises UserError for two settings in one cell and for
+    seeds, over which a cell is the mean."""
+    for key, option in ((rows, "--rows"), (columns, "--columns")):
+        require(not is_seed(key), option, key, "a key of settings: a cell is the mean over seeds")
     placed: dict[tuple[str, str], Row] = {}
     for row in comparison.rows:
         place = (str(value_of(row.runs[0], rows)), str(value_of(row.runs[0], columns)))

@@ -118,6 +118,21 @@ def test_sorted_by_a_column(run_compare, sweep):
     assert [line.split()[1] for line in out.splitlines()[2:5]] == ["4", "2", "1"]
 
 
+def test_sorted_by_what_runs_cost(run_compare, tmp_path):
+    for loss, seconds in (("kl", 3.0), ("dkd", 1.0), ("ce", 2.0)):
+        write(tmp_path / loss, {**result(0.9, choices={"loss": loss}), "cost": {"cpu_seconds": seconds}})
+    lines = run_compare(tmp_path, "--sort", "cpu_seconds")[1].splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["dkd", "ce", "kl"]
+
+
+def test_names_stay_text_in_markdown_and_latex(run_compare, tmp_path):
+    for name in ("<b>", "a|b"):
+        write(tmp_path / name, result(0.9, choices={"loss": name}))
+    marked, typeset = (run_compare(tmp_path, option)[1] for option in ("--markdown", "--latex"))
+    assert "| &lt;b> |" in marked and "a\\|b" in marked
+    assert "\\textless{}b\\textgreater{}" in typeset and "a\\textbar{}b" in typeset
+
+
 def test_csv_and_json_are_fractions_with_all_digits(run_compare, sweep):
     _, out, _ = run_compare(sweep, "--csv")
     header, first = out.splitlines()[:2]
@@ -148,7 +163,9 @@ def test_markdown(run_compare, sweep):
         (["runs", "--against", "loss=ce"], "must name one setting, names 0"),
         (["runs", "--rows", "loss"], "--rows and --columns go together"),
         (["runs", "--rows", "loss", "--columns", "studen"], "--columns studen: no run has this key"),
+        (["runs", "--rows", "loss", "--columns", "seed"], "--columns = seed: must be a key of settings"),
         (["runs", "--by", "loss", "--csv"], "makes several tables"),
+        (["runs", "--svg", "runs/digits/dkd/result.json"], "must be a folder, or not there yet"),
     ],
 )
 def test_mistakes_are_messages(run_compare, sweep, tmp_path, monkeypatch, arguments, words):
