@@ -22,6 +22,7 @@ def conditions(text: str, option: str) -> dict[str, str]:
         key, equals, value = part.partition("=")
         if not equals or not key:
             raise UserError(option, text, "KEY=VALUE, several with commas, e.g. loss=kl,loss.tau=4")
+        require(key not in found, option, text, f"one value a key, and {key} has two")
         found[key] = value
     return found
 

@@ -157,6 +157,7 @@ def test_markdown(run_compare, sweep):
         (["runs", "--metric", "test/top"], "Did you mean test/top1"),
         (["runs", "--where", "loss"], "--where = loss: must be KEY=VALUE"),
         (["runs", "--where", "loss=ce"], "their values: dkd, kl"),
+        (["runs", "--where", "loss=kl", "--where", "loss=dkd"], "one value a key, and loss has two"),
         (["runs", "--where", "los=ce"], "--where los: no run has this key"),
         (["runs", "--by", "studen"], "Did you mean student"),
         (["runs", "--against", "loss=kl"], "must name one setting, names 2"),

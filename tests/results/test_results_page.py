@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 
 from kdbench.results.plots.plot import Axis, Cells, Plot, Series, decades, linear, logarithmic, round_ticks
+from kdbench.results.plots.runs import candidates
 from kdbench.results.plots.svg import HEIGHT, svg
 from kdbench.results.predictions import predictions
+from kdbench.results.read import read_runs
+from kdbench.results.rows import compare
 from tests.support.results import result, write
 
 EVIL = "<script>alert(1)</script>"
@@ -47,6 +50,19 @@ def sweep(tmp_path: Path) -> Path:
             for seed in range(3):
                 finished(tmp_path / "runs" / f"{loss}-{tau}-{seed}", loss, tau, seed)
     return tmp_path / "runs"
+
+
+def test_every_candidate_of_a_search_is_drawn_one_colour_a_family(tmp_path):
+    finished(tmp_path / "a", "ptloss", 1, 0)
+    kinds = [f"{kind} M={order}" for kind in ("r/m", "uniform", "fit") for order in (1, 3, 5)]
+    origins = [f"{kind} r={size}" for kind in kinds for size in (1, 2)]
+    found = [{"rank": i, "origin": name, "choose": 0.1 + i, "held_out": 0.2} for i, name in enumerate(origins)]
+    (tmp_path / "a" / "epsilon.json").write_text(json.dumps({"candidates": found}))
+    (plot,) = candidates(compare(read_runs([tmp_path]).runs).rows, [])
+    *families, chosen = plot.series
+    assert sorted(x for one in families for x in one.x) == [one["choose"] for one in found] and chosen.x == [0.1]
+    assert [one.name for one in families] == ["", *kinds[:6]]
+    assert "18 candidates" in plot.note and "gray" in plot.note
 
 
 class Page(HTMLParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -153,18 +154,20 @@ def candidates(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[Plot]:
         found = [one for one in table if _candidate(one)] if isinstance(table, list) else []
         if len(found) < 2:
             continue
-        origins = list(dict.fromkeys(one["origin"] for one in found))[: MOST_SERIES - 1]
-        series = [
-            Series(
-                printable(origin), *_scores([one for one in found if one["origin"] == origin]), kind="points", colour=i
-            )
-            for i, origin in enumerate(origins)
-        ]
+        families: dict[str, list[Any]] = {}
+        for one in found:  # "r/m M=3 r=2.5": the same but for its size
+            families.setdefault(re.sub(r" r=\S+$", "", one["origin"]), []).append(one)
+        named = list(families.items())[: MOST_SERIES - 1]
+        rest = [one for family in list(families.values())[MOST_SERIES - 1 :] for one in family]
+        series = [Series("", *_scores(rest), kind="points", colour=-1)] if rest else []
+        for i, (name, family) in enumerate(named):
+            series.append(Series(printable(name), *_scores(family), kind="points", colour=i))
         chosen = min(found, key=lambda one: one["rank"])
         series.append(Series("chosen", *_scores([chosen]), kind="points", colour=MOST_SERIES - 1))
         criterion = printable(str(record.get("criterion", "score")))
         note = (
-            f"{len(found)} candidates of {setting(row, columns)}, seed {run.result.seed}; less is better on both axes."
+            f"{len(found)} candidates of {setting(row, columns)}, seed {run.result.seed}; less is better on both axes"
+            + ("; those without a name are gray." if rest else ".")
         )
         x = linear(f"{criterion} where they are compared", [one["choose"] for one in found])
         y = linear("on the held-out half", [one["held_out"] for one in found])
