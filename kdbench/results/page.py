@@ -40,7 +40,8 @@ figcaption{font-size:.85rem}svg.plot{width:100%;height:auto;display:block}
 dt{font-weight:600}dd{margin:0 0 .5rem;overflow-wrap:anywhere}li{overflow-wrap:anywhere}
 @media print{:root{--ink:#000;--soft:#444;--faint:#ccc;--paper:#fff;--good:#000;--bad:#000}
 body{max-width:none;padding:0;font-size:10pt}.wide{overflow:visible}th{position:static}
-.plots{grid-template-columns:1fr 1fr}th,td{white-space:normal}}
+.plots{grid-template-columns:1fr 1fr}table{font-size:8pt}
+th,td{white-space:normal;padding:.15rem .3rem}.told{min-width:0}}
 """
 
 

@@ -206,3 +206,15 @@ def test_a_browser_shows_it(run_compare, sweep, tmp_path):
         seen = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
         assert image.getpixel((3, 3))[:3] == (255, 255, 255)
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)} <= seen
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no browser here to look with")
+def test_on_paper_no_column_is_cut_off(run_compare, sweep, tmp_path):
+    report, printed = tmp_path / "report.html", tmp_path / "printed.html"
+    run_compare(sweep, "--where", "loss=kl", "--report", report)
+    measured = "<script>document.title = document.documentElement.scrollWidth</script>"
+    printed.write_text(report.read_text(encoding="utf-8").replace("@media print", "@media all") + measured, "utf-8")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=720,900"]
+    words += [f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom", printed.as_uri()]
+    page = subprocess.run([str(BROWSER), *words], check=True, capture_output=True, timeout=120, text=True).stdout
+    assert "<title>720</title>" in page and "on such images" in page
