@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -143,12 +143,14 @@ class DistillationLoss(nn.Module):
         raise NotImplementedError
 
     @property
-    def needs_means(self) -> str:
-        """The teacher's feature whose mean over the training images of each class `learn_means` wants; "": none."""
+    def surveyed(self) -> str:
+        """The teacher's feature that `survey` wants to see of every training image; "": none. Its name may be a guess
+        until `setup`."""
         return ""
 
-    def learn_means(self, means: Tensor) -> None:
-        """Keep the means [C, D], 0 for a class without images, in a buffer; once, before training, if `needs_means`."""
+    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Keep in a buffer what the loss learns of the feature `surveyed`, given as (values [B, ...], label [B]) over
+        the training set as it is, in its order; once, before training, if there is one."""
         raise NotImplementedError
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:

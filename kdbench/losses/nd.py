@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from kdbench.arguments.ranges import Dropout
 from kdbench.losses.adapters import BatchNorm
 from kdbench.losses.base import Smoothing, Weights, number
 from kdbench.losses.features import FeatureLoss
-from kdbench.losses.functional import class_index, mean_over
+from kdbench.losses.functional import class_index, mean_over, one_hot, real
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -55,11 +56,19 @@ class ND(FeatureLoss):
         return f"{text}, f = pooled, c = the teacher's means of f by class, {kind}"
 
     @property
-    def needs_means(self) -> str:
+    def surveyed(self) -> str:
         return "pooled"
 
-    def learn_means(self, means: Tensor) -> None:
-        self.means.copy_(means)
+    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """The mean of each class; 0 for one without images."""
+        classes = len(self.means)
+        total, count = torch.zeros(()), torch.zeros(classes, device=self.means.device)
+        for values, label in batches:
+            rows = real(values).flatten(1)
+            chosen = one_hot(label, classes, rows.dtype)
+            total = chosen.T @ rows + total.to(chosen.device)
+            count = count + chosen.sum(0)
+        self.means.copy_(total / count.clamp_min(1)[:, None])
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         super().setup(student, teacher)

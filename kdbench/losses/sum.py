@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -101,15 +101,15 @@ class Sum(DistillationLoss):
             part.setup(student, teacher)
 
     @property
-    def needs_means(self) -> str:
-        wanting = {name: part for name, part in self.named_losses() if part.needs_means}
-        one = self._only(wanting, "wants the means of classes")
-        return one.needs_means if one else ""
+    def surveyed(self) -> str:
+        wanting = {name: part for name, part in self.named_losses() if part.surveyed}
+        one = self._only(wanting, "surveys the training set")
+        return one.surveyed if one else ""
 
-    def learn_means(self, means: Tensor) -> None:
+    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         for _, part in self.named_losses():
-            if part.needs_means:
-                part.learn_means(means)
+            if part.surveyed:
+                part.survey(batches)
 
     @property
     def needs_calibration(self) -> bool:

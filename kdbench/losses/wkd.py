@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative, Positive, Share, Text, within
 from kdbench.errors import UserError, require
-from kdbench.losses.adapters import classifier_of
+from kdbench.losses.adapters import classifier_of, pooled_map
 from kdbench.losses.base import DistillationLoss, Moderate, Smoothing, Steps, Weights, detached, number
 from kdbench.losses.functional import class_index, log_probs, mean_over, real
 from kdbench.types import LossTerms, Outputs, Parts, Target
@@ -37,6 +38,15 @@ def finest(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
+def cka_distances(rows: Tensor) -> Tensor:
+    """1 - linear CKA [C, C] of rows [C, N, D], the n-th of a class beside the n-th of another (Kornblith et al. 2019,
+    on centred features): 1 - |X'Y|^2 / (|X'X| |Y'Y|), Frobenius norms. 1 for a class whose rows are all the same."""
+    rows = rows - rows.mean(1, keepdim=True)
+    shared = torch.stack([(one.mT @ rows).square().sum((1, 2)) for one in rows])
+    norms = shared.diagonal().sqrt().clamp_min(1e-12)
+    return 1 - shared / (norms[:, None] * norms)
+
+
 def cosine_distances(rows: Tensor) -> Tensor:
     """1 - cos [C, C] of the rows [C, D]."""
     rows = F.normalize(real(rows.detach()), dim=-1)
@@ -48,10 +58,12 @@ class WKD(DistillationLoss):
     softmaxes of t and s, N the softmax over all classes but y (Lv et al. 2024, WKD-L).
 
     W: the cost of transport at `iterations` of Sinkhorn's with the regularisation `blur`, where moving from class i to
-    j costs 1 - exp(-sharpen c_ij). `cost`: classifier, c = 1 - cos of the rows of the teacher's last layer; or a file
-    (.pt, .npy) with a matrix [C, C], as the authors make one from CKA of the classes' features. d falls from 1 to 0
-    along half a cosine after the share `decay` of the training (the authors: after 150 of 240 epochs). Needs one class
-    a sample; averaged over labelled samples.
+    j costs 1 - exp(-sharpen c_ij). `cost`: classifier, c = 1 - cos of the rows of the teacher's last layer; cka, c = 1
+    less linear CKA of two classes' training images in the map whose mean the teacher's classifier reads, image beside
+    image and place beside place, as many of each class as the smallest has (the authors' on CIFAR-100, where classes
+    are of one size); or a file (.pt, .npy) with a matrix [C, C]. cka costs a pass of the teacher over the training set
+    and memory for that map of all of it. d falls from 1 to 0 along half a cosine after the share `decay` of the
+    training (the authors: after 150 of 240 epochs). Needs one class a sample; averaged over labelled samples.
     """
 
     costs: Tensor
@@ -75,6 +87,7 @@ class WKD(DistillationLoss):
         self.tau, self.cost, self.sharpen = tau, cost, sharpen
         self.blur, self.iterations, self.decay = blur, iterations, decay
         self.register_buffer("costs", torch.empty(0))
+        self.place = "map" if cost == "cka" else ""  # or the last stage: known from `setup` on
 
     @property
     def least_classes(self) -> int:
@@ -84,7 +97,8 @@ class WKD(DistillationLoss):
     def formula(self) -> str:
         distill = f"{'d ' if self.decay < 1 else ''}W(N(s/tau), N(t/tau))"
         text = self.written(task=self.task_text, target="(-p_y log q_y)", distill=distill)
-        cost = "c = 1 - cos of t's classifier" if self.cost == "classifier" else f"c of {Path(self.cost).name}"
+        own = {"classifier": "c = 1 - cos of t's classifier", "cka": "c = 1 - linear CKA of t's maps by class"}
+        cost = own.get(self.cost, f"c of {Path(self.cost).name}")
         sinkhorn = f"{self.iterations} iterations at blur {number(self.blur)}"
         falls = f", d falls from 1 to 0 after {number(self.decay)} of the training" if self.decay < 1 else ""
         moved = f"W: transport at cost 1 - exp(-{number(self.sharpen)} c), {cost}, {sinkhorn}"
@@ -96,13 +110,30 @@ class WKD(DistillationLoss):
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         """Raises UserError for costs that are not one a pair of classes."""
-        if self.cost != "classifier":
-            self._set(read_costs(self.cost).to(student.logits.device))
         classes = student.logits.shape[-1]
+        if self.cost == "cka":
+            self.place = pooled_map(teacher, "wkd") if teacher is not None else self.place
+            self._set(torch.zeros(classes, classes, device=student.logits.device))  # until `survey`, or a checkpoint
+        elif self.cost != "classifier":
+            self._set(read_costs(self.cost).to(student.logits.device))
         allowed = f"a matrix of {classes} x {classes} numbers of at least 0"
         own = "classifier: the teacher's last layer has no row for each class; name a file"
         fits = tuple(self.costs.shape) == (classes, classes)
         require(fits, "cost", self.cost, own if self.cost == "classifier" else allowed)
+
+    @property
+    def surveyed(self) -> str:
+        return self.place
+
+    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Raises UserError for a class without images, and for several labels an image."""
+        found = [(real(values), class_index(label, "wkd")) for values, label in batches]
+        maps = torch.cat([values.flatten(2).mT for values, _ in found])
+        label, labelled = (torch.cat(column) for column in zip(*(index for _, index in found), strict=True))
+        members = [(labelled & (label == index)).nonzero().flatten() for index in range(len(self.costs))]
+        least = min(map(len, members))
+        require(least > 0, "cost", self.cost, "classifier or a file: a class has no training image to compare")
+        self._set(cka_distances(torch.stack([maps[rows[:least]].flatten(0, 1) for rows in members])))
 
     def _set(self, distances: Tensor) -> None:
         sharpened = 1 - (-self.sharpen * distances).exp() if self.sharpen else distances
@@ -146,7 +177,7 @@ def read_costs(name: str) -> Tensor:
         ".npy": lambda path: torch.from_numpy(numpy.load(path, allow_pickle=False)),
     }
     path = Path(name)
-    require(path.suffix in readers, "cost", name, "classifier, or a file .pt or .npy")
+    require(path.suffix in readers, "cost", name, "classifier, cka, or a file .pt or .npy")
     try:
         found = readers[path.suffix](path)
     except Exception as error:  # an unpickler raises whatever it meets

@@ -39,7 +39,7 @@ def mutual(
     specs = [recipe.student] * peers if students is None else specs_named(recipe, students, "procedure.students")
     recipe.need_taught_loss("a loss that learns from a teacher, e.g. kl")
     loss = recipe.loss.make()
-    plain = not (loss.extends or loss.first_training or loss.needs_means)
+    plain = not (loss.extends or loss.first_training or loss.surveyed)
     require(plain, "loss", recipe.loss.name, "a loss that needs nothing of a trained teacher before the training")
     with opened(recipe, out) as series:
         own = replace(series.recipe, student=_joint(specs), loss=_mutual(recipe.loss, len(specs)))

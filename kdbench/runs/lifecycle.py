@@ -24,7 +24,7 @@ from kdbench.engine.graph import learns
 from kdbench.engine.log import NoLog, ProgressView, RunLog
 from kdbench.engine.loggers import About, Guarded
 from kdbench.engine.trainer import Member, fit
-from kdbench.errors import Busy, UserError, require
+from kdbench.errors import Busy, UserError, require, under
 from kdbench.files import lock, read_object, remove_leftovers, write_json
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import count_parameters, flops_of
@@ -47,11 +47,11 @@ from kdbench.runs.serving import serve
 from kdbench.runs.stage import (
     Stage,
     Start,
-    class_means,
     eval_sets,
     first_stage,
     identity_of,
     make_learner,
+    seen_by,
     train_batches,
     with_extension,
 )
@@ -253,8 +253,10 @@ def _member(
         log.info("%s: continues after epoch %d", stage.folder, epochs_done, extra=_about(stage))
     learner = make_learner(stage, teacher, batches, sets, placement)
     calibration = _calibrate(learner.distiller.loss, stage, teacher) if state is None else None
-    if state is None and teacher is not None and (feature := learner.distiller.loss.needs_means):
-        learner.distiller.loss.learn_means(class_means(teacher.trained(), feature, stage.data, placement))
+    if state is None and teacher is not None and (feature := learner.distiller.loss.surveyed):
+        seen = seen_by(teacher.trained(), feature, stage.data, placement)
+        with under(stage.recipe.loss.key):
+            learner.distiller.loss.survey(seen)
     recipe, record = stage.recipe, stage.recipe.record
     begun = {"started": _now(), "epochs_done": epochs_done}
     about_run = {**begun, "choices": dict(record.choices), "config": record.config}

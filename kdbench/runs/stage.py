@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from kdbench.engine.options import TrainerOptions
 from kdbench.engine.schedule import lr_factors
 from kdbench.errors import require, under
 from kdbench.losses.base import DistillationLoss, First
-from kdbench.losses.functional import one_hot
 from kdbench.models.adopt import checkpoint_gradients
 from kdbench.models.base import sketched
 from kdbench.models.interface import parts_of
@@ -146,19 +145,14 @@ def refuse_views(loss: DistillationLoss, name: str, augment: Augment, mix: objec
     require(world.size() == 1, "loss", name, f"another under torchrun: {why}, and a process has only some rows")
 
 
-def class_means(network: nn.Module, feature: str, data: Bundle, placement: Placement) -> Tensor:
-    """The mean of a teacher's feature over the training images of each class, as they are [C, D]; 0 for a class without
-    any. Costs a pass over the training set."""
-    classes = data.info.num_classes
+def seen_by(network: nn.Module, feature: str, data: Bundle, placement: Placement) -> Iterator[tuple[Tensor, Tensor]]:
+    """(a teacher's feature, labels) of the training set as it is, a batch at a time. Costs a pass over it."""
     data = data.read_by_teacher()
     loading = Loading(500, device=placement.device, channels_last=placement.channels_last)
-    total, count = torch.zeros(()), torch.zeros(classes, device=placement.device)
-    with evaluating(network):
-        for batch in EvaluationBatches(data, data.train, loading):
-            chosen = one_hot(batch.target.label, classes)
-            total = chosen.T @ network(batch.input).features[feature].float().flatten(1) + total.to(chosen.device)
-            count = count + chosen.sum(0)
-    return total / count.clamp_min(1)[:, None]
+    for batch in EvaluationBatches(data, data.train, loading):
+        with evaluating(network):
+            values = network(batch.input).features[feature]
+        yield values, batch.target.label
 
 
 def train_batches(stage: Stage, placement: Placement) -> TrainingBatches:

@@ -60,7 +60,7 @@ def _refuse_several(trainer: TrainerOptions, loss: LossSpec, made: DistillationL
         world.refuse_several("trainer.accumulate", trainer.accumulate, "each has its part of a batch already")
     if type(made).attach is not DistillationLoss.attach:
         world.refuse_several(loss.key, loss.name, "it reads the networks' weights, whose gradients are parts there")
-    if made.extends or made.needs_means or made.first_training is not None:
+    if made.extends or made.surveyed or made.first_training is not None:
         world.refuse_several(loss.key, loss.name, "it makes the student, or learns of the teacher, before the training")
 
 

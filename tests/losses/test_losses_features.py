@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -284,3 +285,40 @@ def test_fitnets_first_stage_is_half_the_squared_distance_and_its_second_a_falli
     for progress, factor in ((0.0, 4.0), (0.5, 2.5), (1.0, 1.0)):
         there = target._replace(progress=torch.tensor(progress))
         torch.testing.assert_close(loss(student, teacher, there).parts["distill"], factor * kl)
+
+
+def surveyed(values: torch.Tensor, label: torch.Tensor, cut: int) -> torch.Tensor:
+    """The costs that wkd makes of a map seen in two batches."""
+    student, teacher, _ = batch(0)
+    teacher.features["stage3"] = values[:1].expand(len(teacher.logits), *values.shape[1:])
+    teacher.features["pooled"] = teacher.features["stage3"].mean((2, 3))
+    loss = build("wkd", cost="cka", sharpen=0.0)
+    loss.attach(None, None)
+    loss.setup(student, teacher)
+    assert loss.surveyed == "stage3"
+    loss.survey([(values[:cut], label[:cut]), (values[cut:], label[cut:])])
+    return loss.costs
+
+
+def test_wkd_s_costs_are_one_minus_linear_cka_of_the_classes_maps():
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) by centred Gram matrices; the code multiplies features instead."""
+    random = torch.Generator().manual_seed(0)
+    label = torch.cat([torch.arange(C).repeat(3), torch.tensor([-1, 0, 0])])
+    label = label[torch.randperm(len(label), generator=random)]
+    values = torch.randn(len(label), 5, 2, 3, generator=random, dtype=torch.float64) + 1
+    found = surveyed(values, label, 7).numpy()
+    rows = values.permute(0, 2, 3, 1).numpy()
+    members = [rows[(label == k).numpy()][:3].reshape(18, 5) for k in range(C)]
+    centre = np.eye(18) - 1 / 18
+    grams = [centre @ x @ x.T @ centre for x in members]
+    for i in range(C):
+        for j in range(C):
+            hsic, own, other = (np.trace(a @ b) for a, b in ((grams[i], grams[j]), (grams[i],) * 2, (grams[j],) * 2))
+            assert found[i, j] == pytest.approx(max(1 - hsic / math.sqrt(own * other), 0) + 1e-8, rel=1e-9, abs=1e-12)
+
+
+def test_wkd_s_costs_of_maps_that_tell_nothing():
+    label = torch.arange(2 * C) % C
+    assert torch.allclose(surveyed(torch.ones(2 * C, 5, 2, 2), label, 3), torch.tensor(1.0))
+    with pytest.raises(UserError, match=r"cost = cka: .* a class has no training image"):
+        surveyed(torch.ones(2 * C, 5, 2, 2), label.clamp_min(1), 3)

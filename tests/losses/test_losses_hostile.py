@@ -31,8 +31,8 @@ def test_value_and_gradient_are_finite(name, classes, samples):
     student, teacher, target = made(name, 24, classes, 30)
     attach(loss, student, teacher)
     loss.setup(student, teacher)
-    if loss.needs_means:
-        loss.learn_means(torch.randn(classes, teacher.features[loss.needs_means].shape[1]))
+    if loss.surveyed:
+        loss.survey([(teacher.features[loss.surveyed], target.label)])
     if loss.needs_calibration:
         loss.calibrate(teacher.logits, target.label)
     student, teacher, target = made(name, samples, classes, 3)

@@ -90,7 +90,7 @@ def prepared(case: dict[str, object], dtype: torch.dtype) -> tuple[DistillationL
         if name.endswith(".base"):  # where torch's orthogonal matrices start from
             buffer.copy_(torch.eye(*buffer.shape))
     if case.get("means"):
-        loss.learn_means(wave((5, 8), 2.5))
+        loss.survey([(wave((5, 8), 2.5), torch.arange(5))])
     loss.epochs = case.get("epochs")  # type: ignore[assignment]
     return loss, student, teacher
 

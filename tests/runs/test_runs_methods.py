@@ -29,7 +29,7 @@ VIT = [
 # Where perceptrons would not do: what reads maps, and what reads tokens.
 NETWORKS = {
     "hsakd": ["teacher=resnet8", "student=resnet8"], "fcfd": ["teacher=resnet8", "student=wrn_16_1"], "vitkd": VIT,
-    "fitnet_hints": ["teacher=resnet8", "student=resnet8"],
+    "fitnet_hints": ["teacher=resnet8", "student=resnet8"], "wkd": ["teacher=resnet8", "student=mlp"],
 }  # fmt: skip
 
 
@@ -53,6 +53,19 @@ def test_two_views_are_served_by_a_table_as_by_the_live_teacher(monkeypatch):
     assert_same(live, table)
 
 
+def test_costs_of_the_training_images_are_the_same_beside_a_table_and_in_a_cohort():
+    words = [*NETWORKS["wkd"], "loss=wkd", "loss.cost=cka", "schedule.epochs=1", "teacher.schedule.epochs=1"]
+    live, table = (train(*words, f"teacher.table={state}", out=state) for state in ("off", "on"))
+    assert_same(live, table)
+    plain = train(*[word for word in words if "cka" not in word], "teacher.table=off", out="plain")
+    assert any(not torch.equal(weights(live)[key], value) for key, value in weights(plain).items())
+    assert_cohort_is_its_runs({"wkd": [*NETWORKS["wkd"], "loss.cost=cka"], "kl": NETWORKS["wkd"]}, [])
+
+
+def test_costs_of_the_training_images_need_a_map():
+    assert "the teacher has no map that its classifier reads" in refusal(*MLPS, "loss=wkd", "loss.cost=cka")
+
+
 @pytest.mark.parametrize("words", [["loss=crld"], ["loss=mlkd", "loss.views=2"]])
 def test_a_loss_over_two_views_needs_them(words):
     said = refusal(*MLPS, *words)
@@ -72,9 +85,9 @@ def test_an_optimizer_that_keeps_terms_apart_needs_its_terms():
         ["loss=deepkd", "optimizer=deepkd"], ["loss=dhkd", "optimizer=aligned_sgd", "loss.hidden=8"],
         ["loss=kl", "optimizer=dot"], ["loss=pskd", "loss.as_published=true", "teacher=none"], PAIRED,
         [*TURNED, "loss=sskd"], [*TURNED, "loss=hsakd"], ["loss=fcfd"], ["loss=vitkd"],
-        ["loss.epochs=1", "loss=fitnet_hints"],
+        ["loss.epochs=1", "loss=fitnet_hints"], ["loss.cost=cka", "loss=wkd"],
     ],
-    ids=["deepkd", "dhkd", "dot", "pskd", "crld", "sskd", "hsakd", "fcfd", "vitkd", "fitnet_hints"],
+    ids=["deepkd", "dhkd", "dot", "pskd", "crld", "sskd", "hsakd", "fcfd", "vitkd", "fitnet_hints", "wkd"],
 )  # fmt: skip
 def test_a_run_that_was_stopped_continues_to_the_last_bit(words, monkeypatch):
     from kdbench.engine.trainer import Member
