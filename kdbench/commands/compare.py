@@ -213,6 +213,9 @@ def _refuse_impossible(arguments: argparse.Namespace) -> None:
         raise UserError(f"--by {arguments.by}: makes several tables, --{arguments.format} is one; use --where")
     if (arguments.rows or arguments.checklist) and arguments.format in ("json", "csv"):
         raise UserError(f"--{arguments.format}: a table for machines has all runs; leave out --rows and --checklist")
+    if arguments.by and arguments.against not in (None, "all"):
+        named = conditions(arguments.against, "--against")
+        require(arguments.by not in named, "--by", arguments.by, "a key that --against does not name")
     margin = arguments.margin
     require(margin is None or 0 <= margin < math.inf, "--margin", margin, "a number of 0 or more")
     files = [name for name in _FILES if getattr(arguments, name)]

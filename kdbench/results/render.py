@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -232,7 +233,18 @@ def as_json(comparison: Comparison, problems: Sequence[tuple[Any, str]], verdict
         }
         about = {"metric": verdicts.metric, "comparisons": verdicts.comparisons, "pooled": pool}
         whole["verdicts"] = {**about, "seed_correlation": verdicts.correlation, "of": told}
-    return json.dumps(whole, indent=2, default=str)
+    return json.dumps(_finite(whole), indent=2, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither infinity, which is "inf" here, nor what is not a number, which is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [*map(_finite, value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 def _on_images(judged: Judged) -> dict[str, object]:

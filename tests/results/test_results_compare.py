@@ -142,6 +142,14 @@ def test_csv_and_json_are_fractions_with_all_digits(run_compare, sweep):
     assert rows[1]["metrics"]["last"]["std"] == pytest.approx(0.01) and rows[1]["n"] == 3
 
 
+def test_json_is_what_other_programs_read(run_compare, tmp_path):
+    for tau in (4.0, float("inf")):
+        write(tmp_path / str(tau), result(0.9, loss__tau=tau, last={"test/nll": float("nan")}))
+    text = run_compare(tmp_path, "--json", "--metric", "last,test/nll")[1]
+    rows = json.loads(text, parse_constant=pytest.fail)["rows"]
+    assert {row["differs"]["loss.tau"] for row in rows} == {4, "inf"} and rows[0]["metrics"]["test/nll"]["mean"] is None
+
+
 def test_markdown(run_compare, sweep):
     lines = run_compare(sweep, "--markdown")[1].splitlines()
     assert lines[0].startswith("| loss | loss.tau | teacher % |") and lines[1].startswith("| --- | --- | ---: |")
@@ -166,6 +174,7 @@ def test_markdown(run_compare, sweep):
         (["runs", "--rows", "loss", "--columns", "studen"], "--columns studen: no run has this key"),
         (["runs", "--rows", "loss", "--columns", "seed"], "--columns = seed: must be a key of settings"),
         (["runs", "--by", "loss", "--csv"], "makes several tables"),
+        (["runs", "--by", "loss", "--against", "loss=kl"], "--by = loss: must be a key that --against does not name"),
         (["runs", "--svg", "runs/digits/dkd/result.json"], "must be a folder, or not there yet"),
     ],
 )
