@@ -12,6 +12,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from kdbench import build
+from kdbench.errors import require
 from kdbench.results.report import show
 from kdbench.results.result import is_finished, read_result
 from kdbench.runs.lifecycle import run_stages
@@ -22,6 +23,7 @@ from kdbench.runs.trial import refuse_unmeasured, try_networks
 
 log = logging.getLogger(__name__)
 
+SINGLE = {"_target_": "kdbench.procedures.single.single"}  # the procedure that a cohort replaces
 Outcome = float | None | Exception  # what a run's sweeper reads, or why it failed
 
 
@@ -64,8 +66,10 @@ def train_together(runs: Sequence[Run], max_members: int | None = None) -> list[
 
     Runs of the same length and data seed share their batches too; the others share the data's memory, the teacher and
     its table, and train one cohort after the other. `max_members` is the largest cohort; None: as many as fit. A run
-    that fails stops no other. Raises what stops all of them: what reading the data or getting the teacher raises.
+    that fails stops no other. Raises what stops all of them: a UserError for runs that `plan` would not put together,
+    and what reading the data or getting the teacher raises.
     """
+    _refuse_strangers(runs)
     recipes = [build.make_recipe(run.cfg, run.overrides, run.choices) for run in runs]
     data = recipes[0].data()
     outcomes: dict[Path, Outcome] = {}
@@ -91,10 +95,31 @@ def _family(run: Run) -> Hashable | None:
     """What runs must agree in to share a teacher; None for a run that goes by itself."""
     tree = build.plain(run.cfg)
     finished = is_finished(run.out) and not tree["force"]
-    if finished or tree["procedure"] != {"_target_": "kdbench.procedures.single.single"}:
+    if finished or tree["procedure"] != SINGLE:
         return None
-    common = [tree["dataset"], tree["teacher"], tree["trainer"], int(run.cfg.schedule.batch_size), tree["paths"]]
-    return json.dumps([*common, run.choices.get("teacher")], sort_keys=True, default=str)
+    return tuple(_shared(run).values())
+
+
+def _shared(run: Run) -> dict[str, str]:
+    """What the members of a cohort have in common, as text, by key."""
+    tree = build.plain(run.cfg)
+    found = {key: tree[key] for key in ("dataset", "trainer", "paths")}
+    found["teacher"] = [run.choices.get("teacher"), tree["teacher"]]
+    found["schedule.batch_size"] = int(run.cfg.schedule.batch_size)
+    return {key: json.dumps(value, sort_keys=True, default=str) for key, value in found.items()}
+
+
+def _refuse_strangers(runs: Sequence[Run]) -> None:
+    """Raise a UserError for a run that would be trained on another one's data, under its teacher, or as single."""
+    for run in runs:
+        procedure = build.plain(run.cfg)["procedure"]
+        require(procedure == SINGLE, "procedure", procedure, f"single for runs side by side ({run.out})")
+    first, others = runs[0], runs[1:]
+    common = _shared(first)
+    for run in others:
+        for key, value in _shared(run).items():
+            same = f"that of {first.out}: runs side by side share it"
+            require(value == common[key], key, f"that of {run.out}", same)
 
 
 def _cohorts(stages: Sequence[Stage]) -> Iterator[list[Stage]]:

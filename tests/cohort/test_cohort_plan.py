@@ -9,7 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from kdbench.cohort import Run, plan
+from kdbench.cohort import Run, plan, train_together
+from kdbench.errors import UserError
 from kdbench.runs import room
 from kdbench.runs.room import Need, lots
 
@@ -48,6 +49,28 @@ def test_runs_that_share_data_and_teacher_go_together():
         run("b", "loss.tau=1"),
     ]
     assert plan(points) == [[0, 1, 3], [2, 9], [4], [5], [6], [7], [8], [10], [11]]
+
+
+@pytest.mark.parametrize(
+    ("change", "teacher", "key"),
+    [
+        ("teacher.depth=56", "resnet20", "teacher"), ("loss.tau=1", "wrn_40_2", "teacher"),
+        ("dataset.name=mnist", "resnet20", "dataset"), ("trainer.device=cuda", "resnet20", "trainer"),
+        ("schedule.batch_size=128", "resnet20", "schedule.batch_size"), ("paths.teachers=u", "resnet20", "paths"),
+    ],
+)  # fmt: skip
+def test_runs_that_share_no_teacher_are_refused_before_any_work(change, teacher, key, monkeypatch):
+    """Whoever calls it without `plan` is not given the first run's teacher or data for all of them."""
+    made: list[object] = []
+    monkeypatch.setattr("kdbench.cohort.build.make_recipe", lambda *args: made.append(args))
+    with pytest.raises(UserError) as refused:
+        train_together([run("a"), run("c", "loss.tau=2"), run("b", change, teacher=teacher)])
+    assert str(refused.value) == f"{key} = that of b: must be that of a: runs side by side share it" and not made
+
+
+def test_runs_of_another_procedure_are_not_trained_as_single():
+    with pytest.raises(UserError, match=r"^procedure = .*born_again.*: must be single for runs side by side \(b\)"):
+        train_together([run("a"), run("b", "procedure._target_=kdbench.procedures.born_again.born_again")])
 
 
 def test_a_finished_run_goes_by_itself_unless_it_is_forced(tmp_path):
