@@ -17,7 +17,7 @@ from kdbench.types import LossTerms, Outputs, Target
 
 def boundary_distance(student: Tensor, teacher: Tensor, margin: float) -> Tensor:
     """sum over all elements of (s - margin)^2 where t > 0 and s is not above the margin, (s + margin)^2 where t <= 0
-    and s is not below minus the margin, over the batch: 0-dim (Heo et al. 2019, AAAI, eq. 4 and 5)."""
+    and s is not below minus the margin, over the batch: 0-dim (Heo et al. 2019, AAAI, boundary transfer)."""
     on = teacher > 0
     off_by = torch.where(on, margin - student, student + margin).clamp_min(0)
     return off_by.square().sum() / len(student)
@@ -29,7 +29,7 @@ class Boundaries(FeatureLoss):
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("boundaries",)
-    paper: ClassVar[str] = "Heo et al. 2019 (AB), eq. 4 and 5"
+    paper: ClassVar[str] = "Heo et al. 2019 (AB), boundary transfer"
 
     def __init__(self, layers: Layers, margin: float) -> None:
         super().__init__({"boundaries": 1.0}, layers, 0.0)
@@ -67,8 +67,8 @@ def _connector(student: Tensor, teacher: Tensor) -> nn.Module:
 
 class AB(DistillationLoss):
     """CE(y, s), after a training of the student's stages alone by 0.003 sum_l 2^(l - L) b(r_l(f_s), f_t), b the squared
-    distance by which a value is not `margin` beyond 0 on the side of the teacher's (Heo et al. 2019, AAAI, eq. 4 and
-    5).
+    distance by which a value is not `margin` beyond 0 on the side of the teacher's (Heo et al. 2019, AAAI, boundary
+    transfer).
 
     The first training takes `epochs` at the constant rate `lr`, and the student's classifier has no part in it
     (Boundaries). In the field's comparisons labels alone follow; a KL beside them (loss=sum) is the paper's.
@@ -76,7 +76,7 @@ class AB(DistillationLoss):
 
     uses_teacher: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task",)
-    paper: ClassVar[str] = "Heo et al. 2019 (AB), eq. 4 and 5"
+    paper: ClassVar[str] = "Heo et al. 2019 (AB), boundary transfer"
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ class AEKD(DistillationLoss):
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     needs = (MEMBERS,)
-    paper: ClassVar[str] = "Du et al. 2020 (AE-KD), eq. 8"
+    paper: ClassVar[str] = "Du et al. 2020 (AE-KD), weighting of gradients"
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ def _linear(inputs: int, outputs: int) -> nn.Sequential:
 class AFD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill sum_k mean_b sum_l a_kl mean (A_s,l - A_t,k)^2, A = mean_d f_d^2 of a
     stage at length 1, a = softmax over the student's stages l of (<q_k, W_k h_l> + <p_k, p_l>) / sqrt(width), q_k and
-    h_l learned of the stages' mean channels (Ji et al. 2021, eq. 2 to 6; weight 200, beside a KL).
+    h_l learned of the stages' mean channels (Ji et al. 2021, attention of stages; weight 200, beside a KL).
 
     The student's A are averaged to the places of the teacher's. The authors compare the outputs of all residual blocks;
     here they are stages.
@@ -37,7 +37,7 @@ class AFD(FeatureLoss):
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Ji et al. 2021 (AFD), eq. 2 to 6"
+    paper: ClassVar[str] = "Ji et al. 2021 (AFD), attention of stages"
 
     def __init__(
         self, weights: Weights, layers: Layers, width: Width = 128, label_smoothing: Smoothing = 0.0

@@ -69,7 +69,7 @@ class DistillationLoss(nn.Module):
     uses_teacher: ClassVar[bool] = True  # False: may train with `teacher=none`
     extends: ClassVar[bool] = False  # True: has an `extension`
     terms: ClassVar[tuple[str, ...]] = ()  # what `weights` may name; (): anything
-    paper: ClassVar[str] = ""  # "Hinton et al. 2015, eq. 1", for `kdbench list loss`
+    paper: ClassVar[str] = ""  # "Zhao et al. 2022, decoupled KL", for `kdbench list loss`
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Values out of the ranges of a loss's own annotations are refused, whoever builds it."""

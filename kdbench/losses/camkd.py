@@ -20,8 +20,8 @@ def member_rows(student: Tensor, members: Tensor, tau: float) -> Tensor:
 
 
 def confidences(members: Tensor, index: Tensor, labelled: Tensor) -> Tensor:
-    """(1 - softmax_k CE(y, t_k)) / (K - 1) [B, K], summing to 1 over the teachers (Zhang et al. 2022, eq. 3); equal
-    where there is no label."""
+    """(1 - softmax_k CE(y, t_k)) / (K - 1) [B, K], summing to 1 over the teachers (Zhang et al. 2022, confidence
+    weights); equal where there is no label."""
     wrong = -log_probs(members).gather(-1, index[:, None, None].expand(-1, members.shape[1], 1)).squeeze(-1)
     wrong = torch.where(labelled.unsqueeze(-1), wrong, 0.0)
     return (1 - wrong.softmax(-1)) / max(members.shape[1] - 1, 1)
@@ -38,7 +38,7 @@ class CAMKD(DistillationLoss):
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     needs = (MEMBERS,)
-    paper: ClassVar[str] = "Zhang et al. 2022 (CA-MKD), eq. 3 and 4"
+    paper: ClassVar[str] = "Zhang et al. 2022 (CA-MKD), confidence weights"
 
     def __init__(self, weights: Weights, tau: Positive = 4.0, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)

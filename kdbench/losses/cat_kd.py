@@ -24,14 +24,14 @@ def class_maps(feature: Tensor, classifier: nn.Linear, size: int, normalize: boo
 
 class CATKD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill mean (A_s - A_t)^2, A = W f averaged to `size` x `size` places, f the map
-    whose mean a network's classifier W reads (Guo et al. 2023, eq. 5 and 6). W_s gets a gradient, too.
+    whose mean a network's classifier W reads (Guo et al. 2023, class attention maps). W_s gets a gradient, too.
 
     Mean over batch, classes and places. As published the weight is tuned for each pair of networks: 15 for resnet32x4
     -> resnet8x4, 0.7 for resnet56 -> resnet20, and 4.5 to 600; for pairs of unlike families with `normalize`.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Guo et al. 2023 (CAT-KD), eq. 5 and 6"
+    paper: ClassVar[str] = "Guo et al. 2023 (CAT-KD), class attention maps"
 
     def __init__(
         self, weights: Weights, size: Count = 2, normalize: bool = False, label_smoothing: Smoothing = 0.0

@@ -13,7 +13,7 @@ from kdbench.types import LossTerms, Outputs, Target
 
 class DeiT(DistillationLoss):
     """weights.task CE(y, s) + weights.distill D(t, d), s and d the logits of the student's class token and distillation
-    token (Touvron et al. 2021, DeiT, eq. 3 and 2: both weights 1/2).
+    token (Touvron et al. 2021, DeiT, hard label and token: both weights 1/2).
 
     `kind`: D is CE(argmax t, d) (hard), or tau^2 KL(t/tau || d/tau) (soft; their code takes a mean over the classes,
     too: C times smaller). The student needs the features "head" and "head_dist", as timm's distilled networks have; its
@@ -21,7 +21,7 @@ class DeiT(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Touvron et al. 2021 (DeiT), eq. 2 and 3"
+    paper: ClassVar[str] = "Touvron et al. 2021 (DeiT), hard label and token"
 
     def __init__(
         self,

@@ -77,8 +77,8 @@ class Level(nn.Module):
 
 
 class Diffusion(nn.Module):
-    """A diffusion model of the teacher's feature, and the student's as it comes out of it (Huang et al. 2023, eq. 3 to
-    7).
+    """A diffusion model of the teacher's feature, and the student's as it comes out of it (Huang et al. 2023, diffusion
+    terms).
 
     `forward` gives (the student's feature denoised, the teacher's, the model's own loss, that of the teacher's
     autoencoder or 0).
@@ -109,7 +109,7 @@ class Diffusion(nn.Module):
         return self.project(self.denoised(own)), hidden, self.own_loss(hidden), rebuilt
 
     def denoised(self, feature: Tensor) -> Tensor:
-        """The last `steps` of twice as many steps of DDIM (Song et al. 2021, eq. 12, deterministic)."""
+        """The last `steps` of twice as many steps of DDIM (Song et al. 2021, its sampling, deterministic)."""
         share = self.level(feature)[:, None, None, None]
         noise = torch.randn(feature.shape, device=feature.device, dtype=feature.dtype)
         x = share * feature + (1 - share) * noise
@@ -134,7 +134,7 @@ class DiffKD(FeatureLoss):
     """weights.task CE(y, s) + weights.feature mean (D(f_s) - f_t)^2 + weights.logits KL(t || D'(s)) + weights.diffusion
     (the losses of the two diffusion models) + weights.rebuild (that of the autoencoder that makes f_t of the teacher's
     map), D and D' the last `steps` denoising steps of models of the teacher's map and logits, which train with the
-    student (Huang et al. 2023, eq. 4 to 8). All weights are 1 as published.
+    student (Huang et al. 2023, diffusion terms). All weights are 1 as published.
 
     `latent`: channels of f_t (1024 for ImageNet), null: half of the teacher's. The student's outputs get as much noise
     as a learned level says. The larger map is averaged down. Draws noise: a loss of the same batch differs each time.
@@ -142,7 +142,7 @@ class DiffKD(FeatureLoss):
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "feature", "logits", "diffusion", "rebuild")
-    paper: ClassVar[str] = "Huang et al. 2023 (DiffKD), eq. 4 to 8"
+    paper: ClassVar[str] = "Huang et al. 2023 (DiffKD), diffusion terms"
 
     def __init__(
         self,

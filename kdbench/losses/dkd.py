@@ -50,15 +50,15 @@ def warmup_text(warmup: float) -> str:
 
 
 class DKD(DistillationLoss):
-    """weights.task CE(y, s) + weights.distill r tau^2 (tckd TCKD + nckd NCKD) (Zhao et al. 2022, eq. 7; alpha and beta
-    there).
+    """weights.task CE(y, s) + weights.distill r tau^2 (tckd TCKD + nckd NCKD) (Zhao et al. 2022, decoupled KL; alpha
+    and beta there).
 
     r rises linearly from 0 to 1 over the first `warmup` of the training (the authors: 20 of 240 epochs). They tune
     `nckd` for each pair of networks: 8, 6 or 2 on CIFAR-100. Needs one class a sample; averaged over labelled samples.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Zhao et al. 2022, eq. 7"
+    paper: ClassVar[str] = "Zhao et al. 2022, decoupled KL"
 
     def __init__(
         self,

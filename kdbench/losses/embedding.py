@@ -33,12 +33,12 @@ def mse_rows(student: Tensor, teacher: Tensor, normalise: bool) -> Tensor:
 
 
 class FeatureMSE(EmbeddingLoss):
-    """weights.distill mean((s - t)^2) of embeddings s, t (Romero et al. 2015, eq. 3, at the last layer).
+    """weights.distill mean((s - t)^2) of embeddings s, t (Romero et al. 2015, hint loss, at the last layer).
 
     `normalise`: of their directions, so that lengths are free.
     """
 
-    paper: ClassVar[str] = "Romero et al. 2015, eq. 3"
+    paper: ClassVar[str] = "Romero et al. 2015, hint loss"
 
     def __init__(self, weights: Weights, normalise: bool = False) -> None:
         super().__init__(weights)
@@ -69,14 +69,15 @@ class Cosine(EmbeddingLoss):
 
 
 class Relational(EmbeddingLoss):
-    """weights.distill CE(softmax(t . Q / tau_teacher), softmax(s . Q / tau)): SEED (Fang et al. 2021, eq. 3 to 5).
+    """weights.distill CE(softmax(t . Q / tau_teacher), softmax(s . Q / tau)): SEED (Fang et al. 2021, contrast with the
+    queue).
 
     s, t are directions of embeddings; Q holds the teacher's of the last `queue` inputs, and of the input itself as one
     more column. With queue 0 Q is the batch: every image against all others. The queue starts with random directions
     and is kept in checkpoints.
     """
 
-    paper: ClassVar[str] = "Fang et al. 2021 (SEED), eq. 5"
+    paper: ClassVar[str] = "Fang et al. 2021 (SEED), contrast with the queue"
     directions: Tensor
     place: Tensor
 

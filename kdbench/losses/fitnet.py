@@ -42,7 +42,7 @@ def resizing(student: Tensor, teacher: Tensor) -> nn.Module:
 
 class FitNet(FeatureLoss):
     """weights.task CE(y, s) + weights.distill mean (r(f_s) - f_t)^2 over all elements of one layer, r: a convolution
-    with batch norm and ReLU that trains with the student (Romero et al. 2015, eq. 3).
+    with batch norm and ReLU that trains with the student (Romero et al. 2015, hint loss).
 
     `adapter`: average, a 1x1 convolution, and the larger of the two maps is averaged down to the size of the smaller;
     repdistiller, a convolution that brings the student's map to the size of the teacher's (see `resizing`), as in the
@@ -52,7 +52,7 @@ class FitNet(FeatureLoss):
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Romero et al. 2015 (FitNets), eq. 3"
+    paper: ClassVar[str] = "Romero et al. 2015 (FitNets), hint loss"
 
     def __init__(
         self,
@@ -85,11 +85,11 @@ class FitNet(FeatureLoss):
 
 class Hint(FeatureLoss):
     """mean over samples and places of 1/2 sum_d (r(f_s) - f_t)^2, r a convolution with ReLU to the shape of the
-    teacher's map: the student learns its layers up to this one (Romero et al. 2015, eq. 3)."""
+    teacher's map: the student learns its layers up to this one (Romero et al. 2015, hint loss)."""
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("hint",)
-    paper: ClassVar[str] = "Romero et al. 2015 (FitNets), eq. 3"
+    paper: ClassVar[str] = "Romero et al. 2015 (FitNets), hint loss"
 
     def __init__(self, layer: OneLayer) -> None:
         super().__init__({"hint": 1.0}, one(layer), 0.0, "layer")
@@ -110,14 +110,14 @@ class Hint(FeatureLoss):
 
 class FitNetHints(DistillationLoss):
     """weights.task CE(y, s) + weights.distill a KL(t/tau || s/tau), a falling from `start` to `end` along the training,
-    after a training of the student's layers up to a hint of the teacher's (Romero et al. 2015, eq. 2 and 3).
+    after a training of the student's layers up to a hint of the teacher's (Romero et al. 2015, hint loss).
 
     The first training takes `epochs` at the constant rate `lr` (Hint). There is no tau^2. As published a falls from 4
     to 1 over 400 epochs, of which 288 are trained, at tau 3.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Romero et al. 2015 (FitNets), eq. 2 and 3"
+    paper: ClassVar[str] = "Romero et al. 2015 (FitNets), hint loss"
 
     def __init__(
         self,

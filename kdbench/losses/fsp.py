@@ -17,7 +17,7 @@ from kdbench.types import LossTerms, Outputs, Target
 
 
 def flows(maps: Sequence[Tensor]) -> list[Tensor]:
-    """For every two layers in turn, mean over places of f_i g_j: [B, D, E] (Yim et al. 2017, eq. 1)."""
+    """For every two layers in turn, mean over places of f_i g_j: [B, D, E] (Yim et al. 2017, FSP matrix)."""
     found = []
     for low, high in pairwise(maps):
         low, high = (x.flatten(2) for x in same_size(low, high))
@@ -27,7 +27,7 @@ def flows(maps: Sequence[Tensor]) -> list[Tensor]:
 
 class FSP(FeatureLoss):
     """First the flows alone, weights.distill sum_l mean (F_s - F_t)^2, F = mean over places of f_l f_(l+1)^T, until
-    `switch` of the training; then weights.task CE(y, s) alone (Yim et al. 2017, eq. 1 and 2, in two stages as there).
+    `switch` of the training; then weights.task CE(y, s) alone (Yim et al. 2017, FSP matrix, in two stages as there).
 
     Both networks need the same channels in `layers`. In the field's comparisons the first stage has weight 1 (the 50 on
     their command line multiplies a second-stage term that is 0) and takes 30 epochs before the usual 240: with
@@ -37,7 +37,7 @@ class FSP(FeatureLoss):
     every: ClassVar[str] = r"stem|stage\d+"
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Yim et al. 2017 (FSP), eq. 1 and 2"
+    paper: ClassVar[str] = "Yim et al. 2017 (FSP), FSP matrix"
 
     def __init__(
         self,

@@ -40,11 +40,11 @@ def factor(feature: Tensor, power: float) -> Tensor:
 
 class Paraphrase(FeatureLoss):
     """mean (d(e(f_t)) - f_t)^2: an autoencoder of the teacher's map; the student learns nothing (Kim et al. 2018,
-    eq. 1)."""
+    factor transfer)."""
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("rebuild",)
-    paper: ClassVar[str] = "Kim et al. 2018 (FT), eq. 1"
+    paper: ClassVar[str] = "Kim et al. 2018 (FT), factor transfer"
 
     def __init__(self, layer: OneLayer, rate: float) -> None:
         super().__init__({"rebuild": 1.0}, one(layer), 0.0, "layer")
@@ -71,7 +71,8 @@ class Paraphrase(FeatureLoss):
 class FT(FeatureLoss):
     """weights.task CE(y, s) + weights.distill mean |F(l(f_s)) - F(e(f_t))|, F(g) = mean_d |g_d|^power at every place,
     brought to length 1, e the teacher's paraphraser, l the student's translator, three convolutions each (Kim et al.
-    2018, eq. 3; this F is that of the field's comparisons, with weight 200: the paper brings g itself to length 1).
+    2018, factor transfer; this F is that of the field's comparisons, with weight 200: the paper brings g itself to
+    length 1).
 
     e is trained first, as the first half of an autoencoder of f_t, for `epochs` at the constant rate `lr` (Paraphrase),
     and does not change after that; l trains with the student. `rate`: channels of both, as a share of the teacher's.
@@ -80,7 +81,7 @@ class FT(FeatureLoss):
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Kim et al. 2018 (FT), eq. 3"
+    paper: ClassVar[str] = "Kim et al. 2018 (FT), factor transfer"
 
     def __init__(
         self,

@@ -9,14 +9,14 @@ from kdbench.types import LossTerms, Outputs, Target
 
 
 class Hard(DistillationLoss):
-    """weights.task CE(y, s) + weights.distill CE(argmax t, s) (Touvron et al. 2021, DeiT, eq. 3: both 1/2).
+    """weights.task CE(y, s) + weights.distill CE(argmax t, s) (Touvron et al. 2021, DeiT, hard label: both 1/2).
 
     The student has one head; `loss=deit` trains the distillation token beside it. Mixtures (mixup) have soft labels and
     one answer of the teacher.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Touvron et al. 2021 (DeiT), eq. 3"
+    paper: ClassVar[str] = "Touvron et al. 2021 (DeiT), hard label"
 
     def __init__(self, weights: Weights, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)

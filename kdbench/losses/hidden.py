@@ -19,10 +19,10 @@ _OF = {"mse": "|W h_s - h_t|^2 / D", "normalised": "|n(W h_s) - n(h_t)|^2", "cos
 class Hidden(FeatureLoss):
     """weights.task CE(y, s) + weights.distill times the sum over `layers` of a mean distance over all places.
 
-    `distance` mse: TinyBERT (Jiao et al. 2020, eqs. 7 to 9; embeddings, hidden states, attentions); normalised:
-    vectors of length one, PKD (Sun et al. 2019, eq. 7; mean over the states, not of the first token alone); cosine:
-    1 - cos, DistilBERT (Sanh et al. 2019). `adapter` linear: a learned matrix W from the student's channels to the
-    teacher's; none: the states themselves, which must have as many. States are maps [B, D, H, W], of texts
+    `distance` mse: TinyBERT (Jiao et al. 2020; embeddings, hidden states, attentions); normalised:
+    vectors of length one, PKD (Sun et al. 2019, patient term; mean over the states, not of the first token alone);
+    cosine: 1 - cos, DistilBERT (Sanh et al. 2019). `adapter` linear: a learned matrix W from the student's channels to
+    the teacher's; none: the states themselves, which must have as many. States are maps [B, D, H, W], of texts
     [B, D, 1, L], or vectors [B, D]; the larger of two maps is averaged down to the size of the smaller. Places where
     the teacher's state is 0 in all channels, as on padding, do not count.
     """

@@ -22,12 +22,13 @@ def correlations(feature: Tensor) -> Tensor:
 class ICKD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill mean over samples and c of sum_d (G_s - G_t)_cd^2, G the channels'
     products over all places, each row at length 1, of r(f_s) and f_t; r a 1x1 convolution with batch norm that trains
-    with the student (Liu et al. 2021, eq. 3 to 5, ICKD-C; weight 2.5 in the authors' code). The maps' sizes may differ.
+    with the student (Liu et al. 2021, inter-channel correlation, ICKD-C; weight 2.5 in the authors' code). The maps'
+    sizes may differ.
     """
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Liu et al. 2021 (ICKD-C), eq. 3 to 5"
+    paper: ClassVar[str] = "Liu et al. 2021 (ICKD-C), inter-channel correlation"
 
     def __init__(self, weights: Weights, layer: OneLayer = "last", label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, one(layer), label_smoothing, "layer")

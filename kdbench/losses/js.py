@@ -17,7 +17,7 @@ from kdbench.types import LossTerms, Outputs, Target
 def jensen_shannon_rows(student: Tensor, teacher: Tensor, tau: float, mix: float) -> Tensor:
     """mix KL(p || m) + (1 - mix) KL(q || m), m = mix p + (1 - mix) q, p = softmax(t/tau), q = softmax(s/tau): [B] nats.
 
-    Lin 1991, eq. 4.1. Between 0 and the entropy of (mix, 1 - mix), log 2 at mix = 0.5.
+    Lin 1991, JS divergence. Between 0 and the entropy of (mix, 1 - mix), log 2 at mix = 0.5.
     """
     log_p, log_q = log_probs(teacher, tau), log_probs(student, tau)
     log_m = torch.logaddexp(log_p + math.log(mix), log_q + math.log1p(-mix))
@@ -32,15 +32,15 @@ def jensen_shannon_rows(student: Tensor, teacher: Tensor, tau: float, mix: float
 
 
 class JS(DistillationLoss):
-    """weights.task CE(y, s) + weights.distill tau^2 JS(softmax(t/tau), softmax(s/tau)) (Lin 1991, eq. 4.1; as a
-    distillation loss Agarwal et al. 2024 "GKD", eq. 1).
+    """weights.task CE(y, s) + weights.distill tau^2 JS(softmax(t/tau), softmax(s/tau)) (Lin 1991, JS divergence; as a
+    distillation loss Agarwal et al. 2024 "GKD", generalised JSD).
 
     `mix` in (0, 1) is the teacher's share of the mixture: the gradient goes to that of mix KL(t || s) as mix -> 0, and
     to that of (1 - mix) KL(s || t) as mix -> 1. `tau` > 0.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Lin 1991, eq. 4.1; Agarwal et al. 2024 (GKD), eq. 1"
+    paper: ClassVar[str] = "Lin 1991, JS divergence; Agarwal et al. 2024 (GKD), generalised JSD"
 
     def __init__(
         self, weights: Weights, tau: Positive = 4.0, mix: Inside = 0.5, label_smoothing: Smoothing = 0.0

@@ -76,7 +76,7 @@ class KDSVD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill sum_l |R_s,l - R_t,l|^2 / B, R = exp(-(v_l - v_(l-1))^2 / 8) of all
     components of the first `vectors` right singular vectors v of successive stages, times the teacher's singular values
     at length 1; for each of the teacher's vectors the nearest of the student's first `vectors` + 3 (Lee et al. 2018,
-    eq. 4 to 7).
+    singular vectors).
 
     Both networks need the same channels in `layers`. The gradient is stable where singular values meet or vanish, where
     the field's code sets what is not finite to 0. A singular value decomposition of each map and sample: slow.
@@ -84,7 +84,7 @@ class KDSVD(FeatureLoss):
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Lee et al. 2018 (KD-SVD), eq. 4 to 7"
+    paper: ClassVar[str] = "Lee et al. 2018 (KD-SVD), singular vectors"
 
     def __init__(
         self, weights: Weights, layers: Layers, vectors: Count = 1, label_smoothing: Smoothing = 0.0

@@ -28,8 +28,8 @@ Temperature = Annotated[float | str, Range("a number > 0, or 0 or inf for the li
 
 
 def logit_matching_rows(student: Tensor, teacher: Tensor) -> Tensor:
-    """The limit of tau^2 KL(t/tau || s/tau) for tau -> inf, a sample [B] (Hinton et al. 2015, eq. 4; Kim et al. 2021,
-    the limit tau -> inf).
+    """The limit of tau^2 KL(t/tau || s/tau) for tau -> inf, a sample [B] (Hinton et al. 2015, high-temperature limit;
+    Kim et al. 2021, the limit tau -> inf).
 
     With d = s - t: |d|^2 / (2C) - (sum d)^2 / (2C^2) = |d - mean d|^2 / (2C), of which the second is computed; its
     gradient is (d - mean d) / C. Adding a constant to a sample's logits changes nothing, unlike a squared error.

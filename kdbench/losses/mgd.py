@@ -16,12 +16,12 @@ from kdbench.types import LossTerms, Outputs, Target
 class MGD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill sum (g(m a(f_s)) - f_t)^2 / B, sum over channels and places, m 0 for each
     channel of each sample with probability `ratio` and 1 else, a a 1x1 convolution where the channels differ, g two 3x3
-    convolutions with a ReLU between them; both train with the student (Yang et al. 2022, eq. 3 to 5, for
+    convolutions with a ReLU between them; both train with the student (Yang et al. 2022, masked generation, for
     classification: weight 7e-5, ratio 0.15). The larger map is averaged down."""
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Yang et al. 2022 (MGD), eq. 3 to 5"
+    paper: ClassVar[str] = "Yang et al. 2022 (MGD), masked generation"
 
     def __init__(
         self, weights: Weights, layer: OneLayer = "last", ratio: Momentum = 0.15, label_smoothing: Smoothing = 0.0

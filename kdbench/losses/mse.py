@@ -24,7 +24,7 @@ def centred(logits: Tensor, center: str) -> Tensor:
 def regression_rows(student: Tensor, teacher: Tensor, reduction: str, center: str, kind: str) -> Tensor:
     """Squared or smooth-L1 error of the logits [B, C], mean or sum over the classes: [B].
 
-    smooth_l1 (Girshick 2015, eq. 3): d^2 / 2 where |d| < 1, else |d| - 1/2.
+    smooth_l1 (Girshick 2015, smooth L1): d^2 / 2 where |d| < 1, else |d| - 1/2.
     """
     d = centred(student, center) - centred(teacher, center)
     if kind == "smooth_l1":
@@ -39,14 +39,14 @@ def regression_rows(student: Tensor, teacher: Tensor, reduction: str, center: st
 class MSE(DistillationLoss):
     """weights.task CE(y, s) + weights.distill (1/C) sum_k (s_k - t_k)^2, mean over the batch.
 
-    Ba and Caruana 2014, eq. 1: sum over the classes with weights.distill 1/2 (`loss=ba_caruana`); Kim et al. 2021,
-    L_MSE: mean over classes (`loss=kim_mse`). A sum is C times a mean: mind the learning rate. `center`: none;
-    zero_mean of every sample's logits (Hinton's condition for KL's limit: with reduction=mean this is twice the loss at
-    tau=inf); standardize (mean 0, deviation 1). `kind`: squared or smooth_l1. No temperature.
+    Ba and Caruana 2014, regression on logits: sum over the classes with weights.distill 1/2 (`loss=ba_caruana`); Kim et
+    al. 2021, L_MSE: mean over classes (`loss=kim_mse`). A sum is C times a mean: mind the learning rate. `center`:
+    none; zero_mean of every sample's logits (Hinton's condition for KL's limit: with reduction=mean this is twice the
+    loss at tau=inf); standardize (mean 0, deviation 1). `kind`: squared or smooth_l1. No temperature.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Ba and Caruana 2014, eq. 1; Kim et al. 2021, L_MSE"
+    paper: ClassVar[str] = "Ba and Caruana 2014, regression on logits; Kim et al. 2021, L_MSE"
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from kdbench.types import LossTerms, Outputs, Target
 
 def copies_distance(student: Tensor, teacher: Tensor, copies: int) -> Tensor:
     """sum over the copies of the mean squared error of `copies` times D channels of the student and the D of the
-    teacher, the larger map max-pooled: 0-dim (Liu et al. 2023, eq. 3)."""
+    teacher, the larger map max-pooled: 0-dim (Liu et al. 2023, N-to-one matching)."""
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
     s, t = (x if x.shape[2:] == size else F.adaptive_max_pool2d(x, size) for x in (student, teacher))
     return (s.unflatten(1, (copies, -1)) - t.unsqueeze(1)).square().mean() * copies
@@ -25,7 +25,8 @@ def copies_distance(student: Tensor, teacher: Tensor, copies: int) -> Tensor:
 
 class NORM(DistillationLoss):
     """weights.task CE(y, s) + weights.distill sum_n mean (e_n(f_s) - f_t)^2, f the maps whose means the classifiers
-    read, e_n the n-th part of a linear expansion of f_s to `copies` times the channels of f_t (Liu et al. 2023, eq. 3).
+    read, e_n the n-th part of a linear expansion of f_s to `copies` times the channels of f_t (Liu et al. 2023,
+    N-to-one matching).
 
     The student becomes kdbench.models.extended.Expanded: its classifier reads f_s + c(e(f_s)), so e and c stay in it.
     The larger map is max-pooled. As published weights.task is chosen for each pair, 1/16 to 1/2, and 8 copies; the
@@ -35,7 +36,7 @@ class NORM(DistillationLoss):
 
     extends: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Liu et al. 2023 (NORM), eq. 3"
+    paper: ClassVar[str] = "Liu et al. 2023 (NORM), N-to-one matching"
 
     def __init__(self, weights: Weights, copies: Count = 8, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)

@@ -19,7 +19,7 @@ from kdbench.types import LossTerms, Outputs, Target
 
 def enhanced_rows(student: Tensor, teacher: Tensor, index: Tensor, tau: float, power: float) -> Tensor:
     """-sum_c ((p_c + 1_y)^power - 1_y) log q_c a sample [B], p and q the softmaxes of teacher and student at tau, 1_y
-    the labelled class (Hao et al. 2023, eq. 7): a cross-entropy, not 0 where both agree."""
+    the labelled class (Hao et al. 2023, adaptive target): a cross-entropy, not 0 where both agree."""
     hot = one_hot(index, teacher.shape[-1], log_probs(teacher).dtype)
     aim = (log_probs(teacher, tau).exp() + hot) ** power - hot
     return -(aim * log_probs(student, tau)).sum(-1)
@@ -55,7 +55,7 @@ def branch(inputs: int, width: int, steps: int, classes: int) -> nn.Sequential:
 class OFA(DistillationLoss):
     """weights.task CE(y, s) + weights.distill E(s, t) + weights.branches sum_l E(b_l(f_s,l), t), E = -sum_c ((p_c +
     1_y)^g - 1_y) log q_c with the softmaxes p and q of teacher and student at tau, b_l a branch from a stage of the
-    student to logits, which trains with it and is left out afterwards (Hao et al. 2023, OFA-KD, eq. 7 and 8).
+    student to logits, which trains with it and is left out afterwards (Hao et al. 2023, OFA-KD, adaptive target).
 
     `layers`: the student's stages with branches; null: all. Of the teacher only logits are read, so the networks may be
     of any two kinds, and a table serves. The branches are those of the authors for convolutional students, whose maps
@@ -64,7 +64,7 @@ class OFA(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill", "branches")
-    paper: ClassVar[str] = "Hao et al. 2023 (OFA-KD), eq. 7 and 8"
+    paper: ClassVar[str] = "Hao et al. 2023 (OFA-KD), adaptive target"
 
     def __init__(
         self,

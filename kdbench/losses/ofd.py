@@ -19,7 +19,7 @@ from kdbench.types import LossTerms, Outputs, Parts, Target
 
 def margins(norm: nn.Module) -> Tensor:
     """E[x | x < 0] of each channel x ~ N(bias, weight^2) of a batch norm [D], or -3 |weight| where fewer than one value
-    in a thousand is negative (Heo et al. 2019, eq. 5 and the authors' code)."""
+    in a thousand is negative (Heo et al. 2019, margin ReLU and the authors' code)."""
     mean, std = (value.detach().double() for value in (norm.bias, norm.weight))  # type: ignore[union-attr, operator]
     std = std.abs().clamp_min(1e-12)
     below = torch.special.ndtr(-mean / std)
@@ -30,7 +30,7 @@ def margins(norm: nn.Module) -> Tensor:
 
 def partial_distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """sum over channels and places of (s - max(t, m))^2 where s > max(t, m) or t > 0, mean over the batch: 0-dim (Heo
-    et al. 2019, eq. 3 and 4). margin [D]."""
+    et al. 2019, margin ReLU, partial L2). margin [D]."""
     aim = torch.maximum(teacher, margin.to(teacher)[:, None, None])
     wanted = (student > aim) | (aim > 0)
     return torch.where(wanted, (student - aim).square(), 0.0).sum() / len(student)
@@ -40,7 +40,7 @@ class OFD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill sum_l 2^(l - L) d(r_l(f_s), max(f_t, m)), l = 1..L, f the maps before the
     last ReLU of each stage, r 1x1 convolutions with batch norm that train with the student, d the squared distance that
     counts only where f_t is positive or the student is above it, m the mean of the teacher's negative values by its
-    batch norms (Heo et al. 2019, eq. 3 to 6). Weight 0.001 as published.
+    batch norms (Heo et al. 2019, margin ReLU, partial L2). Weight 0.001 as published.
 
     The teacher's map is averaged to the student's height and width. Networks of three and of four stages are compared
     from the last stage back. The teacher must say which batch norms make its maps; kdbench's own networks but
@@ -50,7 +50,7 @@ class OFD(FeatureLoss):
     from_the_end: ClassVar[bool] = True
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Heo et al. 2019 (OFD), eq. 3 to 6"
+    paper: ClassVar[str] = "Heo et al. 2019 (OFD), margin ReLU, partial L2"
 
     def __init__(self, weights: Weights, layers: Layers, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, layers, label_smoothing)

@@ -14,7 +14,7 @@ from kdbench.types import LossTerms, Outputs, Target
 
 class PSKD(DistillationLoss):
     """(1 - a) CE(y, s) + a KL(t || s) at temperature 1, a = weights.distill x progress of training (Kim et al. 2021,
-    "Self-Knowledge Distillation with Progressive Refinement of Targets", eq. 5 and 6).
+    "Self-Knowledge Distillation with Progressive Refinement of Targets", refined targets).
 
     The paper's target (1 - a) y + a t gives the same gradient; its a grows by epochs, here by steps. It takes
     weights.distill 0.8. Use it with procedure=self_distillation, where t is the student's own past.
@@ -27,7 +27,7 @@ class PSKD(DistillationLoss):
 
     past: Tensor
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Kim et al. 2021 (PS-KD), eq. 5 and 6"
+    paper: ClassVar[str] = "Kim et al. 2021 (PS-KD), refined targets"
 
     def __init__(self, weights: Weights, as_published: bool = False, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)

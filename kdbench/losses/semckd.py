@@ -47,8 +47,8 @@ class Embedding(nn.Module):
 class SemCKD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill mean over samples and l of sum_k a_lk mean (p_lk(f_s,l) - f_t,k)^2, where
     a is the softmax over the teacher's stages k of <q_l, k_k> / soft, q and k learned embeddings of how a stage of the
-    student and of the teacher tells the samples of the batch apart, p three convolutions (Chen et al. 2021, eq. 5 to
-    8).
+    student and of the teacher tells the samples of the batch apart, p three convolutions (Chen et al. 2021, semantic
+    calibration).
 
     The larger of two maps is averaged down. In the field's comparisons weight 400, beside a KL of weight 1 (loss=sum).
     The embeddings are as wide as a batch: an epoch's smaller last one, which the authors leave out, is filled up with
@@ -57,7 +57,7 @@ class SemCKD(FeatureLoss):
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Chen et al. 2021 (SemCKD), eq. 5 to 8"
+    paper: ClassVar[str] = "Chen et al. 2021 (SemCKD), semantic calibration"
 
     def __init__(
         self,

@@ -37,8 +37,8 @@ def _bounds(size: int, grid: int) -> list[tuple[int, int]]:
 class WKDF(FeatureLoss):
     """weights.task CE(y, s) + weights.distill d (ratio |mu_s - mu_t|^2 + |sigma_s - sigma_t|^2), mu and sigma the mean
     and standard deviation of every channel of r(f_s) and f_t in grid x grid cells: the Wasserstein distance of
-    Gaussians with diagonal covariances (Lv et al. 2024, WKD-F, eq. 8 and 9), sum over channels, mean over batch and
-    cells.
+    Gaussians with diagonal covariances (Lv et al. 2024, WKD-F, Gaussian Wasserstein), sum over channels, mean over
+    batch and cells.
 
     r: a convolution with batch norm and ReLU to the teacher's shape. d falls from 1 to 0 along half a cosine from
     `decay` of the training on (150 of 240 epochs). As published weight 0.08, ratio 4 and one cell for resnet32x4 ->
@@ -47,7 +47,7 @@ class WKDF(FeatureLoss):
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Lv et al. 2024 (WKD-F), eq. 8 and 9"
+    paper: ClassVar[str] = "Lv et al. 2024 (WKD-F), Gaussian Wasserstein"
 
     def __init__(
         self,
