@@ -51,8 +51,13 @@ def _classifier(student: Student, arguments: argparse.Namespace) -> list[str]:
     if not given:
         stdin = arguments.input == _STDIN
         given = lines_in(_typed(), pairs_of(student)) if stdin else Path(arguments.input)
+    if student.embeds:
+        there = (arguments.csv or arguments.jsonl) is not None
+        require(there, "--csv", None, f"a file: {student.folder} answers with embeddings, which go there")
     found = list(predictions(student, given))
-    if not _written(arguments, columns(student.classes), [one.values(student.classes) for one in found]):
+    if student.embeds:
+        _written(arguments, ["input", *student.classes, "problem"], [one.embedding(student.classes) for one in found])
+    elif not _written(arguments, columns(student.classes), [one.values(student.classes) for one in found]):
         _print_classes(found, student.classes, arguments.top)
     return [one.problem for one in found if one.probabilities is None]
 

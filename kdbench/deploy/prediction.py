@@ -31,8 +31,14 @@ class Prediction(NamedTuple):
     """What a student says of one input."""
 
     name: str  # the file, the row of a table, or the text
-    probabilities: Tensor | None  # [C]; None: it could not be read
+    probabilities: Tensor | None  # [C], or an embedding [D]; None: it could not be read
     problem: str = ""
+
+    def embedding(self, dimensions: Sequence[str]) -> list[object]:
+        """Of a network that embeds: the input, a number a dimension, and the problem."""
+        found = self.probabilities
+        numbers = [""] * len(dimensions) if found is None else [float(f"{v:.6g}") for v in found.tolist()]
+        return [self.name, *numbers, self.problem]
 
     def values(self, classes: Sequence[str]) -> list[object]:
         """In the order of `columns`."""

@@ -64,6 +64,11 @@ class Student:
         """Names in the order of the logits; numbers as text where the data named none."""
         return self.interface.classes or tuple(map(str, range(self.info.num_classes)))
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it answers with an embedding: data of such runs (dataset=photos) name dimensions, and no classes."""
+        return self.classes[0] == "dimension 0"
+
     def raw(self, given: Input) -> Tensor:
         """One input as the data hold it: uint8 [C, size, size], float32 [D], or int64 [L].
 
@@ -118,12 +123,16 @@ class Student:
         return raw.float() * scale.view(shape) + shift.view(shape)
 
     def predict(self, inputs: Sequence[Input]) -> Tensor:
-        """Probabilities [N, classes] of several inputs. Raises UserError for none, and for what is no list."""
+        """Probabilities [N, classes] of several inputs; embeddings [N, dimensions] of a network that embeds.
+
+        Raises UserError for none, and for what is no list.
+        """
         several = not isinstance(inputs, (str, Path, Image.Image)) and len(inputs) > 0
         require(several, "inputs", "" if several else inputs, "a list of one input or more")
         with evaluating(self.network):
             batch = self.normalised(torch.stack([self.raw(one) for one in inputs]))
-            return self.network(batch).logits.float().softmax(1)
+            answers = self.network(batch).logits.float()
+            return answers if self.embeds else answers.softmax(1)
 
     def portable(self) -> Portable:
         """The network for programs that know nothing of kdbench."""
@@ -148,7 +157,8 @@ class Student:
             takes += f"; the ids of {TOKENIZER}{' + 1' if self.tokeniser.shift else ''}"
         kept = self.interface.kept()
         kept |= {"classes": list(self.classes)}
-        return {"network": self.name, "kind": kind, "input": takes, "output": "logits [N, classes]",
+        gives = "embeddings [N, dimensions]" if self.embeds else "logits [N, classes]"
+        return {"network": self.name, "kind": kind, "input": takes, "output": gives,
                 "info": {key: size for key, size in self.info._asdict().items() if key != "words"}, **kept}  # fmt: skip
 
     def _known(self) -> tuple[Sequence[float], Sequence[float]]:

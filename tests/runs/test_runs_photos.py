@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 
+from kdbench import load
 from tests.support.shell import kdbench, result
 
 SIZE = 32
@@ -46,6 +47,18 @@ def test_one_command_gives_a_k_nn_figure(words, loss):
     assert {"test/knn", "test/linear", "test/cosine"} <= found["last"].keys()
     assert found["teacher"]["test/knn"] > 0.9
     assert 0.33 <= found["last"]["test/knn"] <= 1 and found["task"] == "embedding"
+
+
+def test_embeddings_are_predicted_as_such(words, capsys):
+    assert kdbench("train", *words, "loss=cosine", "schedule.epochs=1", "hydra.run.dir=run") == 0
+    assert kdbench("predict", "run", "photos") == 1
+    assert "--csv = null: must be a file: run answers with embeddings" in capsys.readouterr().err
+    assert kdbench("predict", "run", "photos", "--csv", "found.csv") == 0
+    heads, *rows = [line.split(",") for line in Path("found.csv").read_text().splitlines()]
+    assert len(rows) == 36 and heads[:2] == ["input", "dimension 0"] and len(heads) == 66
+    student = load("run")
+    assert [float(v) for v in rows[0][1:-1]] == pytest.approx(student.predict([rows[0][0]])[0].tolist(), rel=1e-4)
+    assert student.about()["output"] == "embeddings [N, dimensions]"
 
 
 def test_a_table_gives_what_the_live_teacher_gives_and_a_cohort_what_a_run_gives(words):
