@@ -24,6 +24,7 @@ from kdbench.deploy.student import Student, data_of
 from kdbench.engine.checkpoint import save_state
 from kdbench.errors import UserError, require
 from kdbench.files import write_atomically, write_json
+from kdbench.models.adopt import first_line
 
 ENDINGS = {"onnx": ".onnx", "pt2": ".pt2", "torchscript": ".torchscript.pt", "safetensors": ".safetensors"}
 ABOUT = "export.json"
@@ -60,8 +61,8 @@ def export(student: Student, formats: list[str], folder: Path, trust: Trust, int
     Every file takes pixels / 255 (or a vector, or token ids) and returns logits: the normalisation is inside, and names
     of classes, sizes and the tokenizer of texts are in its metadata. Each is read back and compared with the network on
     test inputs, on made-up ones where the data are not here. Raises UserError for a format whose package is not
-    installed, for data that int8 needs and that are not here, and for a file that answers differently, which is
-    removed.
+    installed, for data that int8 needs and that are not here, for a network that a format cannot hold, and for a file
+    that answers differently, which is removed.
     """
     for name in [*formats, *(["int8"] if int8 else [])]:
         refuse_missing(name)
@@ -72,8 +73,7 @@ def export(student: Student, formats: list[str], folder: Path, trust: Trust, int
     done = []
     for name in formats:
         path = stem.with_name(stem.name + ENDINGS[name])
-        _WRITERS[name](student, path)
-        done.append(_compared(student, path, read_back(path), inputs))
+        done.append(_made(name, student, path, inputs))
     if int8:
         assert data is not None
         done.append(_int8(student, stem, data, inputs))
@@ -82,6 +82,18 @@ def export(student: Student, formats: list[str], folder: Path, trust: Trust, int
         write_json(folder / TOKENIZER, student.tokeniser.kept())
     write_json(folder / ABOUT, about | {"files": [one.as_json() for one in done]})
     return done
+
+
+def _made(name: str, student: Student, path: Path, inputs: Inputs) -> Exported:
+    try:
+        _WRITERS[name](student, path)
+        return _compared(student, path, read_back(path), inputs)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # exporters and runtimes raise as many kinds as there are
+        path.unlink(missing_ok=True)
+        known = f"--{name}: {student.name} cannot be exported for any number of inputs: {first_line(error)}"
+        raise UserError(f"{known} (in code of your own, x.shape[0] in place of len(x))") from error
 
 
 def refuse_missing(name: str) -> None:

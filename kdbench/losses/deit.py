@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from kdbench.arguments.ranges import Positive
+from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number, task_cross_entropy
 from kdbench.losses.features import student_maps
 from kdbench.losses.functional import tempered_kl_rows
@@ -16,8 +17,8 @@ class DeiT(DistillationLoss):
     token (Touvron et al. 2021, DeiT, hard label and token: both weights 1/2).
 
     `kind`: D is CE(argmax t, d) (hard), or tau^2 KL(t/tau || d/tau) (soft; their code takes a mean over the classes,
-    too: C times smaller). The student needs the features "head" and "head_dist", as timm's distilled networks have; its
-    own logits, by which it is evaluated, are their mean.
+    too: C times smaller). The student needs the features "head" and "head_dist" (a network of timm with
+    `distilled: true`, kdbench/models/distillation_token.py); its own logits, by which it is evaluated, are their mean.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
@@ -32,6 +33,12 @@ class DeiT(DistillationLoss):
     ) -> None:
         super().__init__(weights, label_smoothing)
         self.kind, self.tau = kind, tau
+
+    def setup(self, student: Outputs, teacher: Outputs | None) -> None:
+        """Raises UserError for a student without a distillation token."""
+        if not set(self.student_needs) <= set(student.features):
+            hint = "any ViT of timm has one with +student.options.distilled=true"
+            raise UserError(f"loss=deit needs a student with a distillation token: {hint}")
 
     @property
     def student_needs(self) -> tuple[str, ...]:

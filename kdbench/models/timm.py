@@ -10,11 +10,14 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
 from kdbench.models.adopt import Adopted, Pixels, first_line, nearest, refuse_head, refuse_size
 from kdbench.models.base import choose_stages, evaluating
+from kdbench.models.distillation_token import with_distillation_token
 from kdbench.models.interface import Interface, channels_of
 from kdbench.types import Outputs
 
@@ -35,8 +38,9 @@ def timm_model(
 
     pretrained: load the published weights; if their head has another number of classes, this is an error unless
     `new_head` asks for a freshly initialised head, which must then be trained. options: further arguments of
-    `timm.create_model` (drop_rate, drop_path_rate, pretrained_cfg_overlay={file: ...} for a local file, ...). With
-    other than three input channels timm sums or repeats the weights of the first convolution. Networks that are made
+    `timm.create_model` (drop_rate, drop_path_rate, pretrained_cfg_overlay={file: ...} for a local file, ...);
+    distilled=true gives any ViT a distillation token with a head of its own, also beside published weights. With other
+    than three input channels timm sums or repeats the weights of the first convolution. Networks that are made
     for one image size are given `image_size`, or `upscale`: pixels a side that inputs are scaled to first (small
     images for networks of large ones, on the device, so that the data stays small). Features: "stem" where the
     network has five map sizes or more, the last four (or fewer) sizes as "stage1".."stage4", each [B, D, H, W]; four
@@ -50,7 +54,12 @@ def timm_model(
     if pretrained and not embedding:
         _check_head(name, num_classes, new_head, options or {})
     arguments = {"num_classes": 0 if embedding else num_classes, "in_chans": in_channels, **(options or {})}
+    token = arguments.get("distilled") is True and not _takes_token(name, pretrained)
+    if token:
+        del arguments["distilled"]
     net = _create(name, pretrained, upscale or image_size, arguments)
+    if token and getattr(net, "head_dist", None) is None and with_distillation_token(net) is None:
+        raise UserError("options.distilled", True, f"false: {name} is neither a VisionTransformer nor an Eva of timm")
     if embedding:
         _check_embedding(name, net, num_classes)
     network = Adopted(net, _observer(net), _classifier_name(net), image_size, upscale)
@@ -120,6 +129,11 @@ def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[st
     classes = overlay.get("num_classes", config.num_classes)
     if classes != num_classes and not new_head:
         raise refuse_head(name, classes, num_classes)
+
+
+def _takes_token(name: str, pretrained: bool) -> bool:
+    """Whether timm itself builds this network with a distillation token if asked (and has no weights of one then)."""
+    return name.startswith("deit_") and "distilled" not in name and not pretrained
 
 
 def _create(name: str, pretrained: bool, image_size: int, arguments: dict[str, object]) -> nn.Module:
@@ -210,7 +224,7 @@ def _observer(net: Any) -> Stages:
     sizes = [entry["reduction"] for entry in getattr(net.feature_info, "info", net.feature_info)]
     names, indices = choose_stages(sizes)
     distilled = hasattr(net, "set_distilled_training") and getattr(net, "head_dist", None) is not None
-    tokens = isinstance(net, timm.models.VisionTransformer) and len(sizes) > 1
+    tokens = isinstance(net, (VisionTransformer, Eva)) and len(sizes) > 1
     if tokens:
         names, indices = ["block1", "block2", *names], [0, 1, *indices]
     return Stages(names, indices, isinstance(net.get_classifier(), nn.Linear), distilled, tokens)

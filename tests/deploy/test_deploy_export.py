@@ -87,6 +87,26 @@ def test_a_file_that_answers_differently_is_removed(photo_run, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+class Counted(torch.nn.Module):
+    """A network that takes only as many inputs as the first time: `len` makes a number of what an exporter follows."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.network(inputs).logits + torch.zeros(1, 2).expand(len(inputs), 2)
+
+
+@pytest.mark.parametrize("name", ["pt2", "torchscript"])
+def test_a_network_for_one_number_of_inputs_is_refused(name, photo_run, tmp_path, monkeypatch):
+    student = load(photo_run)
+    monkeypatch.setattr(type(student), "portable", lambda own: Counted(own.network).eval())
+    with pytest.raises(UserError, match=rf"^--{name}: resnet8 cannot be exported for any number of inputs: .*x.shape"):
+        export(student, [name], tmp_path, trusting())
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_its_data_a_student_is_checked_on_made_up_inputs(photo_run, tmp_path):
     done = export(load(photo_run), ["torchscript"], tmp_path, Trust(frozenset()))
     assert done[0].difference == 0
