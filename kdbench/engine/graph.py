@@ -187,6 +187,7 @@ class CohortGraph:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._learners: list[Learner] = []
+        self._moved_by: list[Callable[..., object]] = []  # what sets each learner's rate: made anew by `restore`
         self._refused: set[int] = set()  # learners that cannot be recorded, by id
         self._drawing: set[int] = set()  # learners that draw random numbers, by id
         self._groups: list[list[Learner]] = []  # those of one graph
@@ -203,8 +204,10 @@ class CohortGraph:
         self, batches: Iterable[Batch], teacher: Teacher, learners: Sequence[Learner]
     ) -> Iterator[tuple[Batch, Outputs | None]]:
         """Batches with what the teacher says of them: those of many steps at once, where the teacher allows that."""
-        if [*map(id, learners)] != [*map(id, self._learners)]:  # one has failed, or has caught up with the others
+        moved_by = [learner.set_lr for learner in learners]
+        if moved_by != self._moved_by:  # one has failed, has caught up with the others, or has other momentum buffers
             self._learners, self._groups, self._recordings, self._warm = list(learners), [], [], 0
+            self._moved_by = moved_by
             self._data = None  # what they need of the teacher may be something else
         stream = iter(batches)
         while data := _asked(islice(stream, self._steps()), teacher, self._needs()):

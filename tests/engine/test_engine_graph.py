@@ -149,6 +149,20 @@ def test_a_checkpoint_of_eager_steps_goes_on_recorded_with_the_learning_rate_of_
     assert all(isinstance(group["lr"], float) and not group.get("capturable") for group in back.optimizer.param_groups)
 
 
+def test_a_restored_learner_is_recorded_anew(tapes):
+    """A checkpoint brings momentum buffers of its own, and a recording goes on writing into the old ones."""
+    kept, eager = make_learner(stream=Stream(64), trainer=ON), make_learner(stream=Stream(64), trainer=OFF)
+    steps = cohort_graph([kept], torch.device("cpu"))
+    for learner, graph_of in ((kept, steps), (eager, None)):
+        for epoch in (0, 1):
+            if epoch:
+                learner.restore(copy.deepcopy(learner.state()))
+            learner.begin_epoch(epoch)
+            train_epoch([learner], Stream(64).epoch(epoch, 2), make_teacher(), lambda: None, graph_of)
+    assert len(tapes) == 2
+    assert_same(eager, kept)
+
+
 def test_the_teacher_is_asked_once_for_many_steps_unless_it_learns(tapes):
     class Learning(Teacher):
         calls: list[int]
