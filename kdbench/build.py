@@ -137,6 +137,11 @@ _loaded: dict[str, Bundle] = {}  # of the last two datasets that this process ha
 _KEPT = 2
 
 
+def keeps_data(recipe: Recipe) -> bool:
+    """Whether its data are read already, or can be without another run's being forgotten."""
+    return json.dumps(recipe.record.section("dataset")) in _loaded or len(_loaded) < _KEPT
+
+
 def load_data(dataset: str) -> Bundle:
     """The data of a dataset node (as JSON), read once for all runs of this process that use it while it is the same."""
     with world.after_first():  # downloads, and what is decoded once

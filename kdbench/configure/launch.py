@@ -44,7 +44,8 @@ def launch(
 
     `words` is the command line without the command (default: sys.argv's). `own` are the command's defaults as
     key=value: what is typed of these keys counts instead. `refuse(cfg)` may raise a UserError for what the task could
-    not run: asked for every point of a sweep before the first one runs. `finished(cfg, folder)` gives what is left to
+    not run: asked for every point of a sweep before the first one runs; one that it returns is what the point will fail
+    with, which is said then, and stops no other. `finished(cfg, folder)` gives what is left to
     do for a run that was finished before, in place of all checks and the task; None for any other. `ended` is called
     once after a sweep, with the folders of the runs that did not fail. `better(cfg)` is 1 where more is better of what
     the task returns, or -1. Returns the exit code: 1 if a run of a sweep failed. Raises UserError for a command line

@@ -165,7 +165,7 @@ class _Watched:
 
     def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Path]:
         """The folders of the points. Raises UserError for those that cannot run."""
-        faults = []
+        faults, foreseen = [], []
         outer = HydraConfig.instance().cfg
         points: dict[Path, tuple[str, str]] = {}
         for number, overrides in enumerate(job_overrides, initial_job_idx):
@@ -181,8 +181,8 @@ class _Watched:
                     finished = self.sweep.finished(without_hydra(cfg), folder)
                 if finished is None:
                     check(cfg, cfg)
-                    if self.sweep.refuse is not None:
-                        self.sweep.refuse(without_hydra(cfg))
+                    failure = self.sweep.refuse(without_hydra(cfg)) if self.sweep.refuse is not None else None
+                    foreseen += [(words, failure)] if isinstance(failure, UserError) else []
                 self.loader.keep(overrides, cfg)
             except UserError as error:
                 faults.append((" ".join(filter_overrides(overrides)), str(error)))
@@ -193,6 +193,10 @@ class _Watched:
         if faults:
             lines = "\n".join(f"  {overrides}: {message}" for overrides, message in faults)
             raise UserError(f"nothing was run, as {len(faults)} of {len(job_overrides)} runs cannot:\n{lines}")
+        if foreseen:
+            lines = "\n".join(f"  {words}: {failure}" for words, failure in foreseen)
+            count = len(foreseen), len(job_overrides)
+            log.warning("%d of %d runs will fail, and the others are run:\n%s", *count, lines)
         tell_left_out(job_overrides)
         return list(points)
 

@@ -68,6 +68,7 @@ class DistillationLoss(nn.Module):
     of_embeddings: ClassVar[bool] = False  # its logits are embeddings, of data without classes
     uses_teacher: ClassVar[bool] = True  # False: may train with `teacher=none`
     extends: ClassVar[bool] = False  # True: has an `extension`
+    needs_one_class: bool = False  # of each sample: labels that are mixed (mixup, cutmix) are refused
     terms: ClassVar[tuple[str, ...]] = ()  # what `weights` may name; (): anything
     paper: ClassVar[str] = ""  # "Zhao et al. 2022, decoupled KL", for `kdbench list loss`
 

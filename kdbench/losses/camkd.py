@@ -37,6 +37,7 @@ class CAMKD(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    needs_one_class = True
     needs = (MEMBERS,)
     paper: ClassVar[str] = "Zhang et al. 2022 (CA-MKD), confidence weights"
 

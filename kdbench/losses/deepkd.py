@@ -30,6 +30,7 @@ class DeepKD(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "tckd", "nckd")
+    needs_one_class = True
     paper: ClassVar[str] = "Huang et al. 2025 (DeepKD)"
 
     def __init__(

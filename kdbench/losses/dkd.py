@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative, Positive, Share
 from kdbench.losses.base import DistillationLoss, Smoothing, Steps, Weights, detached, number
-from kdbench.losses.functional import Ratio, class_index, excess, large, mean_over, real, split_at, without
+from kdbench.losses.functional import Ratio, excess, large, largest_class, mean_over, real, split_at, without
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -54,7 +54,8 @@ class DKD(DistillationLoss):
     and beta there).
 
     r rises linearly from 0 to 1 over the first `warmup` of the training (the authors: 20 of 240 epochs). They tune
-    `nckd` for each pair of networks: 8, 6 or 2 on CIFAR-100. Needs one class a sample; averaged over labelled samples.
+    `nckd` for each pair of networks: 8, 6 or 2 on CIFAR-100. Averaged over labelled samples;
+    of a mixed label the class with the larger share counts, as in the code of OFA-KD (Hao et al. 2023).
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
@@ -86,7 +87,7 @@ class DKD(DistillationLoss):
         return f"{self.written(task=self.task_text, distill=both)}, tau = {number(self.tau)}{warmup_text(self.warmup)}"
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
-        index, labelled = class_index(target.label, "dkd")
+        index, labelled = largest_class(target.label)
         rows = decoupled_rows(student.logits, detached(teacher, "dkd"), index, self.tau)
         tckd, nckd = (mean_over(row, labelled) for row in rows)
         distill = self.risen(target.progress, self.warmup) * (self.tckd * tckd + self.nckd * nckd)

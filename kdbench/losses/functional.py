@@ -126,6 +126,14 @@ def class_index(label: Tensor, loss: str) -> tuple[Tensor, Tensor]:
     return label.clamp_min(0), label >= 0
 
 
+def largest_class(label: Tensor) -> tuple[Tensor, Tensor]:
+    """As `class_index`; of mixed labels [B, C] the class with the largest share."""
+    if not label.dtype.is_floating_point:
+        return label.clamp_min(0), label >= 0
+    share, index = label.max(-1)
+    return index, share > 0
+
+
 def mean_over(rows: Tensor, counted: Tensor) -> Tensor:
     """Mean of rows [B] over those counted [B] bool; 0 if there are none."""
     return torch.where(counted, rows, 0.0).sum() / counted.sum().clamp_min(1)

@@ -110,6 +110,7 @@ class HSAKD(FeatureLoss):
     apart: ClassVar[bool] = False
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill", "joint")
+    needs_one_class = True
     paper: ClassVar[str] = "Yang et al. 2021 (HSAKD)"
 
     def __init__(

@@ -44,6 +44,10 @@ class LogitStd(DistillationLoss):
         self.warmup = warmup if self.base == "dkd" else 0.0
 
     @property
+    def needs_one_class(self) -> bool:  # type: ignore[override]
+        return self.base == "dkd"
+
+    @property
     def least_classes(self) -> int:
         return 3  # two standardised logits are always +-0.707
 

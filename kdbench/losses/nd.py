@@ -42,6 +42,7 @@ class ND(FeatureLoss):
 
     means: Tensor
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    needs_one_class = True
     paper: ClassVar[str] = "Wang et al. 2023 (KD++), the ND loss"
 
     def __init__(self, weights: Weights, dropout: Dropout = 0.5, label_smoothing: Smoothing = 0.0) -> None:

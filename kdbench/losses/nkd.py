@@ -47,6 +47,7 @@ class NKD(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    needs_one_class = True
     paper: ClassVar[str] = "Yang et al. 2023, L_nkd"
 
     def __init__(

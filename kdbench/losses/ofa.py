@@ -13,7 +13,7 @@ from kdbench.errors import UserError
 from kdbench.losses.adapters import BatchNorm
 from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.features import Names, needs_maps, student_maps
-from kdbench.losses.functional import class_index, log_probs, mean_over, one_hot
+from kdbench.losses.functional import largest_class, log_probs, mean_over, one_hot
 from kdbench.types import LossTerms, Outputs, Target
 
 
@@ -60,7 +60,8 @@ class OFA(DistillationLoss):
     `layers`: the student's stages with branches; null: all. Of the teacher only logits are read, so the networks may be
     of any two kinds, and a table serves. The branches are those of the authors for convolutional students, whose maps
     shrink from stage to stage; networks of three stages have a halving fewer. All weights are 1 as published, g is
-    tuned for each pair, 1 to 1.5. Needs one class a sample; mean over labelled samples.
+    tuned for each pair, 1 to 1.5. Mean over labelled samples; of a mixed label the class with the larger share counts,
+    as in their code.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill", "branches")
@@ -112,7 +113,7 @@ class OFA(DistillationLoss):
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:
         t = detached(teacher, "ofa")
-        index, labelled = class_index(target.label, "ofa")
+        index, labelled = largest_class(target.label)
 
         def said(logits: Tensor) -> Tensor:
             return mean_over(enhanced_rows(logits, t, index, self.tau, self.power), labelled)

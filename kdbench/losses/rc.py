@@ -28,6 +28,7 @@ class RC(DistillationLoss):
     in the last term."""
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill", "revise")
+    needs_one_class = True
     paper: ClassVar[str] = "Cao et al. 2023 (review and correction), as in Sun et al. 2025"
 
     def __init__(self, weights: Weights, tau: Positive = 4.0, label_smoothing: Smoothing = 0.0) -> None:

@@ -31,6 +31,7 @@ class Revision(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill", "revise")
+    needs_one_class = True
     paper: ClassVar[str] = "Lan et al. 2024 (label revision), as in Sun et al. 2025"
 
     def __init__(self, weights: Weights, eta: Share = 0.8, label_smoothing: Smoothing = 0.0) -> None:

@@ -37,6 +37,7 @@ class RLD(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    needs_one_class = True
     paper: ClassVar[str] = "Sun et al. 2025 (RLD)"
 
     def __init__(

@@ -56,6 +56,7 @@ class SDD(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    needs_one_class = True
     paper: ClassVar[str] = "Luo 2024 (SDD)"
 
     def __init__(

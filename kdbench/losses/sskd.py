@@ -93,6 +93,7 @@ class SSKD(FeatureLoss):
     views = TURNS
     apart: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ("task", "distill", "turned", "contrast")
+    needs_one_class = True
     paper: ClassVar[str] = "Xu et al. 2020 (SSKD)"
 
     def __init__(

@@ -64,6 +64,10 @@ class Sum(DistillationLoss):
         return any(part.uses_teacher for _, part in self.named_losses())
 
     @property
+    def needs_one_class(self) -> bool:  # type: ignore[override]
+        return any(part.needs_one_class for _, part in self.named_losses())
+
+    @property
     def extends(self) -> bool:  # type: ignore[override]
         return any(part.extends for _, part in self.named_losses())
 

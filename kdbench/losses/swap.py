@@ -27,6 +27,7 @@ class Swap(DistillationLoss):
     sample."""
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
+    needs_one_class = True
     paper: ClassVar[str] = "Wen et al. 2019, as in Sun et al. 2025"
 
     def __init__(self, weights: Weights, tau: Positive = 4.0, label_smoothing: Smoothing = 0.0) -> None:

@@ -68,6 +68,7 @@ class WKD(DistillationLoss):
 
     costs: Tensor
     terms: ClassVar[tuple[str, ...]] = ("task", "target", "distill")
+    needs_one_class = True
     paper: ClassVar[str] = "Lv et al. 2024 (WKD-L)"
 
     def __init__(

@@ -47,6 +47,8 @@ def refuse_pairs(recipe: Recipe, augment: Augment, mix: Mix | None) -> None:
     pairs = f"1 with loss={name}, which sees {loss.views} views of an image at once"
     require(loss.views == 1 or trainer.accumulate == 1, "trainer.accumulate", trainer.accumulate, pairs)
     refuse_views(loss, name, augment, mix)
+    one = f"none with loss={name}, which needs one class a sample"
+    require(mix is None or not loss.needs_one_class, "dataset.mix.kind", mix and mix.kind, one)
     if teacher is not None and teacher.table == "on":
         refuse_table(loss, name, mix, augment)
 

@@ -89,6 +89,15 @@ def test_a_failed_run_does_not_lose_the_others(train):
     assert "-ce" in kept.name and (kept / "result.json").exists()
 
 
+def test_what_will_fail_is_said_before_the_first_run(train):
+    """A learning rate a layer for a network that is not timm's was refused when its turn came, hours into a sweep."""
+    words = ["-m", *SMOKE, "teacher=none", "loss=ce", "student=mlp", "student.hidden=[4]"]
+    code, out, err = train(*words, "optimizer.layer_decay=null,0.75")
+    assert code == 1 and "1 of 2 runs failed" in err
+    said = out.index("1 of 2 runs will fail, and the others are run")
+    assert out.index("optimizer.layer_decay = 0.75: must be null", said) < out.index("loss ce: CE(y, s)")
+
+
 def test_a_sweepers_figure_is_returned(train, monkeypatch):
     values = []
     real = command.train

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from kdbench.errors import UserError
 from kdbench.types import Outputs
-from tests.support.losses import batch, build
+from tests.support.losses import NAMES, batch, build, ready
 
 
 @pytest.mark.parametrize("text", ["inf", ".inf", '"inf"', ".Inf", '"+inf"'])
@@ -74,8 +74,36 @@ def test_labels_of_one_class_of_many_can_be_soft():
     mixed[2] = -1.0
     value = build("kl")(student, teacher, target._replace(label=mixed)).parts["task"]
     torch.testing.assert_close(value, expected[torch.arange(len(label)) != 2].mean())
-    with pytest.raises(UserError, match="loss=dkd needs one class a sample"):
-        build("dkd")(student, Outputs(teacher.logits, {}), target._replace(label=mixed))
+    with pytest.raises(UserError, match="loss=nkd needs one class a sample"):
+        build("nkd")(student, Outputs(teacher.logits, {}), target._replace(label=mixed))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if build(name).views == 1 and not build(name).of_embeddings])
+def test_losses_of_one_class_say_so_and_all_others_take_mixed_labels(name):
+    """Fourteen losses refused mixtures in their first step, after the teacher had been trained."""
+    loss = ready(name)
+    student, teacher, target = batch(0, name)
+    label = torch.nn.functional.one_hot(target.label, student.logits.shape[1]).float()
+    mixed = target._replace(label=0.3 * label.roll(1, 0) + 0.7 * label)
+    if loss.needs_one_class:
+        with pytest.raises(UserError, match="needs one class a sample"):
+            loss(student, teacher, mixed)
+    else:
+        assert loss(student, teacher, mixed).total.isfinite()
+
+
+@pytest.mark.parametrize("name", ["dkd", "ofa"])
+def test_of_a_mixed_label_the_larger_share_counts(name):
+    loss = ready(name)
+    student, teacher, target = batch(0)
+    label = torch.nn.functional.one_hot(target.label, student.logits.shape[1]).float()
+    mixed = 0.3 * label.roll(1, 0) + 0.7 * label
+    mixed[2] = 0.0
+    whole, found = (
+        loss(student, teacher, target._replace(label=own)).parts["distill"]
+        for own in (torch.where(torch.arange(len(label)) == 2, -1, target.label), mixed)
+    )
+    torch.testing.assert_close(found, whole)
 
 
 # (epoch of 8, what min(epoch / warmup epochs, 1) is for a warm-up of 4, epochs counted from 1)
