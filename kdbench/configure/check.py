@@ -99,7 +99,7 @@ def _refuse_idle_rates(tree: Mapping[str, object], usual: DictConfig) -> None:
         for name in RATES:
             key, own = f"{place}schedule.{name}", f"{place}optimizer.{name}"
             value, counts = schedule.get(name), optimizer.get(name, schedule.get(name))
-            if value != counts and value != OmegaConf.select(usual, key, default=value):
+            if show(value) != show(counts) and value != OmegaConf.select(usual, key, default=value):
                 typed = f"typed as {own}={show(value)}, since the optimizer ({optimizer.get('name')})"
                 raise UserError(key, value, f"{typed} takes none from the schedule: its own is {show(counts)}")
 

@@ -287,8 +287,11 @@ class Loader(ConfigLoaderImpl):
 
     def _load_single_config(self, default: ResultDefault, repo: Any) -> Any:
         loaded = super()._load_single_config(default, repo)
-        experiment = self.ours and str(default.config_path).startswith("experiment/") and not default.package
-        wanted = _overridden(loaded.defaults_list) if experiment else {}
+        kind = str(default.config_path).partition("/")[0]
+        overlay = self.ours and kind in LAID_OVER and not default.package
+        wanted = _overridden(loaded.defaults_list) if overlay else {}
+        if kind == "debug":  # what it says of a network or a teacher is meant for any
+            wanted = {key: option for key, option in wanted.items() if key == "dataset"}
         if wanted and isinstance(loaded.config, DictConfig):
             self._dropped += _drop(loaded.config, self._strange(wanted), self._packages())
         return loaded

@@ -297,7 +297,7 @@ def _noted(sweep: Path, points: Sequence[Path]) -> Iterator[None]:
 
 
 def tell_left_out(points: Sequence[Sequence[str]]) -> None:
-    """Say once which of an experiment's values do not count in these runs, as another option was chosen."""
+    """Say once which of an overlay's values do not count in these runs, as another option was chosen."""
     for keys in dict.fromkeys(", ".join(left_out(words)) for words in points):
         if keys:
-            log.info("not the experiment's, as other options were chosen than its own: %s", keys)
+            log.info("not the experiment's (or debug's), as other options were chosen than its own: %s", keys)

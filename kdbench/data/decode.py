@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -65,8 +65,14 @@ def read_file(
     except UserError as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
     except BROKEN as error:
-        raise UserError(f"cannot read the image {path}: {error}; mend or remove it") from error
+        raise UserError(f"cannot read the image {path}: {_reason(path, error)}; mend or remove it") from error
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1), marks
+
+
+def _reason(path: str, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose own text shows an object of Python's
+        return "it is none that Pillow reads" if os.path.getsize(path) else "the file is empty"
+    return str(error)
 
 
 @lru_cache(maxsize=8)

@@ -78,6 +78,8 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
     if source.blocks is not None:
         return corpus_bundle(dataset.name, source, dataset.subset, _of_samples(dataset))
     _tell_alike(source.classes)
+    if source.task is EMBEDDING:
+        _refuse_classes(dataset)
     if source.reading is not None and not isinstance(dataset.augment or Identity(), Identity):
         allowed = "none with dataset.teacher_tokenizer, since the teacher reads whole texts"
         raise UserError("dataset.augment", dataset.augment, allowed)
@@ -107,6 +109,16 @@ def _of_samples(dataset: Dataset) -> dict[str, object]:
     given = {key: getattr(dataset, key) for key in plain}
     given |= {f"{key}.kind": (getattr(dataset, key) or {}).get("kind") for key in ("mix", "noise")}
     return given | {f"transfer.{key}": value for key, value in (dataset.transfer or {}).items() if key != "seed"}
+
+
+def _refuse_classes(dataset: Dataset) -> None:
+    """Raise the UserError for a key that says something of classes, of data without labels."""
+    given: dict[str, object] = {"classes": dataset.classes, "noise.kind": (dataset.noise or {}).get("kind", "none")}
+    own = dataset.transfer or {}
+    given |= {f"transfer.{key}": own.get(key) for key in ("per_class", "classes", "omit", "only")}
+    for key, value in given.items():
+        none = "none" if key == "noise.kind" else "null"
+        require(value in (None, none), f"dataset.{key}", value, f"{none}: {dataset.name} has no labels")
 
 
 def _read(dataset: Dataset, options: Mapping[str, object]) -> Source:
@@ -207,7 +219,8 @@ def _split(source: Source, dataset: Dataset) -> tuple[Split, Split | None]:
         require(len(numbers) > 1, "dataset.classes", classes, f"{TWO_CLASSES}, or null")
         rest = rest[rows_of(whole.labels[rest], numbers)]
     if len(rest) < 2:
-        key, value = ("subset", subset) if classes is None else ("classes", classes)
+        given = {"classes": classes, "subset": subset, "validation": validation or None, "root": dataset.root}
+        key, value = next((key, value) for key, value in given.items() if value is not None)
         raise UserError(f"dataset.{key}", value, f"what leaves at least 2 images to train on: it leaves {len(rest)}")
     return whole.select(rest), val
 

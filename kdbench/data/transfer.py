@@ -47,7 +47,7 @@ def make_transfer(
     wanted = call(Transfer, options, "dataset.transfer")
     kept = _classes(source.classes, wanted)
     part = split if len(kept) == len(source.classes) else split.select(rows_of(_true(split), kept))
-    part = _share(part, wanted)
+    part = _share(part, wanted) if len(part) else part
     if len(part) < 2:
         raise UserError("dataset.transfer", said=f"it leaves {len(part)} images to train on, and 2 are the least")
     added = _extras(part.inputs, source.files, cache, wanted)

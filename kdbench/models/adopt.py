@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.arguments.ranges import within
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.types import Outputs
 
 Pixels = Annotated[int, within(1, 4096)]
@@ -91,7 +92,7 @@ def checkpoint_gradients(network: nn.Module) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence with the known names that look like an unknown one."""
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(known), n=4, cutoff=0.5)
     return f"Near: {', '.join(near)}" if near else ""
 
 
@@ -107,6 +108,29 @@ def refuse_head(name: str, classes: int, num_classes: int) -> UserError:
 def refuse_size(name: str, image_size: int, error: Exception) -> UserError:
     """The error for a network that cannot run images of the data's size."""
     return UserError("name", name, f"a network that can run {image_size}-pixel images: {first_line(error)}")
+
+
+def refuse_rates(options: Mapping[str, object]) -> None:
+    """Raise a UserError for a rate of dropout or of dropped layers outside [0, 1), which libraries refuse in a training
+    step alone."""
+    for name, value in options.items():
+        if (
+            re.search(r"drop|stochastic_depth", name)
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+        ):
+            require(0 <= value < 1, f"options.{name}", value, "in [0, 1)")
+
+
+def refuse_options(name: str, options: Mapping[str, object], known: Iterable[str], error: TypeError) -> UserError:
+    """The error for options that a library's network does not take; the one that it has never heard of, by its key."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown is not None and unknown[1] in options:
+        key = unknown[1]
+        return UserError(
+            f"options.{key}", options[key], f"left out: {name} has no such argument", nearest(key, dict.fromkeys(known))
+        )
+    return UserError("options", said=f"they do not fit {name}: {first_line(error)}")
 
 
 def first_line(error: Exception) -> str:

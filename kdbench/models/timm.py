@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from kdbench.errors import UserError
-from kdbench.models.adopt import Adopted, Pixels, first_line, nearest, refuse_head, refuse_size
+from kdbench.models.adopt import (
+    Adopted,
+    Pixels,
+    first_line,
+    nearest,
+    refuse_head,
+    refuse_options,
+    refuse_rates,
+    refuse_size,
+)
 from kdbench.models.base import choose_stages, evaluating
 from kdbench.models.distillation_token import with_distillation_token
 from kdbench.models.interface import Interface, channels_of
@@ -50,7 +60,7 @@ def timm_model(
     PiT). Raises UserError for an unknown name, a head that does not fit, weights that do not exist or cannot be
     fetched, and options that the network refuses.
     """
-    _check_name(name)
+    _check_name(name, options or {})
     if pretrained and not embedding:
         _check_head(name, num_classes, new_head, options or {})
     arguments = {"num_classes": 0 if embedding else num_classes, "in_chans": in_channels, **(options or {})}
@@ -83,11 +93,14 @@ def timm_class(
     options: the class's arguments; a text that begins with "timm." is what it names. Features and errors as
     `timm_model`'s.
     """
+    refuse_rates(options or {})
     found = {key: _named(value) for key, value in (options or {}).items()}
     arguments = {"num_classes": num_classes, "in_chans": in_channels, "img_size": upscale or image_size, **found}
     try:
         net = _named(kind)(**arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except TypeError as error:
+        raise refuse_options(kind, found, inspect.signature(_named(kind)).parameters, error) from error
+    except (ValueError, AssertionError, RuntimeError) as error:
         raise UserError("options", dict(options or {}), f"what {kind} takes: {first_line(error)}") from error
     network = Adopted(net, _observer(net), _classifier_name(net), image_size, upscale)
     _check_forward(network, kind, in_channels)
@@ -105,9 +118,10 @@ def _named(value: Any) -> Any:
         raise UserError("kind", value, "a class of timm with its module, as timm.models.mlp_mixer.MlpMixer") from error
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, options: Mapping[str, object]) -> None:
     if not timm.is_model(name):
         raise UserError("name", name, "a network of timm", nearest(name, timm.list_models()))
+    refuse_rates(options)
 
 
 def _check_embedding(name: str, net: Any, dimensions: int) -> None:
@@ -147,10 +161,17 @@ def _create(name: str, pretrained: bool, image_size: int, arguments: dict[str, o
         except TypeError as error:
             if "img_size" in str(error) and attempt is not attempts[-1]:
                 continue
-            raise UserError("options", said=f"they do not fit {name}: {first_line(error)}") from error
+            raise refuse_options(name, arguments, _arguments_of(name), error) from error
         except Exception as error:  # downloads, files and impossible sizes fail in as many ways as there are libraries
             raise _failure(name, pretrained, image_size, error) from error
     raise AssertionError("the last attempt returns or raises")
+
+
+def _arguments_of(name: str) -> list[str]:
+    """The arguments of the classes in the module of a network, one of which it is."""
+    module = importlib.import_module(timm.models.model_entrypoint(name).__module__)
+    classes = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, nn.Module)]
+    return [key for kind in classes for key in inspect.signature(kind).parameters]
 
 
 def _failure(name: str, pretrained: bool, image_size: int, error: Exception) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,7 +11,16 @@ from torch import Tensor, nn
 from torchvision import models
 
 from kdbench.errors import UserError
-from kdbench.models.adopt import Adopted, Pixels, first_line, nearest, refuse_head, refuse_size
+from kdbench.models.adopt import (
+    Adopted,
+    Pixels,
+    first_line,
+    nearest,
+    refuse_head,
+    refuse_options,
+    refuse_rates,
+    refuse_size,
+)
 from kdbench.models.base import choose_stages, first_layer_name, forward_on_meta
 from kdbench.models.interface import Interface, channels_of
 from kdbench.types import Outputs
@@ -43,6 +53,7 @@ def torchvision_model(
     network refuses.
     """
     _check_name(name)
+    refuse_rates(options or {})
     seen = upscale or image_size
     arguments = {**_size_arguments(name, seen), **(options or {})}
     if pretrained:
@@ -116,7 +127,8 @@ def _build(name: str, image_size: int, arguments: dict[str, object]) -> nn.Modul
     try:
         return models.get_model(name, **arguments)
     except TypeError as error:
-        raise UserError("options", said=f"they do not fit {name}: {first_line(error)}") from error
+        known = inspect.signature(models.get_model_builder(name)).parameters
+        raise refuse_options(name, arguments, known, error) from error
     except Exception as error:  # downloads, files and impossible sizes fail in as many ways as there are libraries
         raise _failure(name, image_size, "weights" in arguments, error) from error
 

@@ -63,7 +63,7 @@ def read_file(path: str | Path, key: str | None = None) -> WeightsFile:
     `*_last.pth`) and NumPy numbers. Raises UserError naming the file if it is missing, empty, broken, not a
     checkpoint, unpacks to far more than its size, or holds no weights (no `key`).
     """
-    path = _file_at(Path(path))
+    path = file_at(Path(path))
     content, about = _safetensors(path) if path.suffix == ".safetensors" else (_unpickle(path), {})
     entry, state = _chosen(path, content, key)
     return WeightsFile(plain_names(state), entry, about or _options_of(content) or _config_beside(path))
@@ -114,7 +114,7 @@ def weight_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _file_at(path: Path) -> Path:
+def file_at(path: Path) -> Path:
     """The file of weights at a path, itself or the only one in the folder, as far as can be told without reading it."""
     if path.is_dir():
         path = _in_folder(path)

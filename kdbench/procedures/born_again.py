@@ -15,6 +15,7 @@ from kdbench.engine.metrics import task_figures
 from kdbench.errors import UserError, require
 from kdbench.models.base import first_layer_name, last_layer_name
 from kdbench.models.ensemble import ensemble_logits
+from kdbench.results.metrics import EMBEDDING
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import obtain
 from kdbench.runs.recipe import NetworkSpec, Recipe
@@ -58,8 +59,13 @@ def born_again(
 
 
 def ensemble_figures(members: Sequence[TaughtBy], data: Bundle, prefix: str) -> dict[str, float]:
-    """Accuracy, likelihood and calibration of the members' mean prediction on the validation and test sets."""
+    """Accuracy, likelihood and calibration of the members' mean prediction on the validation and test sets.
+
+    None of embeddings, which predict nothing that could be averaged.
+    """
     figures: dict[str, float] = {}
+    if data.task is EMBEDDING:
+        return figures
     keys = (data.task.primary.name, "nll", "ece")
     for name, split in (("val", data.val), ("test", data.test)):
         # Of a text with many words the logits are not kept: what several generations say together is left out.

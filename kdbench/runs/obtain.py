@@ -127,9 +127,11 @@ def _refuse_chance(given: TaughtBy, data: Bundle, longer: str) -> None:
             data.info.samples,
         )  # fmt: skip
     if judged == "chance":
+        advice = f"Check its weights and that its classes are this dataset's, or train it longer ({longer})"
+        if task is EMBEDDING:
+            advice = "Check its weights, and that dataset.probe has images enough of classes that differ to the eye"
         largest = "" if min(images) == max(images) else f", {task.guess}"
         raise UserError(
             f"teacher {given.name}: {show(value)} on test is no better than guessing ({level}{largest}). "
-            f"Check its weights and that its classes are this dataset's, or train it longer ({longer}). "
-            "teacher.allow_chance=true goes on regardless."
+            f"{advice}. teacher.allow_chance=true goes on regardless."
         )

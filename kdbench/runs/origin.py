@@ -18,14 +18,14 @@ from kdbench.arguments.ranges import Text
 from kdbench.counted import as_before
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import place
-from kdbench.errors import require
+from kdbench.errors import UserError, require, under
 from kdbench.files import lock
 from kdbench.losses.ce import CE
 from kdbench.models.adopt import without_classifier
 from kdbench.models.base import last_layer_name
 from kdbench.models.interface import Interface
 from kdbench.models.names import published_names
-from kdbench.models.weights import WeightsFile, load_into, read_file, weight_hash
+from kdbench.models.weights import WeightsFile, file_at, load_into, read_file, weight_hash
 from kdbench.results.metrics import EMBEDDING
 from kdbench.results.result import is_finished
 from kdbench.runs.adapt import fitted, interface_of_run
@@ -65,14 +65,18 @@ class FromFile:
     key: str | None = None  # teacher.checkpoint_key: which weights of the file
 
     def describe(self, catalogue: Catalogue) -> NetworkSpec:
+        with under("teacher.checkpoint"):
+            file_at(self.path)
         return self.network
 
     def obtain(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> TaughtBy:
         """Raises UserError if the file is none, or if its weights are not the network's, or know other classes."""
-        file = read_file(self.path, self.key)
+        with under("teacher.checkpoint"):
+            file = read_file(self.path, self.key)
         if data.task is EMBEDDING:
             network = self.network.make(data.info)
-            load_into(network, without_classifier(network, file.state), str(self.path))
+            with under("teacher.checkpoint"):
+                self._load_embedding(network, file)
             return replace(measured(self.network.name, network, self.path, recipe, data), entry=file.entry)
         known = _interface_of_file(self.path, file)
         classes = len(known.classes or data.classes)
@@ -82,6 +86,14 @@ class FromFile:
         network = fitted(network, own, data, "teacher.checkpoint", self.path)
         taught = measured(self.network.name, network, self.path, recipe, data)
         return replace(taught, entry=file.entry)
+
+    def _load_embedding(self, network: nn.Module, file: WeightsFile) -> None:
+        try:
+            load_into(network, without_classifier(network, file.state), str(self.path))
+        except UserError as error:
+            if self.network.config.get("embedding") is False:
+                raise UserError(f"{error}; teacher.embedding=true leaves the classifier out") from error
+            raise
 
 
 @dataclass(frozen=True)
@@ -168,9 +180,15 @@ class FineTuned(Trained):
     path: Path = Path()
     key: str | None = None  # teacher.checkpoint_key
 
+    def describe(self, catalogue: Catalogue) -> NetworkSpec:
+        with under("teacher.checkpoint"):
+            file_at(self.path)
+        return self.network
+
     def stage(self, spec: TeacherSpec, recipe: Recipe, data: Bundle) -> Stage:
         """Raises UserError if the file is none, or of another network."""
-        file = read_file(self.path, self.key)
+        with under("teacher.checkpoint"):
+            file = read_file(self.path, self.key)
         start = self._start(file, data)
         made = teacher_stage(self.network, spec, recipe, data, weight_hash(file.state))
         return replace(made, start=start)

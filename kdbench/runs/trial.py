@@ -26,7 +26,7 @@ from kdbench.models.interface import parts_of
 from kdbench.results.metrics import EMBEDDING, METRICS, TASKS
 from kdbench.results.result import RunResult, is_finished
 from kdbench.runs.ensemble import Ensemble
-from kdbench.runs.origin import Trained
+from kdbench.runs.origin import Published, Trained
 from kdbench.runs.recipe import (
     LossSpec,
     NetworkSpec,
@@ -79,6 +79,8 @@ def try_networks(recipe: Recipe) -> None:
         if "_target_" in spec.config:
             network = locate(spec.config["_target_"], f"{key}._target_")
             refuse_kind(network, key, spec.name, data.info, f"dataset={data.name}")
+    loss, classes = recipe.loss.make(), data.info.num_classes
+    _refuse_task(recipe, loss, data)
     images, wanted = isinstance(data.info, ImageInfo), recipe.trainer.channels_last is True
     require(images or not wanted, "trainer.channels_last", True, "auto or false for data that are not images")
     student = _sketch(recipe.student, "student", data.info)
@@ -90,8 +92,6 @@ def try_networks(recipe: Recipe) -> None:
         checkpoint_gradients(student)
     if recipe.teacher is not None and isinstance(recipe.teacher.origin, Trained):
         _try_optimizer(recipe.teacher.optimizer, teacher, "teacher.optimizer")
-    loss, classes = recipe.loss.make(), data.info.num_classes
-    _refuse_task(recipe, loss, data)
     allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
     require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
     recipe.refuse_uncalibrated(data)
@@ -113,6 +113,9 @@ def _refuse_task(recipe: Recipe, loss: DistillationLoss, data: Bundle) -> None:
             "one that is trained: teacher=timm teacher.embedding=true teacher.pretrained=true (or teacher.checkpoint=)"
         )
         raise UserError("teacher", recipe.teacher.origin.network.name, had)
+    if embeds and recipe.teacher is not None and isinstance(recipe.teacher.origin, Published):
+        classifies = recipe.teacher.origin.network.config.get("embedding") is False
+        require(not classifies, "teacher.embedding", False, f"true: dataset={data.name} asks for embeddings")
 
 
 def _try_optimizer(options: OptimizerOptions, network: torch.nn.Module, key: str) -> None:

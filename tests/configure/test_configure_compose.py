@@ -35,6 +35,13 @@ def test_an_experiments_values_count_for_the_option_it_chose():
     assert node("loss", SMALL, "loss=kl", "loss.tau=2")["tau"] == 2, "what is typed counts in any case"
 
 
+def test_a_debug_file_gives_way_to_another_dataset_alone():
+    """debug=smoke dataset=digits was refused for dataset.n, which nobody had typed."""
+    assert node("dataset", "debug=smoke", "dataset=digits") == node("dataset", "dataset=digits")
+    assert node("dataset", "debug=smoke", "dataset=fake")["n"] == node("dataset", "debug=smoke")["n"] == 96
+    assert node("teacher", "debug=smoke", "teacher=mlp", "dataset=digits")["schedule"]["epochs"] == 2
+
+
 @pytest.mark.parametrize("loss", ["ce", "dkd", "kim_mse"])
 def test_another_option_has_its_own_values(loss):
     assert node("loss", SMALL, f"loss={loss}") == node("loss", f"loss={loss}")

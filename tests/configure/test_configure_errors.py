@@ -70,6 +70,9 @@ MISTAKES = [
     ("train optimizer=lamb schedule.weight_decay=0.3", ["schedule.weight_decay = 0.3: must be typed as optimizer.wei"]),
     ("train optimizer.lr=0.02 schedule.lr=0.01", ["schedule.lr = 0.01", "its own is 0.02"]),
     ("train -m optimizer=adamw,sgd schedule.lr=0.01", ["schedule.lr = 0.01: must be typed as optimizer.lr=0.01"]),
+    ("train optimizer=deit schedule.lr=nan", ["schedule.lr = nan: must be a number (float), at least 0"]),
+    # a choice for another place
+    ("train dataset/augment@dataset.teacher_augment=flip", ["add it with a +: +dataset/augment@dataset.teacher_aug"]),
     # form
     ("train loss.tau=[1", ["loss.tau=[1", "cannot be read as key=value"]),
     ("train resnet20", ["resnet20: not of the form key=value"]),

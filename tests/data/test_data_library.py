@@ -74,6 +74,8 @@ def test_posterize_to_no_bits_is_black():
 def test_what_the_libraries_do_not_read_is_refused():
     with pytest.raises(UserError, match="policy = rand-x: must be a policy that timm reads"):
         Timm("rand-x")
+    with pytest.raises(UserError, match="policy = rand-m99-inc1: must be one with m from 0 to 30: it has m99"):
+        Timm("rand-m99-inc1")
     with pytest.raises(UserError, match=r"options = .*: must be what torchvision's ColorJitter takes"):
         Torchvision("ColorJitter", {"light": 1})
     with pytest.raises(UserError, match="name = Resize: must be one of AutoAugment"):

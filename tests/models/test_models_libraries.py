@@ -159,8 +159,16 @@ def test_unknown_names_are_refused_with_the_nearest(library: str, typed: str, ne
 @pytest.mark.parametrize(
     ("library", "name", "size", "options", "reason"),
     [
-        ("timm", "test_resnet", 32, {"speed": 3}, "^options: they do not fit test_resnet"),
-        ("torchvision", "resnet18", 32, {"speed": 3}, "^options: they do not fit resnet18"),
+        ("timm", "test_resnet", 32, {"drop_pth_rate": 0.1}, "^options.drop_pth_rate = 0.1: .* Near: drop_path_rate"),
+        ("torchvision", "resnet18", 32, {"speed": 3}, "^options.speed = 3: must be left out: resnet18 has no such"),
+        ("timm", "test_vit", 32, {"drop_path_rate": 2}, r"^options.drop_path_rate = 2: must be in \[0, 1\)$"),
+        (
+            "torchvision",
+            "swin_t",
+            32,
+            {"stochastic_depth_prob": 1.5},
+            r"^options.stochastic_depth_prob = 1.5: must be in",
+        ),
         ("timm", "test_vit", 33, {}, "^name = test_vit: must be .*33-pixel"),
         ("timm", "volo_d1_224", 224, {}, "^name = volo_d1_224: must be .*other heads"),
         ("torchvision", "vit_b_32", 40, {}, "^name = vit_b_32: must be .*40-pixel"),
@@ -338,5 +346,8 @@ def test_a_library_s_network_in_a_size_of_ours_has_the_parameters_that_it_says(n
 
 def test_a_class_of_timm_that_there_is_not_is_refused():
     for kind, options in (("timm.models.mlp_mixer.MlpMixr", {}), ("timm.models.mlp_mixer.MlpMixer", {"blocks": 2})):
-        with pytest.raises(UserError, match=r"kind = timm.*: must be a class of timm|options = .*: must be what timm"):
+        with pytest.raises(
+            UserError,
+            match=r"kind = timm.*: must be a class of timm|^options.blocks = 2: must be left out: .* Near: num_blocks",
+        ):
             timm_class(kind, options, num_classes=3)

@@ -79,11 +79,39 @@ def test_a_table_gives_what_the_live_teacher_gives_and_a_cohort_what_a_run_gives
         (["loss=cosine", "dataset.dimensions=48"], "dataset.dimensions=64"),
         (["loss=cosine", "dataset.probe=null"], "dataset.probe = null: must be a folder of class folders"),
         (["loss=cosine", "dataset.validation=0.2"], "dataset.validation"),
+        (["loss=cosine", "dataset.noise.kind=symmetric", "dataset.noise.rate=0.1"], "dataset.noise.kind = symmetric"),
+        (
+            ["loss=cosine", "dataset.transfer.only=[1]"],
+            "dataset.transfer.only = [1]: must be null: photos has no labels",
+        ),
+        (["loss=cosine", "dataset.transfer.per_class=3"], "dataset.transfer.per_class = 3: must be null"),
+        (["loss=cosine", "dataset.classes=[0,1]"], "dataset.classes = [0, 1]: must be null: photos has no labels"),
+        (["loss=cosine", "teacher.embedding=false"], "teacher.embedding=true leaves the classifier out"),
+        (
+            ["loss=cosine", "teacher.checkpoint=null", "teacher.pretrained=true", "teacher.embedding=false"],
+            "teacher.embedding = false: must be true: dataset=photos asks for embeddings",
+        ),
+        (["loss=cosine", "teacher.checkpoint=no.pth"], "teacher.checkpoint: no.pth: no such file"),
+        (
+            ["loss=cosine", "dataset.root=photos/kind0", "dataset.probe=alone"],
+            "dataset.probe = alone: must be a folder",
+        ),
+        (["loss=cosine", "dataset.root=lonely"], "dataset.root = lonely: must be what leaves at least 2 images"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(words, change, said, capsys):
+    folder_of(Path("alone"), 2, 1, 2), folder_of(Path("lonely"), 1, 1, 3)
     assert kdbench("train", *words, *change) != 0
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["procedure=born_again", "procedure.generations=2"], ["procedure=mutual"]])
+def test_procedures_that_average_predictions_have_none_of_embeddings(words, more):
+    """They asked embeddings for their likelihood, after the training."""
+    teacher = [word for word in words if not word.startswith("teacher")]
+    words = [*teacher, "teacher=none"] if more == ["procedure=mutual"] else words
+    assert kdbench("train", *words, "loss=cosine", "schedule.epochs=1", *more, "hydra.run.dir=run") == 0
+    assert "test/knn" in result(Path("run"))["last"]
 
 
 def test_losses_of_embeddings_want_embeddings(capsys):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,6 +118,17 @@ def _posterized(image: Any, bits: int, **options: Any) -> Any:
     return posterize(image, bits, **options) if bits > 0 else image.point([0] * 256 * len(image.getbands()))  # black
 
 
+# Of the sections of a policy. timm cuts magnitudes above 10 (or above its mmax); the scale of RandAugment ends at 30.
+_NUMBERS = {
+    ("rand", "m"): (0.0, 30.0),
+    ("rand", "n"): (1.0, 14.0),
+    ("rand", "p"): (0.0, 1.0),
+    ("augmix", "m"): (0.0, 30.0),
+    ("augmix", "w"): (1.0, 16.0),
+    ("augmix", "d"): (1.0, 16.0),
+}
+
+
 @checked
 @dataclass(frozen=True)
 class Timm(PerImage):
@@ -156,13 +168,27 @@ class Timm(PerImage):
             elif kind == "augmix":
                 arguments["translate_pct"], make = 0.3, auto_augment.augment_and_mix_transform
             try:
-                if not all(re.fullmatch(r"t[a-z]+|[a-z]+[\d.]+", section) for section in sections):
-                    raise ValueError("a section without a number, which timm would pass over")
+                self._refuse_sections(kind, sections)
                 self._known[side] = _mended(make(self.policy, arguments))
+            except UserError:
+                raise
             except (AssertionError, ValueError, KeyError, TypeError) as error:
                 words = "a policy that timm reads: rand-m9-mstd0.5-inc1, original-mstd0.5, v0, 3a, augmix-m5-w4-d2"
                 raise UserError("policy", self.policy, words) from error
         return self._known[side]
+
+    def _refuse_sections(self, kind: str, sections: Sequence[str]) -> None:
+        """Raise a UserError for a number out of its range, which timm cuts or fails of as it trains, and a ValueError
+        for a section without one, which timm would pass over."""
+        for section in sections:
+            named = re.fullmatch(r"t[a-z]+|([a-z]+)([\d.]+)", section)
+            if named is None:
+                raise ValueError(section)
+            low, high = _NUMBERS.get((kind, named[1] or ""), (0.0, math.inf))
+            if named[1] and not low <= float(named[2]) <= high:
+                raise UserError(
+                    "policy", self.policy, f"one with {named[1]} from {low:g} to {high:g}: it has {section}"
+                )
 
     def changed(self, image: Tensor) -> Tensor:
         from PIL import Image

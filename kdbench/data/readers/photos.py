@@ -7,12 +7,12 @@ from typing import Annotated
 
 import torch
 
-from kdbench.arguments.ranges import Text, at_least
+from kdbench.arguments.ranges import Finite, Text, at_least, listed
 from kdbench.data.bundle import Source
 from kdbench.data.files import LeftOut, find_images
 from kdbench.data.readers.folders import parts_of
 from kdbench.data.readers.imagefolder import Gigabytes, Listing, Parts, Reading, Side, listing, source
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.results.metrics import EMBEDDING
 
 
@@ -26,6 +26,7 @@ def photos(
     resize: Side | None = None,
     in_memory_limit: Gigabytes = 4.0,
     background: Text = "white",
+    value_range: Annotated[list[Finite], listed(2, "[black, white]", most=2)] | None = None,
     packed: bool = False,
 ) -> Source:
     """All images below `root`, whatever their folders, without labels; networks answer with embeddings.
@@ -45,7 +46,7 @@ def photos(
         )
     if dimensions is None:
         raise UserError("dataset.dimensions", dimensions, "the dimensions of the teacher's embedding, e.g. 384")
-    reading = Reading(Path(root), cache, channels, size, resize, in_memory_limit, background, packed=packed)
+    reading = Reading(Path(root), cache, channels, size, resize, in_memory_limit, background, value_range, packed)
     paths = find_images(root, "dataset.root")
     test, val = _probe(Path(probe))
     axes = tuple(f"dimension {number}" for number in range(dimensions))
@@ -62,5 +63,10 @@ def _probe(folder: Path) -> tuple[Listing, Listing | None]:
         val = listing(where["val"], left_out, names)[1] if "val" in where and "test" in where else None
     except UserError as error:
         raise UserError(str(error).replace("dataset.root", "dataset.probe")) from error
+    for _, labels in (test, *([val] if val else [])):
+        single = [names[number] for number in (torch.bincount(labels) == 1).nonzero()[:, 0].tolist()]
+        some = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
+        allowed = f"a folder with two images or more of each class: an image is named by the others, and {some} has one"
+        require(not single, "dataset.probe", str(folder), allowed)
     left_out.tell(folder)
     return test, val
