@@ -175,7 +175,10 @@ def pool(settings: Sequence[Mapping[Any, float]], steps: Sequence[float]) -> Poo
     Bartlett's test, and no setting counts as steadier than its own runs are. Simulated with 3 to 63 settings of 3 or 5
     runs, a wrong verdict of either sign stands in at most 5 % of the tables if all vary alike (6 % with deviations of
     a lognormal spread of 0.5), and in up to 9 % if one setting's or the baseline's deviation is many times the others'.
-    Holm takes the place of Dunnett's quantiles, as for all tables; those make intervals up to 10 % narrower.
+    Holm takes the place of Dunnett's quantiles, as for all tables; those make intervals up to 10 % narrower. Variances
+    that are drawn towards a common one only as far as all of them say (empirical Bayes, Smyth 2004) are no way out
+    where settings vary unlike: with deviations of a lognormal spread of 0.5 a wrong verdict stands in 8 to 11 % of the
+    tables (5 to 62 settings of 3 or 5 runs, 1,500 simulated tables each), in 6 to 7 % with the guard above.
     """
     counts = np.array([len(one) for one in settings])
     squares = np.array([np.var(list(one.values())) * len(one) if one else 0.0 for one in settings])
