@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -46,6 +47,10 @@ class First(NamedTuple):
     place: str = ""  # of the loss within the main one, "parts.ft." for one of a sum
 
 
+# Hooks of subclasses by the names that they had once: one that is overridden by its old name would be passed over.
+_RENAMED = {"needs_means": "surveyed", "learn_means": "survey"}
+
+
 class DistillationLoss(nn.Module):
     """A loss over a student's and a teacher's outputs.
 
@@ -73,8 +78,12 @@ class DistillationLoss(nn.Module):
     paper: ClassVar[str] = ""  # "Zhao et al. 2022, decoupled KL", for `kdbench list loss`
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Values out of the ranges of a loss's own annotations are refused, whoever builds it."""
+        """Values out of the ranges of a loss's own annotations are refused, whoever builds it; so are hooks by the
+        names that they had in earlier versions."""
         super().__init_subclass__(**options)
+        for old in filter(partial(hasattr, cls), _RENAMED):
+            said = f"this hook is called {_RENAMED[old]} now; by its old name nothing calls it"
+            raise UserError(f"{cls.__qualname__}.{old}", said=said)
         if "__init__" in cls.__dict__:
             checked(cls)
 

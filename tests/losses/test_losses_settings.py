@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from kdbench.arguments import locate
 from kdbench.errors import UserError
 from kdbench.types import Outputs
 from tests.support.losses import NAMES, batch, build, ready
@@ -53,6 +54,16 @@ def test_limits_need_the_factor(tau):
 def test_unknown_weights_are_refused():
     with pytest.raises(UserError, match=r"^loss\.weights\.soft = 0\.9: .* this loss has the terms task, distill"):
         build("kl", weights={"task": 0.1, "soft": 0.9})
+
+
+@pytest.mark.parametrize(("old", "new"), [("needs_means", "surveyed"), ("learn_means", "survey")])
+def test_a_hook_by_its_old_name_is_refused_with_its_new_one(old, new, tmp_path, monkeypatch):
+    """Nothing would call it: the loss would train without what it was to learn."""
+    source = f"from kdbench.losses.base import DistillationLoss\nclass Own:\n    {old} = None\n"
+    (tmp_path / f"own_{old}.py").write_text(f"{source}class Mine(Own, DistillationLoss):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=rf"Mine\.{old}: this hook is called {new} now"):
+        locate(f"own_{old}.Mine")
 
 
 def test_formulas():
