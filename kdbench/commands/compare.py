@@ -37,8 +37,7 @@ def main() -> int:
     arguments = _parse()
     found = read_runs([Path(path) for path in arguments.paths])
     runs = where(found.runs, conditions(",".join(arguments.where), "--where") if arguments.where else {})
-    metrics = [name for given in arguments.metric or [] for name in given.split(",")]
-    _refuse_unknown(metrics, runs)
+    metrics = _measured([name for given in arguments.metric or [] for name in given.split(",")], runs)
     metrics = metrics or ["last", *(["best"] if any(run.result.best for run in runs) else [])]
     for named, members in _tables(runs, arguments):
         comparison = compare(members, metrics)
@@ -157,7 +156,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="last and best (default: test accuracy or perplexity after the last epoch, and at the best one by "
         "validation), or any "
-        "figure of result.json, e.g. test/nll; several with commas; the first one orders rows and gets verdicts",
+        "figure of result.json, e.g. test/nll; several with commas; the first one orders rows and gets verdicts; one with "
+        "a ? behind it (gain/test/top1?) is left out where no run has it",
     )
     parser.add_argument(
         "--where", metavar="KEY=VALUE", action="append", help="only these runs, e.g. loss=kl,loss.tau=4"
@@ -245,12 +245,19 @@ def _write(comparison: Comparison, arguments: argparse.Namespace, metrics: list[
                 print(f"written: {path}", file=sys.stderr)
 
 
-def _refuse_unknown(metrics: list[str], runs: list[Run]) -> None:
-    known = metric_names(runs)
-    for name in metrics:
-        if runs and name not in known:
+def _measured(metrics: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """The metrics that were asked for. Raises UserError for one that no run has; with a ? behind it it is left out."""
+    known, found = metric_names(runs), []
+    for asked in metrics:
+        name = asked.removesuffix("?")
+        if name in known or not runs:
+            found.append(name)
+        elif asked == name:
             hint = nearest(name, known, "Did you mean {}? ")
             raise UserError(f"--metric {name}: no run has this metric. {hint}Metrics: {', '.join(known)}")
+        else:
+            print(f"no run has {name}", file=sys.stderr)
+    return found
 
 
 def _order(comparison: Comparison, key: str | None, metrics: list[str]) -> Callable[[Row], tuple[int, float, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from kdbench import configure
@@ -18,8 +19,8 @@ from kdbench.arguments import trusting
 from kdbench.counted import RESULT_FORMAT
 from kdbench.errors import UserError, require
 from kdbench.results.metrics import CLASSIFICATION, metric_of
-from kdbench.results.report import show
-from kdbench.results.result import is_finished, read_result
+from kdbench.results.report import in_a_line, show
+from kdbench.results.result import RunResult, is_finished, read_result
 from kdbench.runs.identity import Kept
 
 TAKES_KEYS = True
@@ -89,8 +90,19 @@ def train(cfg: DictConfig) -> float | None:
         try_networks(recipe)
     result = read_result(out) if done else procedure(recipe, out)
     refuse_no_result(result, out)
-    show(result, out, already=done)
+    if done:
+        _show_again(result, out)
+    else:
+        show(result, out, already=False)
     return result.monitored(cfg.monitor)
+
+
+def _show_again(result: RunResult, out: Path) -> None:
+    """A finished run; of a sweep in a line, so that those that are trained now stand out."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        print(in_a_line(result, out))
+    else:
+        show(result, out, already=True)
 
 
 def refuse(cfg: DictConfig) -> UserError | None:
@@ -133,7 +145,7 @@ def finished(cfg: DictConfig, out: Path) -> Callable[[], float | None] | None:
         return None
 
     def shown() -> float | None:
-        show(result, out, already=True)
+        _show_again(result, out)
         return result.monitored(str(cfg.monitor))
 
     return shown

@@ -19,8 +19,7 @@ SPLITS = ("test", "val", "train")
 def show(result: RunResult, folder: Path, already: bool) -> None:
     """Print teacher accuracy, student accuracy, agreement, where the run is and what to type next."""
     console = Console(soft_wrap=True, markup=False)
-    with suppress(ValueError):  # below where the command was typed: shown from there
-        folder = folder.relative_to(Path.cwd())
+    folder = _from_here(folder)
     console.print(_table(result))
     if result.stages:
         console.print(_stages(result.stages, TASKS[result.task]))
@@ -44,6 +43,21 @@ def show(result: RunResult, folder: Path, already: bool) -> None:
     console.print(
         f"next  kdbench {command}   |   tensorboard --logdir {outputs or folder}", markup=False, highlight=False
     )
+
+
+def in_a_line(result: RunResult, folder: Path) -> str:
+    """A finished point of a sweep that is started again; the sweep's own table has the rest."""
+    task = TASKS[result.task]
+    known = [split for split in ("test", "val") if task.on(split) in result.last]
+    figures = ", ".join(f"{task.primary.text(result.last[task.on(split)])} on {split}" for split in known)
+    return f"This run was finished before: {figures}, in {_from_here(folder)}"
+
+
+def _from_here(folder: Path) -> Path:
+    """As it is typed where the command was typed, if it lies below."""
+    with suppress(ValueError):
+        return folder.relative_to(Path.cwd())
+    return folder
 
 
 def _table(result: RunResult) -> Table:

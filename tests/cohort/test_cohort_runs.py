@@ -122,6 +122,8 @@ def test_a_finished_sweep_is_shown_without_torch():
         "from kdbench import cli; assert cli.main() == 0; assert not {'torch', 'timm'} & set(sys.modules)"
     )
     assert shown.returncode == 0 and shown.stdout.count("was finished before") == 2, shown.stderr
+    points = shown.stdout.partition("the same in all")[0].splitlines()
+    assert len([line for line in points if line]) == 5, shown.stdout  # the launcher's, and two lines a point
 
 
 def test_runs_that_fail_are_reported_and_the_others_are_as_alone(capfd, monkeypatch):

@@ -104,6 +104,12 @@ def test_stages_and_stored_teachers_are_no_runs_of_their_own(tmp_path):
     assert [run.folder.name for run in read_runs([tmp_path / "teachers"]).runs] == ["t"]
 
 
+def test_a_metric_that_is_only_wished_for_is_left_out_where_no_run_has_it(run_compare, sweep):
+    code, out, err = run_compare(sweep, "--metric", "gain/test/top1?,test/nll?")
+    assert code == 0 and "test/nll" in out and "gain/" not in out and "no run has gain/test/top1\n" in err
+    assert "test top-1 (last)" in run_compare(sweep, "--metric", "gain/test/top1?")[1]
+
+
 def test_metrics_by_name(run_compare, sweep):
     _, out, _ = run_compare(sweep, "--metric", "best,test/nll", "--metric", "best/val/top1")
     header, first = out.splitlines()[1:3]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.results.report import show
+from kdbench.results.report import in_a_line, show
 from kdbench.results.result import NetworkResult, RunResult, StageResult
 
 RESULT = RunResult(
@@ -43,3 +43,8 @@ def test_the_closing_line_names_the_runs_own_outputs_folder(outputs, capsys):
 def test_the_closing_line_of_a_run_by_itself_compares_it_with_nothing(capsys):
     show(replace(RESULT, config={"paths.outputs": "outputs"}), Path("elsewhere/a"), already=False)
     assert closing(capsys) == "next  kdbench evaluate elsewhere/a   |   tensorboard --logdir elsewhere/a"
+
+
+def test_a_finished_point_of_a_sweep_is_one_line():
+    line = in_a_line(replace(RESULT, last={"epoch": 3.0, "test/top1": 0.5, "val/top1": 0.25}), Path.cwd() / "outputs/a")
+    assert line == "This run was finished before: 50.00 % on test, 25.00 % on val, in outputs/a"
