@@ -155,9 +155,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--metric",
         action="append",
         help="last and best (default: test accuracy or perplexity after the last epoch, and at the best one by "
-        "validation), or any "
-        "figure of result.json, e.g. test/nll; several with commas; the first one orders rows and gets verdicts; one with "
-        "a ? behind it (gain/test/top1?) is left out where no run has it",
+        "validation), or any figure of result.json, e.g. test/nll; several with commas; the first one orders rows and "
+        "gets verdicts; one with a ? behind it (gain/test/top1?) is left out where no run has it",
     )
     parser.add_argument(
         "--where", metavar="KEY=VALUE", action="append", help="only these runs, e.g. loss=kl,loss.tau=4"
