@@ -38,8 +38,8 @@ from kdbench.data.bundle import Bundle
 from kdbench.data.stamp import reading
 from kdbench.engine.loggers import Logger
 from kdbench.engine.optimizer import make_optimizer
-from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
-from kdbench.engine.schedule import check_durations
+from kdbench.engine.options import OptimizerOptions, TrainerOptions
+from kdbench.engine.schedule import ScheduleOptions, check_durations
 from kdbench.errors import UserError, nearest, require, under
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import refuse_kind

@@ -14,8 +14,7 @@ from kdbench.bench.timing import Contender
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, own_stream, place
-from kdbench.engine.graph import cohort_graph
-from kdbench.engine.learner import Learner, train_epoch
+from kdbench.engine.learner import Learner, cohort_graph, train_epoch
 from kdbench.errors import require
 from kdbench.models.base import count_parameters
 from kdbench.runs.obtain import live_teacher, reading

@@ -76,14 +76,15 @@ def train(cfg: DictConfig) -> float | None:
 
     Returns the value that a Hydra sweeper reads (`monitor`). Raises UserError before any work for what cannot run.
     """
-    from kdbench import build  # torch is loaded when a run starts, not for --help or --cfg
+    # Imported here: torch is loaded when a run starts, not for --help or --cfg.
+    from kdbench.build import make_procedure, make_recipe, refuse_others_folder
     from kdbench.runs.trial import refuse_no_result, refuse_unmeasured, try_networks
 
     job = HydraConfig.get()
     out = Path(job.runtime.output_dir)
-    recipe = build.make_recipe(cfg, list(job.overrides.task), chosen())
-    procedure = build.make_procedure(cfg.procedure)
-    build.refuse_others_folder(recipe, out)
+    recipe = make_recipe(cfg, list(job.overrides.task), chosen())
+    procedure = make_procedure(cfg.procedure)
+    refuse_others_folder(recipe, out)
     done = is_finished(out) and not recipe.force
     if not done:
         refuse_unmeasured(cfg.monitor, recipe.data())
@@ -112,15 +113,15 @@ def refuse(cfg: DictConfig) -> UserError | None:
     process, which would read the same data next, and build the same networks (0.05 s for small ones); not with a
     sweeper that optimises, nor where the data are more than are kept.
     """
-    from kdbench import build
+    from kdbench.build import keeps_data, make_recipe, refuse_others_folder
     from kdbench.runs.trial import try_networks
 
     job = HydraConfig.get()
-    recipe = build.make_recipe(cfg, list(job.overrides.task), chosen())
-    build.refuse_others_folder(recipe, configure.point_folder(job))
+    recipe = make_recipe(cfg, list(job.overrides.task), chosen())
+    refuse_others_folder(recipe, configure.point_folder(job))
     plugins = {str(node["_target_"]).rpartition(".")[2] for node in (job.sweeper, job.launcher)}
     here = plugins <= {"BasicSweeper", "BasicLauncher", "CohortLauncher"} and not job.launcher.get("devices")
-    if here and build.keeps_data(recipe):
+    if here and keeps_data(recipe):
         try:
             try_networks(recipe)
         except UserError as error:
@@ -156,9 +157,9 @@ def better(cfg: DictConfig) -> int:
     if cfg.monitor != "auto":
         name = str(cfg.monitor)
         return CLASSIFICATION.primary.better if name in ("last", "best") else metric_of(name).better
-    from kdbench import build
+    from kdbench.build import make_recipe
 
-    return build.make_recipe(cfg, [], chosen()).data().task.primary.better
+    return make_recipe(cfg, [], chosen()).data().task.primary.better
 
 
 def ended(folders: Sequence[Path]) -> None:

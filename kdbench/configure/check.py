@@ -23,11 +23,11 @@ from kdbench.paths import CONFIG_DIR
 # Nodes that are plain options, by the dataclass that reads them (imported when a run starts, not before).
 # What others refer to comes first: optimizer.lr is schedule.lr, and the fault is named where it was typed.
 OPTIONS = {
-    "schedule": "kdbench.engine.options.ScheduleOptions",
+    "schedule": "kdbench.engine.schedule.ScheduleOptions",
     "optimizer": "kdbench.engine.options.OptimizerOptions",
     "trainer": "kdbench.engine.options.TrainerOptions",
     "seeds": "kdbench.runs.recipe.Seeds",
-    "teacher.schedule": "kdbench.engine.options.ScheduleOptions",
+    "teacher.schedule": "kdbench.engine.schedule.ScheduleOptions",
     "teacher.optimizer": "kdbench.engine.options.OptimizerOptions",
 }
 # Options of a dataset by what reads them, and what kdbench gives that beside them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from kdbench.data.augment.mix import Mix
 from kdbench.data.augment.views import Augment, Identity
 from kdbench.data.blocks import Blocks
-from kdbench.data.content import Content, Part, digest
+from kdbench.data.content import Content, Part
 from kdbench.data.pixels import RGB, WHITE
 from kdbench.data.stamp import Stamp
 from kdbench.data.tokenise import Tokeniser
@@ -247,6 +248,15 @@ def _part(split: Split) -> Part:
     """Rows name samples of the original training set; others are named by their own fingerprint."""
     own = bool((split.rows >= 0).all())
     return Part(len(split), digest(split.rows) if own else fingerprint(split.inputs)[:32], digest(split.labels))
+
+
+def digest(values: Tensor | Sequence[str]) -> str:
+    """32 hex digits of the sha256 of numbers or names, in order."""
+    if isinstance(values, Sequence):
+        data = "\0".join(values).encode("utf-8", "surrogateescape")
+    else:
+        data = values.cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def fingerprint(images: Inputs) -> str:

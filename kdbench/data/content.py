@@ -1,18 +1,14 @@
 """Content of a dataset: what tells one from another in a few short texts, and what differs between two in words.
 
-Kept beside results, so that one is believed only for the data that it is a result of. Reads no image twice: the
-training images are named by the bundle's fingerprint; labels and names are small.
+Kept beside results, so that one is believed only for the data that it is a result of. A bundle makes its own
+(`Bundle.content`); loads no torch, so that a finished run is shown again at once.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # a finished run is shown again without torch
-    from torch import Tensor
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -70,12 +66,3 @@ def _changes(a: Part | None, b: Part | None, part: str) -> list[str]:
         return [f"{part}: {a.count:,} -> {b.count:,} images"]
     other = [f"other {part} images"] if a.samples != b.samples else []
     return other + ([f"labels changed ({part})"] if a.labels != b.labels else [])
-
-
-def digest(values: Tensor | Sequence[str]) -> str:
-    """32 hex digits of the sha256 of numbers or names, in order."""
-    if isinstance(values, Sequence):
-        data = "\0".join(values).encode("utf-8", "surrogateescape")
-    else:
-        data = values.cpu().contiguous().numpy().tobytes()
-    return hashlib.sha256(data).hexdigest()[:32]

@@ -168,9 +168,7 @@ APART: Mapping[str, type[Any]] = {"dot": DOT, "deepkd": DeepKD, "aligned_sgd": A
 
 def refuse_apart(options: OptimizerOptions, trainer: TrainerOptions, loss: DistillationLoss, name: str) -> None:
     """Raise the UserError for an optimizer that keeps terms apart where that cannot be."""
-    kind: type[ApartOptimizer] | None = APART.get(options.name)
-    if kind is None:
-        return
+    kind: type[ApartOptimizer] = APART[options.name]
     said = f"optimizer.name={options.name} keeps gradients apart"
     require(trainer.precision != "fp16", "trainer.precision", "fp16", f"fp32 or bf16: {said}, and scales none")
     require(trainer.clip is None or kind.clips, "trainer.clip", trainer.clip, f"null: {said}, and has no one norm")

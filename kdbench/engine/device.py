@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import world
-from kdbench.engine.options import DEVICES, TrainerOptions
+from kdbench.engine.options import DEVICES, OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError, require
 from kdbench.types import CorpusInfo, Info
 
@@ -24,6 +24,7 @@ from kdbench.types import CorpusInfo, Info
 # that its results justify.
 PROVEN_GRAPHS = False  # trainer.cuda_graph: a cohort's step as one launch
 PROVEN_COMPILE = False  # trainer.compile: fused kernels of the student's network
+GRAPHED_OPTIMIZERS = ("sgd", "adam", "adamw")  # torch's own; most of timm's count their steps in Python
 AUTO_PRECISION = "bf16"  # of trainer.precision=auto on a GPU that is quick in it: not measured against tf32 yet
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -107,6 +108,22 @@ def place(options: TrainerOptions) -> Placement:
     _set_deterministic(options.deterministic)
     channels_last = device.type != "mps" if options.channels_last == "auto" else bool(options.channels_last)
     return Placement(device, _TYPES.get(precision, torch.float32), channels_last, tf32)
+
+
+def wants_graph(options: TrainerOptions, device: torch.device, optimizer: OptimizerOptions) -> bool:
+    """Whether a student's step is to be recorded. Raises UserError where `on` cannot be had."""
+    fits = optimizer.name in GRAPHED_OPTIMIZERS
+    if options.cuda_graph == "on":
+        require(can_record(device), "trainer.cuda_graph", "on", f"auto or off: this run is on {device.type}")
+        known = ", ".join(GRAPHED_OPTIMIZERS)
+        require(fits, "trainer.cuda_graph", "on", f"auto or off unless optimizer.name is one of {known}")
+        return True
+    wanted = options.cuda_graph == "auto" and PROVEN_GRAPHS and world.size() == 1
+    return wanted and can_record(device) and fits
+
+
+def can_record(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _set_deterministic(wanted: bool) -> None:

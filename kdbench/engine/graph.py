@@ -23,10 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from kdbench import world
-from kdbench.engine import device as placement
-from kdbench.engine.options import OptimizerOptions, TrainerOptions
-from kdbench.errors import UserError, require
+from kdbench.errors import UserError
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import ANSWER, Batch, Outputs, Teacher
 
@@ -39,7 +36,6 @@ WARM_UP = 3  # eager steps before a recording: lazily made buffers (momentum, cu
 _WORD = 8  # bytes
 AHEAD = 256 * 2**20  # bytes of inputs, targets and teacher's outputs that are made ready at once ...
 MOST = 8192  # ... and samples
-GRAPHED_OPTIMIZERS = ("sgd", "adam", "adamw")  # torch's own; most of timm's count their steps in Python
 
 
 class Recording(Protocol):
@@ -81,27 +77,6 @@ class CudaRecording:
 def recording(function: Callable[[], object], device: torch.device) -> Recording:
     """A function's work, recorded."""
     return CudaRecording(function, device)
-
-
-def wants_graph(options: TrainerOptions, device: torch.device, optimizer: OptimizerOptions) -> bool:
-    """Whether a student's step is to be recorded. Raises UserError where `on` cannot be had."""
-    fits = optimizer.name in GRAPHED_OPTIMIZERS
-    if options.cuda_graph == "on":
-        require(can_record(device), "trainer.cuda_graph", "on", f"auto or off: this run is on {device.type}")
-        known = ", ".join(GRAPHED_OPTIMIZERS)
-        require(fits, "trainer.cuda_graph", "on", f"auto or off unless optimizer.name is one of {known}")
-        return True
-    wanted = options.cuda_graph == "auto" and placement.PROVEN_GRAPHS and world.size() == 1
-    return wanted and can_record(device) and fits
-
-
-def can_record(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-def cohort_graph(learners: Sequence[Learner], device: torch.device) -> CohortGraph | None:
-    """What records the steps of those learners that want it; None if there is none."""
-    return CohortGraph(device) if any(learner.recorded for learner in learners) else None
 
 
 class Ahead:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from kdbench.engine.accumulate import joined, parts
 from kdbench.engine.apart import APART, ApartOptimizer
 from kdbench.engine.checkpoint import LearnerState
+from kdbench.engine.device import wants_graph
 from kdbench.engine.distiller import Distiller, wants_compilation
 from kdbench.engine.ema import Average
-from kdbench.engine.graph import CohortGraph, wants_graph
+from kdbench.engine.graph import CohortGraph
 from kdbench.engine.metrics import Meters
 from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
@@ -43,6 +44,11 @@ def train_epoch(
         advance()
     learners[0].distiller.placement.wait()  # once an epoch, so that images per second are of work done
     return samples
+
+
+def cohort_graph(learners: Sequence[Learner], device: torch.device) -> CohortGraph | None:
+    """What records the steps of those learners that want it; None if there is none."""
+    return CohortGraph(device) if any(learner.recorded for learner in learners) else None
 
 
 def asked(

@@ -3,9 +3,60 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from kdbench.engine.options import Duration, ScheduleOptions, amount
+from kdbench.arguments import checked
+from kdbench.arguments.ranges import Count, Momentum, NotNegative, Range, Share, above_to, at_least, within
 from kdbench.errors import require
+
+
+def amount(duration: object) -> tuple[float, str]:
+    """A duration's number and its unit: epochs (5, 2.5, "5 epochs"), percent ("10%") or steps ("500 steps").
+
+    The number is NaN where the text is none of these.
+    """
+    number, unit = str(duration).strip().lower(), "epochs"
+    units = {"%": "percent", "steps": "steps", "step": "steps", "epochs": "epochs", "epoch": "epochs"}
+    for suffix, name in units.items():
+        if number.endswith(suffix):
+            number, unit = number.removesuffix(suffix).strip(), name
+            break
+    try:
+        return float(number), unit
+    except ValueError:
+        return float("nan"), unit
+
+
+MOST_EPOCHS = 100_000
+Epochs = Annotated[int, within(1, MOST_EPOCHS)]
+
+Duration = Annotated[
+    int | float | str,
+    Range('a duration: epochs (5), "10%" or "500 steps"', lambda value: 0 <= amount(value)[0] <= 1e9),
+]
+
+
+@checked
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """What `configs/schedule` sets: how long, how many images a step, and the course of the learning rate."""
+
+    epochs: Epochs
+    batch_size: Annotated[int, at_least(2)]  # batch-norm needs two images
+    lr: NotNegative = 0.1
+    weight_decay: Momentum = 0.0
+    nesterov: bool = False
+    shape: Literal["cosine", "step", "constant", "linear"] = "constant"
+    warmup: Duration = 0
+    floor: Share = 0.0  # a fraction of the peak
+    milestones: list[Duration] = field(default_factory=list)
+    gamma: Annotated[float, above_to(0, 1)] = 0.1
+    warmup_from: Share = 0.0  # what the warm-up starts from, a fraction of the peak
+    warmup_overlaps: bool = False  # the shape starts with the training, and the warm-up hides its beginning
+    per: Literal["step", "epoch"] = "step"  # how long a learning rate stays
+    repeats: Count = 1  # views of a sample shown in a row, in an epoch of the same length
+    cycles: Count = 1  # restarts of the shape after the warm-up (SGDR, snapshot ensembles)
 
 
 def to_steps(duration: Duration, steps_per_epoch: int, total: int) -> int:

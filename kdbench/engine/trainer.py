@@ -10,8 +10,7 @@ from kdbench.engine.checkpoint import Checkpoints, MemberState, Writer
 from kdbench.engine.cost import added, counters, spent
 from kdbench.engine.device import own_stream
 from kdbench.engine.evaluate import Evaluator
-from kdbench.engine.graph import cohort_graph
-from kdbench.engine.learner import Learner, train_epoch
+from kdbench.engine.learner import Learner, cohort_graph, train_epoch
 from kdbench.engine.log import ProgressView, RunLog
 from kdbench.errors import UserError
 from kdbench.results.metrics import CLASSIFICATION, Task

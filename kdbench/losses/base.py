@@ -125,6 +125,10 @@ class DistillationLoss(nn.Module):
         owned a second time by the loss. teacher None: there is none, or it is no network.
         """
 
+    def has_own(self, method: str) -> bool:
+        """Whether it does something in a method that does nothing for most losses: attach, extension, setup."""
+        return getattr(type(self), method) is not getattr(DistillationLoss, method)
+
     def extension(self, student: Outputs, teacher: Outputs) -> Extension | None:
         """What the student is extended by, if it is; after `attach`, before `setup`. From shapes alone, but for weights
         of the layers attached."""

@@ -16,7 +16,8 @@ from kdbench.data.unlabelled import Pool, make_pool
 from kdbench.engine.checkpoint import resume_epoch
 from kdbench.engine.device import place
 from kdbench.engine.optimizer import make_optimizer
-from kdbench.engine.options import MOST_EPOCHS, OptimizerOptions
+from kdbench.engine.options import OptimizerOptions
+from kdbench.engine.schedule import MOST_EPOCHS
 from kdbench.errors import UserError
 from kdbench.results.result import RunResult
 from kdbench.runs.obtain import measured, obtain

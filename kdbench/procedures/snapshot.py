@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from kdbench.arguments.ranges import within
-from kdbench.engine.options import ScheduleOptions
+from kdbench.engine.schedule import ScheduleOptions
 from kdbench.errors import require
 from kdbench.models.ensemble import Ensemble, Mean, Tau
 from kdbench.results.result import RunResult

@@ -15,7 +15,7 @@ from kdbench.arguments.ranges import Count, NotNegative, within
 from kdbench.data.bundle import Bundle, Split
 from kdbench.data.sampling import torch_generator
 from kdbench.engine.metrics import measure_logits
-from kdbench.engine.options import Epochs
+from kdbench.engine.schedule import Epochs
 from kdbench.errors import require
 from kdbench.models.base import last_layer_name
 from kdbench.models.fusion import Fused

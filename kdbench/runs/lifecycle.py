@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import Timeout
@@ -43,7 +44,7 @@ from kdbench.runs.folder import (
 )
 from kdbench.runs.identity import keep, refuse_other
 from kdbench.runs.recipe import Record
-from kdbench.runs.serving import serve
+from kdbench.runs.serving import Served, serve
 from kdbench.runs.stage import (
     Stage,
     Start,
@@ -56,6 +57,7 @@ from kdbench.runs.stage import (
     with_extension,
 )
 from kdbench.runs.taught import TaughtBy
+from kdbench.teachers.constant import NoTeacher
 from kdbench.types import Calibration
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,12 @@ def run_stages(stages: Sequence[Stage], teacher: TaughtBy | None) -> list[RunRes
         parts = [todo] if todo else []
         while parts:
             part = parts.pop(0)
-            failed = _train(part, teacher)
+            with contextlib.ExitStack() as closing:  # whatever one of the logs raises, all are closed
+                training, failed = _begin(part, teacher, closing)
+                if training is not None:
+                    fit(training.members, *training.served, training.until, training.view)
+                    failed |= _conclude(training, teacher)
+            del training  # its memory goes to those that go on
             parts += _again(part, failed)
             for folder, failure in failed.items():
                 note_failure(folder, failure)
@@ -194,35 +201,55 @@ def _doubt_the_lock(folder: Path) -> None:
         )  # fmt: skip
 
 
-def _train(stages: Sequence[Stage], teacher: TaughtBy | None) -> dict[Path, Exception]:
+class _Training(NamedTuple):
+    """Students side by side, ready for the first step, or for the one after their last whole epoch."""
+
+    stages: list[Stage]
+    members: list[Member]
+    served: Served
+    until: int
+    view: ProgressView
+    samples: int  # predictions that an epoch draws from
+
+
+def _begin(
+    stages: Sequence[Stage], teacher: TaughtBy | None, closing: contextlib.ExitStack
+) -> tuple[_Training | None, dict[Path, Exception]]:
+    """What is needed to train stages side by side, None if none of them can start, and why some cannot. What they
+    write to is closed by `closing`."""
     first, recipe = stages[0], stages[0].recipe
     placement = place(recipe.trainer)
     batches = train_batches(first, placement)
     sets = eval_sets(first.data, recipe.trainer, placement)
-    stages, members, failures = _members(stages, teacher, batches, sets, placement)
+    started, members, failures = _members(stages, teacher, batches, sets, placement)
     if not members:
-        return failures
+        return None, failures
     until = min(first.stop_epoch or recipe.schedule.epochs, recipe.schedule.epochs)
     done = min(m.epochs_done for m in members)
-    title = stages[0].recipe.student.name if len(stages) == 1 else f"{len(stages)} students"
+    title = started[0].recipe.student.name if len(started) == 1 else f"{len(started)} students"
     steps = until * batches.steps, done * batches.steps
     per_step = recipe.schedule.batch_size * batches.predictions
     view = ProgressView(title, *steps, per_step, recipe.trainer.progress, first.data.task, first.data.info.samples)
-    try:
-        students = [(s.recipe.loss.name, m.learner.distiller) for s, m in zip(stages, members, strict=True)]
+    for member in members:
+        closing.callback(member.log.close)
+    closing.callback(view.close)
+    served = Served(batches, NoTeacher())
+    if teacher is not None:
+        students = [(s.recipe.loss.name, m.learner.distiller) for s, m in zip(started, members, strict=True)]
         served = serve(teacher, students, first.data, batches, placement, until - done)
-        fit(members, served.batches, served.teacher, until, view)
-        for stage, member in zip(stages, members, strict=True):
-            if member.learner.failure is None:
-                _finish(stage, member, teacher, batches.size * batches.predictions)
-            member.log.end(member.learner.failure is None)
-    finally:
-        with contextlib.ExitStack() as closing:  # whatever one of them raises, all are closed
-            for member in members:
-                closing.callback(member.log.close)
-            closing.callback(view.close)
-    left = {s.folder: m.learner.failure for s, m in zip(stages, members, strict=True)}
-    return failures | {folder: failure for folder, failure in left.items() if failure is not None}
+    return _Training(started, members, served, until, view, batches.size * batches.predictions), failures
+
+
+def _conclude(training: _Training, teacher: TaughtBy | None) -> dict[Path, Exception]:
+    """The results of those that have not failed; why the others have."""
+    failures = {}
+    for stage, member in zip(training.stages, training.members, strict=True):
+        if member.learner.failure is None:
+            _finish(stage, member, teacher, training.samples)
+        else:
+            failures[stage.folder] = member.learner.failure
+        member.log.end(member.learner.failure is None)
+    return failures
 
 
 def _members(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.bundle import Bundle, Split
-from kdbench.engine.device import Placement, place
+from kdbench.engine.device import Placement, place, wants_graph
 from kdbench.engine.evaluate import all_logits, evaluate, logits_kept
-from kdbench.engine.graph import MOST, wants_graph
+from kdbench.engine.graph import MOST
 from kdbench.engine.metrics import task_figures
 from kdbench.errors import UserError
 from kdbench.models.base import count_parameters, example_input

@@ -18,7 +18,8 @@ from kdbench.counted import RESULT_FORMAT
 from kdbench.data.bundle import Bundle
 from kdbench.engine.evaluate import KEPT
 from kdbench.engine.loggers import Logger
-from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
+from kdbench.engine.options import OptimizerOptions, TrainerOptions
+from kdbench.engine.schedule import ScheduleOptions
 from kdbench.errors import UserError, require
 from kdbench.losses.base import DistillationLoss, Extension
 from kdbench.results.metrics import CLASSIFICATION

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from kdbench.engine.device import Placement, place
-from kdbench.engine.graph import wants_graph
+from kdbench.engine.device import Placement, place, wants_graph
 from kdbench.runs.stage import Stage, eval_sets, make_learner, train_batches, with_extension
 from kdbench.runs.taught import TaughtBy
 

@@ -21,7 +21,6 @@ from kdbench.runs.taught import TaughtBy
 from kdbench.tables.feed import Fed, Filler, TableTeacher
 from kdbench.tables.key import table_key
 from kdbench.tables.worth import Costs, choose, free_disk, free_memory
-from kdbench.teachers.constant import NoTeacher
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import Epochs, Teacher
 
@@ -34,7 +33,7 @@ class Served(NamedTuple):
 
 
 def serve(
-    teacher: TaughtBy | None, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches,
+    teacher: TaughtBy, students: Sequence[tuple[str, Distiller]], data: Bundle, batches: TrainingBatches,
     placement: Placement, epochs: int,
 ) -> Served:  # fmt: skip
     """Choose between table and live teacher for `epochs` more epochs of `batches`; one log line says what and why.
@@ -42,8 +41,6 @@ def serve(
     `students` are those that train side by side, with the names of their losses.
     Raises UserError for teacher.table=on where no table can serve.
     """
-    if teacher is None:
-        return Served(batches, NoTeacher())
     live = Served(batches, teacher.teacher)
     if teacher.tables is None or teacher.tables.mode == "off" or epochs < 1:
         return live

@@ -195,7 +195,6 @@ def make_learner(
     refuse_views(loss, recipe.loss.name, stage.data.augment, stage.data.mix)
     with under(recipe.loss.key):
         loss.epochs, loss.batch_size = recipe.schedule.epochs, recipe.schedule.batch_size
-        loss.attach(parts_of(student), parts_of(teacher.network) if teacher and teacher.network else None)
         _prepare_loss(loss, student, teacher, stage.data, sets, placement)
     if stage.start is not None:
         stage.start.apply_to_loss(loss)
@@ -224,9 +223,12 @@ def _prepare_loss(
     sets: Mapping[str, EvaluationBatches],
     placement: Placement,
 ) -> None:
-    """Adapters from real shapes, for losses that have them. Costs two evaluation images through both networks."""
+    """Layers of the networks and adapters from real shapes, for losses that want them. Adapters cost two evaluation
+    images through both networks."""
     loss.train_rows = data.num_rows
-    if type(loss).setup is DistillationLoss.setup:
+    if loss.has_own("attach") or loss.has_own("setup"):
+        loss.attach(parts_of(student), parts_of(teacher.network) if teacher and teacher.network else None)
+    if not loss.has_own("setup"):
         return
     batch = next(iter(sets["test"]))
     small = batch._replace(input=batch.input[:2], view=batch.view[:2], target=batch.target._replace(counted=None))

@@ -14,7 +14,7 @@ from kdbench.data.augment.mix import Mix
 from kdbench.data.augment.views import Augment
 from kdbench.data.bundle import Bundle
 from kdbench.data.order import Order
-from kdbench.engine.apart import refuse_apart
+from kdbench.engine.apart import APART, refuse_apart
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError, require, under
@@ -43,7 +43,8 @@ def refuse_pairs(recipe: Recipe, augment: Augment, mix: Mix | None) -> None:
     loss, trainer, teacher = recipe.loss.make(), recipe.trainer, recipe.teacher
     name = recipe.loss.name
     _refuse_several(trainer, recipe.loss, loss)
-    refuse_apart(recipe.optimizer, trainer, loss, name)
+    if recipe.optimizer.name in APART:
+        refuse_apart(recipe.optimizer, trainer, loss, name)
     pairs = f"1 with loss={name}, which sees {loss.views} views of an image at once"
     require(loss.views == 1 or trainer.accumulate == 1, "trainer.accumulate", trainer.accumulate, pairs)
     refuse_views(loss, name, augment, mix)
@@ -60,7 +61,7 @@ def _refuse_several(trainer: TrainerOptions, loss: LossSpec, made: DistillationL
             world.refuse_several(f"trainer.{key}", "on", "their steps are neither recorded nor compiled")
     if trainer.accumulate > 1:
         world.refuse_several("trainer.accumulate", trainer.accumulate, "each has its part of a batch already")
-    if type(made).attach is not DistillationLoss.attach:
+    if made.has_own("attach"):
         world.refuse_several(loss.key, loss.name, "it reads the networks' weights, whose gradients are parts there")
     if made.extends or made.surveyed or made.first_training is not None:
         world.refuse_several(loss.key, loss.name, "it makes the student, or learns of the teacher, before the training")
@@ -69,7 +70,8 @@ def _refuse_several(trainer: TrainerOptions, loss: LossSpec, made: DistillationL
 def try_networks(recipe: Recipe) -> None:
     """Build student and teacher without memory (on the meta device): what cannot be built shows before any training."""
     data = recipe.data()
-    _refuse_small_batches(recipe, data)
+    if world.size() > 1:
+        _refuse_small_batches(recipe, data)
     named = {"student": recipe.student}
     if recipe.teacher is not None:
         named["teacher"] = recipe.teacher.origin.describe(recipe.catalogue)
@@ -129,14 +131,16 @@ def _refuse_small_batches(recipe: Recipe, data: Bundle) -> None:
     """Raise a UserError for a batch that has not a row for each process."""
     trainer, teacher = recipe.trainer, recipe.teacher
     trained = [(data.transfer, recipe.schedule), *([(data.train, teacher.schedule)] if teacher else [])]
-    for split, schedule in trained if world.size() > 1 else ():
+    for split, schedule in trained:
         Order(len(split), schedule.batch_size, 0, trainer.drop_last, trainer.limit_steps)
 
 
 def _try_loss(
     loss: DistillationLoss, student: torch.nn.Module, teacher: torch.nn.Module, recipe: Recipe, data: Bundle
 ) -> None:
-    """Refuse a loss that reads what these networks do not have, by its `setup`."""
+    """Refuse a loss that reads what these networks do not have, by its `setup`; most losses read logits alone."""
+    if not (loss.needs or loss.student_needs or any(map(loss.has_own, ("attach", "extension", "setup")))):
+        return
     loss.attach(parts_of(student), parts_of(teacher))
     try:
         infos = (data.info, data.info if teacher is student else data.read_by_teacher().info)

@@ -24,8 +24,7 @@ from kdbench.build import load_data, make_recipe
 from kdbench.configure import register
 from kdbench.engine.device import own_stream
 from kdbench.engine.evaluate import all_logits
-from kdbench.engine.graph import cohort_graph
-from kdbench.engine.learner import Learner, train_epoch
+from kdbench.engine.learner import Learner, cohort_graph, train_epoch
 from kdbench.paths import CONFIG_DIR
 
 SMALL = [

@@ -140,15 +140,15 @@ def test_a_sweep_has_a_point_and_not_millions(words, said):
 def test_three_processes_on_one_sweep_train_each_point_once_though_one_is_killed(monkeypatch):
     sweep = ["train", "-m", *POINTS, "student.hidden=[16]", "schedule.epochs=4", "seed=0,1,2,3"]
     assert kdbench(*sweep, "paths.outputs=alone") == 0
-    train = lifecycle._train
+    begin = lifecycle._begin
 
-    def noted(stages, teacher):
+    def noted(stages, teacher, closing):
         with open("trained", "a") as file:
             file.write("".join(f"{os.getpid()} {stage.folder.name}\n" for stage in stages))
         time.sleep(0.1)  # the others look meanwhile
-        return train(stages, teacher)
+        return begin(stages, teacher, closing)
 
-    monkeypatch.setattr(lifecycle, "_train", noted)
+    monkeypatch.setattr(lifecycle, "_begin", noted)
     monkeypatch.setattr(sweeping, "PAUSE", 0.05)
     begun = together.start(lambda: kdbench(*sweep), 3, strangers=True)
     deadline = time.monotonic() + 60

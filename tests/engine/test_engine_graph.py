@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kdbench.engine import device as placement
 from kdbench.engine import graph
-from kdbench.engine.graph import WARM_UP, Ahead, cohort_graph, wants_graph
-from kdbench.engine.learner import Learner, train_epoch
+from kdbench.engine.device import wants_graph
+from kdbench.engine.graph import WARM_UP, Ahead
+from kdbench.engine.learner import Learner, cohort_graph, train_epoch
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError
 from kdbench.teachers.constant import NoTeacher
@@ -38,7 +39,7 @@ def tapes(monkeypatch) -> list[Tape]:
         return made[-1]
 
     monkeypatch.setattr(graph, "recording", record)
-    monkeypatch.setattr(graph, "can_record", lambda device: True)
+    monkeypatch.setattr(placement, "can_record", lambda device: True)
     return made
 
 

@@ -7,8 +7,7 @@ import torch
 import yaml
 from timm.scheduler import CosineLRScheduler
 
-from kdbench.engine.options import ScheduleOptions
-from kdbench.engine.schedule import lr_factors, to_steps
+from kdbench.engine.schedule import ScheduleOptions, lr_factors, to_steps
 from kdbench.errors import UserError
 
 

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdbench.engine.learner import Learner
-from kdbench.engine.options import ScheduleOptions
-from kdbench.engine.schedule import lr_factors
+from kdbench.engine.schedule import ScheduleOptions, lr_factors
 from kdbench.errors import UserError
 from kdbench.losses.kl import KL
 from kdbench.models.mlp import MLP

@@ -11,8 +11,8 @@ from torch import nn
 from kdbench.engine.device import place
 from kdbench.engine.distiller import Distiller
 from kdbench.engine.learner import Learner
-from kdbench.engine.options import OptimizerOptions, ScheduleOptions, TrainerOptions
-from kdbench.engine.schedule import lr_factors
+from kdbench.engine.options import OptimizerOptions, TrainerOptions
+from kdbench.engine.schedule import ScheduleOptions, lr_factors
 from kdbench.losses.base import DistillationLoss, detached
 from kdbench.types import Batch, LossTerms, Outputs, Target
 
