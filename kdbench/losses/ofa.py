@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Positive
-from kdbench.errors import UserError
 from kdbench.losses.adapters import BatchNorm
 from kdbench.losses.base import DistillationLoss, Smoothing, Weights, detached, number
 from kdbench.losses.features import Names, needs_maps, student_maps
@@ -52,16 +52,45 @@ def branch(inputs: int, width: int, steps: int, classes: int) -> nn.Sequential:
     return whole
 
 
+class TokenBranch(nn.Module):
+    """From a map of tokens [B, inputs, grid, grid] to logits, as the authors have it for students without class token:
+    2x2 tokens are merged until 7x7 are left, then `blocks` transformer blocks of 4 heads, the mean and a linear layer.
+    """
+
+    def __init__(self, inputs: int, grid: int, blocks: int, classes: int) -> None:
+        from timm.models.swin_transformer import PatchMerging  # imported when used: timm takes a second
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        merges = max(int(math.log2(grid / 7)), 0)
+        merging = [(PatchMerging(inputs, inputs), nn.GELU()) for _ in range(merges)]
+        layers = [layer for pair in merging for layer in pair]
+        self.merge = nn.Sequential(*(layers[:-1] if merges > 1 else layers))  # as theirs: none after the last of many
+        self.blocks = nn.Sequential(*(Block(inputs, 4 if inputs % 4 == 0 else 1) for _ in range(blocks)))
+        self.head = nn.Linear(inputs, classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        tokens = self.merge(maps.permute(0, 2, 3, 1)).flatten(1, 2)
+        logits: Tensor = self.head(self.blocks(tokens).mean(1))
+        return logits
+
+
 class OFA(DistillationLoss):
     """weights.task CE(y, s) + weights.distill E(s, t) + weights.branches sum_l E(b_l(f_s,l), t), E = -sum_c ((p_c +
     1_y)^g - 1_y) log q_c with the softmaxes p and q of teacher and student at tau, b_l a branch from a stage of the
     student to logits, which trains with it and is left out afterwards (Hao et al. 2023, OFA-KD, adaptive target).
 
     `layers`: the student's stages with branches; null: all. Of the teacher only logits are read, so the networks may be
-    of any two kinds, and a table serves. The branches are those of the authors for convolutional students, whose maps
-    shrink from stage to stage; networks of three stages have a halving fewer. All weights are 1 as published, g is
-    tuned for each pair, 1 to 1.5. Mean over labelled samples; of a mixed label the class with the larger share counts,
-    as in their code.
+    of any two kinds, and a table serves. The branches are those of the authors: convolutions for students whose maps
+    shrink from stage to stage (networks of three stages have a halving fewer), and transformer blocks where all maps
+    are equally large (ViT, MLP). Theirs read the class token of a ViT, these the mean of its patches. All weights are
+    1 as published, g is tuned for each pair, 1 to 1.5. Mean over labelled samples; of a mixed label the class with the
+    larger share counts, as in their code.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill", "branches")
@@ -91,15 +120,11 @@ class OFA(DistillationLoss):
         return f"{text}, {kind}, l in {', '.join(self.layers) or 'all stages'}"
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        """Raises UserError for a student whose maps do not shrink."""
+        """Raises UserError for a student without maps."""
         stages = [name for name in student.features if name.startswith("stage") and not name.endswith(".pre")]
         self.layers = self.layers or tuple(stages)
         maps = student_maps(student, self.layers)
         needs_maps(self.layers, maps, "ofa")
-        sizes = [student.features[name].shape[-1] for name in stages]
-        if len(stages) > 1 and sizes[0] == sizes[-1]:
-            allowed = "another here: its branches are for students whose maps shrink from stage to stage"
-            raise UserError("loss", "ofa", allowed)
         self._branch(student, teacher, stages, maps)
 
     def _branch(
@@ -108,7 +133,10 @@ class OFA(DistillationLoss):
         pooled = [out.features["pooled"].shape[1] for out in (student, teacher) if out and "pooled" in out.features]
         width, classes = max(pooled, default=maps[-1].shape[1]), student.logits.shape[-1]
         steps = [len(stages) - 1 - stages.index(name) if name in stages else 0 for name in self.layers]
-        made = [branch(x.shape[1], width, step, classes) for x, step in zip(maps, steps)]
+        sizes = [student.features[name].shape[-1] for name in stages]
+        made: list[nn.Module] = [branch(x.shape[1], width, step, classes) for x, step in zip(maps, steps)]
+        if len(stages) > 1 and sizes[0] == sizes[-1]:
+            made = [TokenBranch(x.shape[1], x.shape[-1], max(step, 1), classes) for x, step in zip(maps, steps)]
         self.branches = nn.ModuleList(made).to(student.logits.device)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:

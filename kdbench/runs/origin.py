@@ -50,7 +50,7 @@ SINGLE = (
 _SHARED = {
     "optimizer": "optimizer@teacher.optimizer",
     "schedule": "schedule@teacher.schedule",
-    "dataset/augment": "dataset/augment@dataset.teacher_augment",
+    "dataset/augment": "+dataset/augment@dataset.teacher_augment",
 }
 
 STORE_FORMAT = 1  # raise it when a change of code changes what a stored teacher would be
@@ -250,8 +250,8 @@ def origin_of(
 
 def _say_shared(teacher: str, overrides: Sequence[str]) -> None:
     """Say which words, meant for the student perhaps, choose the teacher's own training too: another teacher."""
-    typed = {key: value for key, _, value in (word.partition("=") for word in overrides)}
-    shared = [key for key, own in _SHARED.items() if key in typed and own not in typed]
+    typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
+    shared = [key for key, own in _SHARED.items() if key in typed and own.lstrip("+") not in typed]
     if shared:
         words, own = ", ".join(f"{key}={typed[key]}" for key in shared), ", ".join(f"{_SHARED[key]}=" for key in shared)
         log.info("teacher %s: trained with %s too; %s would choose its own", teacher, words, own)

@@ -12,6 +12,7 @@ import torch
 
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
+from kdbench.losses.ofa import TokenBranch
 from kdbench.losses.rkd import differences, distances
 from kdbench.types import Outputs, Target
 from tests.support.losses import C, attach, batch, build, cast, ready, settings
@@ -322,3 +323,25 @@ def test_wkd_s_costs_of_maps_that_tell_nothing():
     assert torch.allclose(surveyed(torch.ones(2 * C, 5, 2, 2), label, 3), torch.tensor(1.0))
     with pytest.raises(UserError, match=r"cost = cka: .* a class has no training image"):
         surveyed(torch.ones(2 * C, 5, 2, 2), label.clamp_min(1), 3)
+
+
+def test_ofa_s_branches_of_tokens_are_the_authors():
+    """PatchMerging and TokenFnContext of OFAKD distillers/utils.py, without class tokens: 14x14 tokens become 7x7."""
+    made = TokenBranch(8, 14, 3, C)
+    tokens, merge = torch.randn(2, 8, 14, 14), made.merge[0]
+    x = tokens.permute(0, 2, 3, 1)
+    four = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
+    expected = torch.nn.functional.gelu(merge.reduction(merge.norm(four))).flatten(1, 2)
+    torch.testing.assert_close(made(tokens), made.head(made.blocks(expected).mean(1)))
+
+
+def test_ofa_takes_students_whose_maps_are_equally_large():
+    """A ViT or an MLP, which five of the paper's twelve pairs have, was refused."""
+    student, teacher, target = batch(0)
+    maps = {f"stage{i}": torch.randn(len(target.label), 8, 4, 4, requires_grad=True) for i in (1, 2, 3, 4)}
+    student = Outputs(student.logits, {**maps, "pooled": torch.randn(len(target.label), 8)})
+    loss = build("ofa")
+    loss.setup(student, teacher)
+    assert [len(branch.blocks) for branch in loss.branches] == [3, 2, 1, 1]
+    loss(student, teacher, target).total.backward()
+    assert all(map.grad is not None and map.grad.isfinite().all() for map in maps.values())

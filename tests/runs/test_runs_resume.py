@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from kdbench.engine.learner import Learner
 from kdbench.runs import lifecycle
 from tests.support.killing import KILLED, in_its_own_process
 from tests.support.shell import kdbench, result, tiny, train
@@ -76,6 +77,40 @@ def test_a_resumed_run_keeps_no_damaged_file(uninterrupted, capsys):
     rows.write_text(rows.read_text().replace('"epoch": 1, "train/loss": ', '"epoch": 1, "train/loss": 1'))
     assert kdbench(*words) == 0 and "metrics.jsonl: line 1 is damaged or edited" in capsys.readouterr().out
     assert result(Path("cut"))["student"]["weights"] == result(uninterrupted)["student"]["weights"]
+
+
+EVERYTHING = [
+    "dataset.size=32", "dataset.n_test=16", "dataset/augment=deit",
+    "+dataset/augment@dataset.teacher_augment=none", "dataset.mix.kind=both",
+    "dataset.mix.alpha=0.8", "dataset.mix.probability=0.8", "schedule.repeats=3", "trainer.accumulate=2",
+    "trainer.ema=0.99", "trainer.clip=1", "trainer.grad_checkpointing=true", "optimizer=deit",
+    "optimizer@teacher.optimizer=sgd", "optimizer.layer_decay=0.75", "schedule.lr=0.001", "loss=deit", "student=timm",
+    "student.name=test_vit", "+student.options.distilled=true", "+student.options.drop_path_rate=0.2",
+    "+student.options.drop_rate=0.1", "teacher.schedule.epochs=1",
+]  # fmt: skip
+
+
+def test_a_transformers_whole_recipe_resumes_and_goes_side_by_side_to_the_last_bit(monkeypatch):
+    """Every part at once: views, mixtures, repeats, parts of a batch, an average, layers, dropped paths, a token."""
+    step, count = Learner.step, [0]
+
+    def cut(self, *args):
+        step(self, *args)
+        count[0] += 1
+        if count[0] == 5:  # in the second epoch of the student: 3 steps each
+            raise KeyboardInterrupt
+
+    whole = train(*EVERYTHING, "hydra.run.dir=whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", cut)
+        assert kdbench("train", *tiny(), *EVERYTHING, "hydra.run.dir=cut") != 0
+    assert Path("cut/checkpoint.pt").exists() and not Path("cut/result.json").exists()
+    train(*EVERYTHING, "hydra.run.dir=cut")
+    assert_same_run(whole, Path("cut"))
+    side = ["-m", "seed=0,1", "hydra/launcher=cohort", "hydra.sweep.dir=sweep"]
+    assert kdbench("train", *tiny(), *EVERYTHING, *side) == 0
+    found = {result(path.parent)["student"]["weights"] for path in Path("sweep").rglob("result.json")}
+    assert result(whole)["student"]["weights"] in found and len(found) == 2
 
 
 def test_an_interrupted_teacher_continues(uninterrupted):

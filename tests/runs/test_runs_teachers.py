@@ -212,3 +212,5 @@ def test_what_a_teachers_own_training_shares_with_the_students_is_said(capfd):
     assert "optimizer@teacher.optimizer=" in shown and "dataset/augment@dataset.teacher_augment=" in shown
     train(*words, "hydra.run.dir=b", "optimizer=adamw", "optimizer@teacher.optimizer=sgd", "loss.tau=2")
     assert "trained with optimizer=" not in capfd.readouterr().out
+    train(*words, "hydra.run.dir=c", "dataset/augment=flip", "+dataset/augment@dataset.teacher_augment=none")
+    assert "too; " not in capfd.readouterr().out, "it has one of its own"
