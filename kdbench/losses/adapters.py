@@ -59,11 +59,16 @@ def known_networks(loss: str, student: Parts, teacher: Parts | None) -> tuple[nn
     return found[0], found[1]
 
 
+def last_stage(outputs: Outputs) -> str:
+    """The name of the deepest stage's feature, "" if there is none."""
+    stages = [name for name in outputs.features if name.startswith("stage") and not name.endswith(".pre")]
+    return max(stages, key=lambda stage: (len(stage), stage), default="")
+
+
 def pooled_map(outputs: Outputs, loss: str, who: str = "teacher") -> str:
     """The name of the map whose mean over places is "pooled": "map", or the last stage. Raises UserError if neither
     is."""
-    stages = [name for name in outputs.features if name.startswith("stage") and not name.endswith(".pre")]
-    name = "map" if "map" in outputs.features else max(stages, key=lambda stage: (len(stage), stage), default="")
+    name = "map" if "map" in outputs.features else last_stage(outputs)
     found, pooled = outputs.features.get(name), outputs.features.get("pooled")
     fits = found is not None and pooled is not None and found.dim() == 4 and found.shape[:2] == pooled.shape
     if fits and not found.is_meta:  # type: ignore[union-attr]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,20 @@ class First(NamedTuple):
     lr: float | None = None  # of its constant schedule; None: the main one's
     student: bool = True  # whether the main training goes on with the student's weights, too
     place: str = ""  # of the loss within the main one, "parts.ft." for one of a sum
+
+
+class Seen(Protocol):
+    """A teacher's feature over the training set as it is, (values [B, ...], label [B]) a batch at a time; going through
+    it costs a pass of the teacher, each time."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """In its order."""
+        ...
+
+    def in_turn(self, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first sample of every class, from 0 on, then the second of every class, ..., as many as the smallest
+        class has; samples without a label are left out."""
+        ...
 
 
 # Hooks of subclasses by the names that they had once: one that is overridden by its old name would be passed over.
@@ -162,9 +176,8 @@ class DistillationLoss(nn.Module):
         until `setup`."""
         return ""
 
-    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Keep in a buffer what the loss learns of the feature `surveyed`, given as (values [B, ...], label [B]) over
-        the training set as it is, in its order; once, before training, if there is one."""
+    def survey(self, seen: Seen) -> None:
+        """Keep in a buffer what the loss learns of the feature `surveyed`; once, before training, if there is one."""
         raise NotImplementedError
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:

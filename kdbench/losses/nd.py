@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Dropout
 from kdbench.losses.adapters import BatchNorm
-from kdbench.losses.base import Smoothing, Weights, number
+from kdbench.losses.base import Seen, Smoothing, Weights, number
 from kdbench.losses.features import FeatureLoss
 from kdbench.losses.functional import class_index, mean_over, one_hot, real
 from kdbench.types import LossTerms, Outputs, Target
@@ -60,11 +59,11 @@ class ND(FeatureLoss):
     def surveyed(self) -> str:
         return "pooled"
 
-    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def survey(self, seen: Seen) -> None:
         """The mean of each class; 0 for one without images."""
         classes = len(self.means)
         total, count = torch.zeros(()), torch.zeros(classes, device=self.means.device)
-        for values, label in batches:
+        for values, label in seen:
             rows = real(values).flatten(1)
             chosen = one_hot(label, classes, rows.dtype)
             total = chosen.T @ rows + total.to(chosen.device)

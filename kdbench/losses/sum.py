@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from kdbench.errors import require
-from kdbench.losses.base import DistillationLoss, Extension, First, Smoothing, Weights
+from kdbench.losses.base import DistillationLoss, Extension, First, Seen, Smoothing, Weights
 from kdbench.types import Calibration, LossTerms, Outputs, Parts, Target
 
 T = TypeVar("T")
@@ -110,10 +110,10 @@ class Sum(DistillationLoss):
         one = self._only(wanting, "surveys the training set")
         return one.surveyed if one else ""
 
-    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def survey(self, seen: Seen) -> None:
         for _, part in self.named_losses():
             if part.surveyed:
-                part.survey(batches)
+                part.survey(seen)
 
     @property
     def needs_calibration(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from kdbench.arguments.ranges import NotNegative, Positive, Share, Text, within
 from kdbench.errors import UserError, require
-from kdbench.losses.adapters import classifier_of, pooled_map
-from kdbench.losses.base import DistillationLoss, Moderate, Smoothing, Steps, Weights, detached, number
+from kdbench.losses.adapters import classifier_of, last_stage
+from kdbench.losses.base import DistillationLoss, Moderate, Seen, Smoothing, Steps, Weights, detached, number
 from kdbench.losses.functional import class_index, log_probs, mean_over, real
 from kdbench.types import LossTerms, Outputs, Parts, Target
 
 SMALL = 1e-8  # the authors', in costs and divisors
+HELD = 2**29  # numbers of the products between classes that are held at once for CKA: 2 GiB in float32
+PASSES = 64  # of the teacher over the training set at most
 
 
 def transport_rows(p: Tensor, q: Tensor, there: Tensor, cost: Tensor, blur: float, iterations: int) -> Tensor:
@@ -38,13 +40,61 @@ def finest(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def cka_distances(rows: Tensor) -> Tensor:
-    """1 - linear CKA [C, C] of rows [C, N, D], the n-th of a class beside the n-th of another (Kornblith et al. 2019,
-    on centred features): 1 - |X'Y|^2 / (|X'X| |Y'Y|), Frobenius norms. 1 for a class whose rows are all the same."""
-    rows = rows - rows.mean(1, keepdim=True)
-    shared = torch.stack([(one.mT @ rows).square().sum((1, 2)) for one in rows])
+def cka_distances(passes: Callable[[], Iterable[Tensor]], classes: int, width: int) -> Tensor:
+    """1 - linear CKA [C, C] (Kornblith et al. 2019, on centred features): 1 - |X'Y|^2 / (|X'X| |Y'Y|), Frobenius norms.
+    1 for a class whose rows are all the same.
+
+    `passes` gives the rows [B, C D], one of every class side by side, as often as it is called: for each of `blocks`.
+    """
+    shared = torch.zeros(classes, classes)
+    for first, last in blocks(classes, width):
+        products = centred_products(passes(), slice(first * width, last * width), slice(first * width, None))
+        norms = torch.linalg.vector_norm(products.view(last - first, width, -1, width), dim=(1, 3))
+        shared = shared.to(norms)
+        shared[first:last, first:] = norms.square()
+    shared = shared.triu() + shared.triu(1).mT
     norms = shared.diagonal().sqrt().clamp_min(1e-12)
     return 1 - shared / (norms[:, None] * norms)
+
+
+def blocks(classes: int, width: int) -> list[tuple[int, int]]:
+    """Classes [first, last) whose products with all from `first` on are summed in one pass: HELD numbers, or those of
+    one class."""
+    found, first = [], 0
+    while first < classes:
+        last = min(classes, first + max(1, HELD // ((classes - first) * width**2)))
+        found.append((first, last))
+        first = last
+    return found
+
+
+def centred_products(batches: Iterable[Tensor], own: slice, others: slice) -> Tensor:
+    """X'Y of the columns `own` and `others` of all rows [B, D] together, less their means. These are known at the end:
+    what is summed lies around the first batch's, so that little is taken off again. Raises UserError for no rows."""
+    shift, gram, total, count = torch.empty(0), torch.empty(0), torch.empty(0), 0
+    for rows in batches:
+        if not count:
+            shift, total = rows.mean(0), torch.zeros_like(rows[0])
+            gram = rows.new_zeros(len(total[own]), len(total[others]))
+        rows = rows - shift
+        gram.addmm_(rows[:, own].mT, rows[:, others])
+        total += rows.sum(0)
+        count += len(rows)
+    require(count > 0, "cost", "cka", "classifier or a file: a class has no training image to compare")
+    return gram.addr_(total[own], total[others], alpha=-1 / count)
+
+
+def side_by_side(batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> Iterator[Tensor]:
+    """Rows [B, C D], the places of one image of every class, from (maps [B, D, H, W], label) in turn (`Seen`)."""
+    held = torch.empty(0)
+    for values, _ in batches:
+        maps = real(values).flatten(2)
+        held = torch.cat([held, maps]) if len(held) else maps
+        whole = len(held) // classes
+        if whole:
+            rounds = held[: whole * classes].unflatten(0, (whole, classes))
+            yield rounds.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
+            held = held[whole * classes :]
 
 
 def cosine_distances(rows: Tensor) -> Tensor:
@@ -59,11 +109,13 @@ class WKD(DistillationLoss):
 
     W: the cost of transport at `iterations` of Sinkhorn's with the regularisation `blur`, where moving from class i to
     j costs 1 - exp(-sharpen c_ij). `cost`: classifier, c = 1 - cos of the rows of the teacher's last layer; cka, c = 1
-    less linear CKA of two classes' training images in the map whose mean the teacher's classifier reads, image beside
-    image and place beside place, as many of each class as the smallest has (the authors' on CIFAR-100, where classes
-    are of one size); or a file (.pt, .npy) with a matrix [C, C]. cka costs a pass of the teacher over the training set
-    and memory for that map of all of it. d falls from 1 to 0 along half a cosine after the share `decay` of the
-    training (the authors: after 150 of 240 epochs). Needs one class a sample; averaged over labelled samples.
+    less linear CKA of two classes' training images in the teacher's last stage (of a wide ResNet before its last batch
+    norm and ReLU), image beside image and place beside place, as many of each class as the smallest has: the authors'
+    on CIFAR-100, where classes are of one size; or a file (.pt, .npy) with a matrix [C, C], such as the authors' for
+    ImageNet, which are of logits. cka costs passes of the teacher over the training set and 2 GiB at most: 1 pass for
+    100 classes and 128 channels, 2 for 256, 56 for 2048. d falls from 1 to 0 along half a cosine after the share
+    `decay` of the training (the authors: after 150 of 240 epochs). Needs one class a sample; averaged over labelled
+    samples.
     """
 
     costs: Tensor
@@ -88,7 +140,8 @@ class WKD(DistillationLoss):
         self.tau, self.cost, self.sharpen = tau, cost, sharpen
         self.blur, self.iterations, self.decay = blur, iterations, decay
         self.register_buffer("costs", torch.empty(0))
-        self.place = "map" if cost == "cka" else ""  # or the last stage: known from `setup` on
+        self.place = "stage3" if cost == "cka" else ""  # or another last stage: known from `setup` on
+        self.channels = 0  # its
 
     @property
     def least_classes(self) -> int:
@@ -113,7 +166,7 @@ class WKD(DistillationLoss):
         """Raises UserError for costs that are not one a pair of classes."""
         classes = student.logits.shape[-1]
         if self.cost == "cka":
-            self.place = pooled_map(teacher, "wkd") if teacher is not None else self.place
+            self._compared(teacher, classes)
             self._set(torch.zeros(classes, classes, device=student.logits.device))  # until `survey`, or a checkpoint
         elif self.cost != "classifier":
             self._set(read_costs(self.cost).to(student.logits.device))
@@ -126,15 +179,21 @@ class WKD(DistillationLoss):
     def surveyed(self) -> str:
         return self.place
 
-    def survey(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Raises UserError for a class without images, and for several labels an image."""
-        found = [(real(values), class_index(label, "wkd")) for values, label in batches]
-        maps = torch.cat([values.flatten(2).mT for values, _ in found])
-        label, labelled = (torch.cat(column) for column in zip(*(index for _, index in found), strict=True))
-        members = [(labelled & (label == index)).nonzero().flatten() for index in range(len(self.costs))]
-        least = min(map(len, members))
-        require(least > 0, "cost", self.cost, "classifier or a file: a class has no training image to compare")
-        self._set(cka_distances(torch.stack([maps[rows[:least]].flatten(0, 1) for rows in members])))
+    def _compared(self, teacher: Outputs | None, classes: int) -> None:
+        if teacher is None:
+            return
+        self.place = last_stage(teacher)
+        values = teacher.features.get(self.place, teacher.logits)
+        require(values.dim() == 4, "cost", self.cost, "classifier or a file: the teacher has no stage that gives a map")
+        self.channels = values.shape[1]
+        passes = len(blocks(classes, self.channels))
+        what = f"{passes} passes of the teacher for {classes} classes and {self.channels} channels"
+        require(passes <= PASSES, "cost", self.cost, f"classifier or a file: it would take {what}")
+
+    def survey(self, seen: Seen) -> None:
+        """Raises UserError for a class without images."""
+        classes = len(self.costs)
+        self._set(cka_distances(lambda: side_by_side(seen.in_turn(classes), classes), classes, self.channels))
 
     def _set(self, distances: Tensor) -> None:
         sharpened = 1 - (-self.sharpen * distances).exp() if self.sharpen else distances

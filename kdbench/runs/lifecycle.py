@@ -46,13 +46,13 @@ from kdbench.runs.identity import keep, refuse_other
 from kdbench.runs.recipe import Record
 from kdbench.runs.serving import Served, serve
 from kdbench.runs.stage import (
+    SeenBy,
     Stage,
     Start,
     eval_sets,
     first_stage,
     identity_of,
     make_learner,
-    seen_by,
     train_batches,
     with_extension,
 )
@@ -281,7 +281,7 @@ def _member(
     learner = make_learner(stage, teacher, batches, sets, placement)
     calibration = _calibrate(learner.distiller.loss, stage, teacher) if state is None else None
     if state is None and teacher is not None and (feature := learner.distiller.loss.surveyed):
-        seen = seen_by(teacher.trained(), feature, stage.data, placement)
+        seen = SeenBy(teacher.trained(), feature, stage.data.read_by_teacher(), placement)
         with under(stage.recipe.loss.key):
             learner.distiller.loss.survey(seen)
     recipe, record = stage.recipe, stage.recipe.record

@@ -145,14 +145,35 @@ def refuse_views(loss: DistillationLoss, name: str, augment: Augment, mix: objec
     require(world.size() == 1, "loss", name, f"another under torchrun: {why}, and a process has only some rows")
 
 
-def seen_by(network: nn.Module, feature: str, data: Bundle, placement: Placement) -> Iterator[tuple[Tensor, Tensor]]:
-    """(a teacher's feature, labels) of the training set as it is, a batch at a time. Costs a pass over it."""
-    data = data.read_by_teacher()
-    loading = Loading(500, device=placement.device, channels_last=placement.channels_last)
-    for batch in EvaluationBatches(data, data.train, loading):
-        with evaluating(network):
-            values = network(batch.input).features[feature]
-        yield values, batch.target.label
+@dataclass(frozen=True)
+class SeenBy:
+    """A teacher's feature over the training set as it is: kdbench.losses.base.Seen."""
+
+    network: nn.Module
+    feature: str
+    data: Bundle  # as the teacher reads it
+    placement: Placement
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._of(self.data.train)
+
+    def in_turn(self, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._of(self.data.train.select(places_in_turn(self.data.train.labels, classes)))
+
+    def _of(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        loading = Loading(500, device=self.placement.device, channels_last=self.placement.channels_last)
+        for batch in EvaluationBatches(self.data, split, loading) if len(split) else ():
+            with evaluating(self.network):
+                values = self.network(batch.input).features[self.feature]
+            yield values, batch.target.label
+
+
+def places_in_turn(label: Tensor, classes: int) -> Tensor:
+    """Places of the first sample of every class, then of the second of every class, ...: [classes n], n samples of the
+    smallest. label int64 [N], -1: none."""
+    place = label.argsort(stable=True)[(label < 0).sum() :]
+    counts = label[label >= 0].bincount(minlength=classes)[:classes]
+    return place[(counts.cumsum(0) - counts) + torch.arange(int(counts.min()))[:, None]].flatten()
 
 
 def train_batches(stage: Stage, placement: Placement) -> TrainingBatches:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from kdbench.cohort import Run, train_together
 from kdbench.configure.naming import without_hydra
+from kdbench.runs.stage import places_in_turn
 from kdbench.tables.feed import TableTeacher
 from tests.support.procedures import MLPS, TINY, composed, in_hydra, refusal, result, train
 
@@ -62,8 +63,15 @@ def test_costs_of_the_training_images_are_the_same_beside_a_table_and_in_a_cohor
     assert_cohort_is_its_runs({"wkd": [*NETWORKS["wkd"], "loss.cost=cka"], "kl": NETWORKS["wkd"]}, [])
 
 
+def test_training_images_in_turn_are_one_of_each_class_after_the_other():
+    label = torch.tensor([2, 2, -1, 0, 0, 0, 2, 1, 1, -1])  # as folders hold them, class after class
+    assert places_in_turn(label, 3).tolist() == [3, 7, 0, 4, 8, 1]
+    assert places_in_turn(label, 4).tolist() == [], "a class without images"
+    assert places_in_turn(torch.tensor([-1]), 2).tolist() == []
+
+
 def test_costs_of_the_training_images_need_a_map():
-    assert "the teacher has no map that its classifier reads" in refusal(*MLPS, "loss=wkd", "loss.cost=cka")
+    assert "file: the teacher has no stage that gives a map" in refusal(*MLPS, "loss=wkd", "loss.cost=cka")
 
 
 @pytest.mark.parametrize("words", [["loss=crld"], ["loss=mlkd", "loss.views=2"]])
