@@ -201,11 +201,21 @@ def _timm_flags() -> argparse.ArgumentParser:
         "--data-dir", "--dataset", "--model", "--kd-model-name", "--kd-distill-type", "--distill-loss-weight",
         "--task-loss-weight", "--kd-temperature", "--img-size", "--lr", "--epochs", "--opt", "--weight-decay",
         "--sched", "--warmup-epochs", "--model-ema-decay", "--smoothing", "--mixup", "--cutmix", "--clip-grad",
-        "--seed", "--momentum", "--drop-path", "--drop", "--workers",
+        "--seed", "--momentum", "--drop-path", "--drop", "--workers", "--aa", "--reprob", "--aug-repeats",
+        "--mixup-prob", "--mixup-switch-prob", "--bce-target-thresh", "--grad-accum-steps", "--layer-decay", "--min-lr",
+        "--warmup-lr", "--color-jitter",
     ):  # fmt: skip
         parser.add_argument(name)
     parser.add_argument("-b", "--batch-size")
-    for flag in ("--pretrained", "--model-ema", "--amp", "--channels-last", "--pin-mem"):
+    for flag in (
+        "--pretrained",
+        "--model-ema",
+        "--amp",
+        "--channels-last",
+        "--pin-mem",
+        "--bce-loss",
+        "--grad-checkpointing",
+    ):
         parser.add_argument(flag, action="store_true")
     return parser
 
@@ -226,6 +236,8 @@ def _timm(words: Sequence[str]) -> Translation:
     made.words += [f"optimizer={optimizer}"] if optimizer else ["optimizer=timm", f"optimizer.name={given.opt}"]
     made.words.append("schedule=step" if given.sched == "step" else "schedule=cosine")
     rates = "schedule" if optimizer == "sgd" else "optimizer"  # the others have a rate of their own
+    if given.grad_accum_steps:  # timm's batch is one of the parts
+        given.batch_size = int(given.grad_accum_steps) * int(given.batch_size or 128)
     _keys(made, given, {
         "epochs": "schedule.epochs", "batch_size": "schedule.batch_size", "lr": f"{rates}.lr",
         "weight_decay": f"{rates}.weight_decay", "warmup_epochs": "schedule.warmup", "momentum": "optimizer.momentum",
@@ -233,20 +245,51 @@ def _timm(words: Sequence[str]) -> Translation:
     })  # fmt: skip
     if given.model_ema or given.model_ema_decay:
         made.words.append(f"trainer.ema={given.model_ema_decay or 0.9998}")
-    for kind in ("mixup", "cutmix"):
-        if getattr(given, kind) and float(getattr(given, kind)):
-            made.words += [f"dataset.mix.kind={kind}", f"dataset.mix.alpha={float(getattr(given, kind)):g}"]
     made.words += ["trainer.channels_last=on"] if given.channels_last else []
-    if given.drop_path:
-        made.words.append(f"+student.options.drop_path_rate={given.drop_path}")
+    _keys(made, given, {"drop": "+student.options.drop_rate", "drop_path": "+student.options.drop_path_rate"})
+    _timm_recipe(given, made, rates)
     made.notes += _left(unknown)
     return made
+
+
+def _timm_recipe(given: argparse.Namespace, made: Translation, rates: str) -> None:
+    """Augmentations, mixtures, memory, and learning rates by epoch, as timm's scheduler has them."""
+    mixed = {kind: float(getattr(given, kind) or 0) for kind in ("mixup", "cutmix")}
+    both, one = all(mixed.values()), next((kind for kind, alpha in mixed.items() if alpha), None)
+    if one is not None:
+        made.words += [f"dataset.mix.kind={'both' if both else one}", f"dataset.mix.alpha={mixed[one]:g}"]
+        made.words += [f"dataset.mix.cutmix_alpha={mixed['cutmix']:g}"] if both else []
+        _keys(made, given, {"mixup_prob": "dataset.mix.probability"})
+        _keys(made, given, {"mixup_switch_prob": "dataset.mix.switch"} if both else {})
+    erased = float(given.reprob or 0)
+    made.words.append(
+        f"dataset/augment={'deit' if erased and given.aa else 'resnet_a1' if given.aa else 'resized_crop'}"
+    )
+    _keys(made, given, {"aa": "dataset.augment.parts.1.policy"})
+    if given.aa:
+        made.words += [f"dataset.augment.parts.2.probability={erased:g}"] if erased else []
+    made.notes += ["not translated: --reprob without --aa"] if erased and not given.aa else []
+    if given.color_jitter and float(given.color_jitter) and not given.aa:
+        made.notes.append("not translated: --color-jitter without --aa")
+    _keys(made, given, {"grad_accum_steps": "trainer.accumulate"})
+    made.words += ["trainer.grad_checkpointing=true"] if given.grad_checkpointing else []
+    _keys(made, given, {"layer_decay": "optimizer.layer_decay"})
+    if given.sched != "step":
+        made.words += ["schedule.per=epoch", "schedule.warmup_overlaps=true"]
+        _keys(made, given, {"aug_repeats": "schedule.repeats"})
+        for name, key in (("min_lr", "floor"), ("warmup_lr", "warmup_from")):
+            if getattr(given, name) and given.lr:
+                made.words.append(f"schedule.{key}={float(getattr(given, name)) / float(given.lr):.4g}")
+    made.words += ["'optimizer.no_decay=[own]'", *(["optimizer.decay_1d=false"] if rates == "schedule" else [])]
 
 
 def _timm_loss(given: argparse.Namespace, made: Translation) -> list[str]:
     """task CE + distill KL; with the task's weight alone the other is what is left of 1; 1 and 1 without both."""
     if not given.kd_model_name:
-        return ["teacher=none", "loss=ce"]
+        threshold = f"loss.threshold={given.bce_target_thresh}"
+        binary = ["loss=bce", *([threshold] if given.bce_target_thresh else [])]
+        return ["teacher=none", *(binary if given.bce_loss else ["loss=ce"])]
+    made.notes += ["not translated: --bce-loss beside a teacher"] if given.bce_loss else []
     if given.kd_distill_type not in (None, "logit"):
         made.notes.append(
             f"--kd-distill-type {given.kd_distill_type}: not translated; kdbench list loss has feature losses"

@@ -15,7 +15,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.models.adopt import (
     Adopted,
     Pixels,
@@ -65,7 +65,7 @@ def timm_model(
         _check_head(name, num_classes, new_head, options or {})
     arguments = {"num_classes": 0 if embedding else num_classes, "in_chans": in_channels, **(options or {})}
     token = arguments.get("distilled") is True and not _takes_token(name, pretrained)
-    if token:
+    if token or arguments.get("distilled") is False:  # which a network without a token has never heard of
         del arguments["distilled"]
     net = _create(name, pretrained, upscale or image_size, arguments)
     if token and getattr(net, "head_dist", None) is None and with_distillation_token(net) is None:
@@ -122,6 +122,10 @@ def _check_name(name: str, options: Mapping[str, object]) -> None:
     if not timm.is_model(name):
         raise UserError("name", name, "a network of timm", nearest(name, timm.list_models()))
     refuse_rates(options)
+    token = options.get("distilled", False)
+    require(isinstance(token, bool), "options.distilled", token, "true or false")
+    dropped = options.get("patch_drop_rate", 0)
+    require(dropped == 0, "options.patch_drop_rate", dropped, "0: features are maps of all patches")
 
 
 def _check_embedding(name: str, net: Any, dimensions: int) -> None:

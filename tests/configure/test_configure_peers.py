@@ -34,6 +34,17 @@ LINES = {
     "--task-loss-weight 0.3 --kd-temperature 2": "teacher=timm teacher.name=resnet50 "
     "student=timm student.name=resnet18 loss.weights.task=0.3 loss.weights.distill=0.7 loss.tau=2 "
     "schedule.batch_size=256",
+    "python train.py /data/photos --model deit_tiny_patch16_224 --aa rand-m9-mstd0.5-inc1 --mixup 0.8 --cutmix 1.0 "
+    "--mixup-switch-prob 0.4 --reprob 0.3 --smoothing 0.1 --opt adamw --layer-decay 0.75 --drop-path 0.1 --drop 0.2 "
+    "--model-ema --aug-repeats 3 --bce-loss --bce-target-thresh 0.2 --grad-accum-steps 4 --grad-checkpointing "
+    "--lr 5e-4 --min-lr 1e-5 --warmup-lr 5e-7 --epochs 300 -b 128 --color-jitter 0.3": "dataset.mix.kind=both "
+    "dataset.mix.alpha=0.8 dataset.mix.cutmix_alpha=1 dataset.mix.switch=0.4 dataset/augment=deit loss=bce "
+    "dataset.augment.parts.1.policy=rand-m9-mstd0.5-inc1 dataset.augment.parts.2.probability=0.3 loss.threshold=0.2 "
+    "optimizer.layer_decay=0.75 +student.options.drop_path_rate=0.1 +student.options.drop_rate=0.2 "
+    "trainer.accumulate=4 schedule.repeats=3 schedule.batch_size=512 trainer.grad_checkpointing=true "
+    "schedule.floor=0.02 schedule.warmup_from=0.001 schedule.per=epoch optimizer.no_decay=[own]",
+    "python train.py /data/photos --mixup 0.2 --mixup-prob 0.5": "dataset.mix.kind=mixup dataset.mix.probability=0.5 "
+    "dataset/augment=resized_crop optimizer.decay_1d=false",
 }  # fmt: skip
 
 

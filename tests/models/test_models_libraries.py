@@ -156,6 +156,12 @@ def test_unknown_names_are_refused_with_the_nearest(library: str, typed: str, ne
         build(library, name=typed)
 
 
+def test_a_token_may_be_swept_over():
+    """distilled=false was an argument that only DeiT's own networks knew."""
+    for name in ("test_vit", "test_resnet", "deit_tiny_patch16_224"):
+        build("timm", classes=3, size=32, name=name, options={"distilled": False})
+
+
 @pytest.mark.parametrize(
     ("library", "name", "size", "options", "reason"),
     [
@@ -169,6 +175,8 @@ def test_unknown_names_are_refused_with_the_nearest(library: str, typed: str, ne
             {"stochastic_depth_prob": 1.5},
             r"^options.stochastic_depth_prob = 1.5: must be in",
         ),
+        ("timm", "test_vit", 32, {"patch_drop_rate": 0.5}, "^options.patch_drop_rate = 0.5: must be 0"),
+        ("timm", "test_vit", 32, {"distilled": "yes"}, "^options.distilled = yes: must be true or false"),
         ("timm", "test_vit", 33, {}, "^name = test_vit: must be .*33-pixel"),
         ("timm", "volo_d1_224", 224, {}, "^name = volo_d1_224: must be .*other heads"),
         ("torchvision", "vit_b_32", 40, {}, "^name = vit_b_32: must be .*40-pixel"),
