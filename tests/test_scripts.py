@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +18,7 @@ from scipy import stats
 
 from kdbench.errors import UserError
 from kdbench.results import claims
+from tests.support import losses
 from tests.support.results import result as made_result
 from tests.support.results import write
 
@@ -185,3 +189,39 @@ def test_the_crd_table_judges_what_is_there(crd_table, tmp_path):
     (kl, dkd) = crd_table.judged(tmp_path)
     assert kl[:4] == ["vgg13_vgg8", "loss=kl", "72.98", "70.10"] and kl[-2:] == ["3", "does not hold"]
     assert dkd[:4] == ["vgg13_vgg8", "loss=dkd loss.nckd=6", "74.68 best", "74.68"] and dkd[-2:] == ["3", "holds"]
+
+
+@pytest.fixture
+def all_methods(tmp_path):
+    """Words of every training that scripts/reproduce_all_methods.sh begins, by a kdbench that only writes them down."""
+    script, said = Path(__file__).parent.parent / "scripts/reproduce_all_methods.sh", tmp_path / "said"
+    (tmp_path / "kdbench").write_text(f'#!/bin/sh\necho "$@" >>{said}\n')
+    (tmp_path / "kdbench").chmod(0o755)
+
+    def begun(size: str, **environment: str) -> list[list[str]]:
+        said.write_text("")
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        subprocess.run(["bash", script, size], check=True, env={**os.environ, "PATH": path, **environment})
+        lines = [line.split() for line in said.read_text().splitlines()]
+        return [words for words in lines if words[0] == "train"]
+
+    return begun
+
+
+def losses_of(begun: list[list[str]]) -> list[str]:
+    return [name for words in begun for word in words if word.startswith("loss=") for name in word[5:].split(",")]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a script of bash")
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_the_table_of_all_methods_leaves_no_loss_out(all_methods, size):
+    """tfkd_self, deit and vitkd were begun by no line: whoever adds a loss that needs its own words adds a line."""
+    assert set(losses_of(all_methods(size))) == {name for name in losses.NAMES if not losses.build(name).of_embeddings}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a script of bash")
+@pytest.mark.parametrize("name", ["deit", "ab", "tfkd_self", "kl"])
+def test_few_of_all_methods_are_compared_with_kl(all_methods, name):
+    found = losses_of(all_methods("small", LOSSES=name))
+    assert name in found and set(found) == {name, "kl"}
+    assert "" not in found
