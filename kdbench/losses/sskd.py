@@ -87,7 +87,8 @@ class SSKD(FeatureLoss):
     60); the student's trains with it and is left out afterwards. Of the turned images that the teacher gets wrong only
     the share `keep` counts in the third term, of those that it takes for another image the share `keep_contrast` in
     the fourth: those whose answer is nearest to right. One without a label counts as right. All four views go through
-    the student in one batch, as in the authors' code. Needs four views: dataset/augment=rotations.
+    the student in one batch, as in the authors' code. Needs four views: dataset/augment=rotations, and as published
+    dataset.augment.alike=flip.
     """
 
     views = TURNS

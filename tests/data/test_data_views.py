@@ -159,3 +159,26 @@ def test_turned_views_show_one_crop_where_they_are_alike():
         SideBySide([crop, jitter(2)], alike=True)
     with pytest.raises(UserError, match="Turn"):
         Turn(1)(images[..., :4], view[:6])
+
+
+def test_turned_views_can_share_the_mirror_alone():
+    """As in SSKD's cifar.py: an image is mirrored or not, turned four times, and each turn padded and cropped apart."""
+    crop, images = CropFlip(pad=1), some_images(1, 3, 8)
+    together = SideBySide([crop, *(Compose([crop, Turn(quarters)]) for quarters in (1, 2, 3))], alike="flip")
+    drawn = together.draw(4 * 400, torch.Generator().manual_seed(0)).view(4, 400)
+    assert (drawn % 4 == torch.arange(4)[:, None]).all()
+    view = drawn // 4
+    assert (view % 2 == view[0] % 2).all() and 0 < int((view[0] % 2).sum()) < 400
+    met = [set(zip((view[0] // 2).tolist(), (other // 2).tolist(), strict=True)) for other in view[1:]]
+    assert all(len(pairs) > 70 for pairs in met), "of 81 pairs of crops, were both drawn for each"
+    for quarters in range(4):
+        for flip in (0, 1):
+            turned = (images.flip(-1) if flip else images).rot90(quarters, (-2, -1))
+            padded = torch.nn.functional.pad(turned, (1,) * 4)
+            theirs = {bytes(padded[0, :, y : y + 8, x : x + 8].flatten().tolist()) for y in range(3) for x in range(3)}
+            ids = (torch.arange(9) * 2 + flip) * 4 + quarters
+            ours = {bytes(one.flatten().tolist()) for one in together(images.expand(9, -1, -1, -1), ids)}
+            assert ours == theirs
+    for parts in ([crop, jitter(1)], [crop, Compose([crop, crop])]):
+        with pytest.raises(UserError, match=r"^alike = flip: must be"):
+            SideBySide(parts, alike="flip")

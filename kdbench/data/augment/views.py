@@ -217,17 +217,24 @@ class SideBySide:
 
     A batch of B images holds all B in the first part's views, then all B in the second's, ... A view id is a part's own
     one times the number of parts, plus the part. A table of the teacher's logits serves if all parts can be enumerated.
-    `alike`: an image's views have one draw, so that parts which differ in a turn alone show the same crop; parts with
-    other numbers of views are refused.
+    `alike`: an image's views have one draw, so that parts which differ in a turn alone show the same crop; with "flip"
+    all or none of them are mirrored and each has a crop of its own. Parts with other numbers of views are refused, and
+    for "flip" those that do not mirror by CropFlip alone.
     """
 
     parts: Annotated[Sequence[Augment], listed(2, "a list of two augmentations or more")]
-    alike: bool = field(default=False, repr=False)  # which draws there are; what a view id shows, and so a table, stays
+    alike: bool | Literal["flip"] = field(
+        default=False, repr=False
+    )  # which draws there are; what a view id shows, and so a table, stays
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
         one = len({part.views for part in self.parts}) == 1
         require(one or not self.alike, "alike", self.alike, "false: its parts have different numbers of views")
+        mirrored = self.alike != "flip" or all(map(_ends_with_flip, self.parts))
+        require(
+            mirrored, "alike", self.alike, "true or false: a part has no CropFlip with flip, or other views besides"
+        )
 
     @property
     def copies(self) -> int:
@@ -244,8 +251,9 @@ class SideBySide:
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n view ids: the first n / copies are the first part's, ..."""
-        own = [part.draw(n // self.copies, generator) for part in self.parts[: 1 if self.alike else None]]
-        own = own * self.copies if self.alike else own
+        own = [part.draw(n // self.copies, generator) for part in self.parts[: 1 if self.alike is True else None]]
+        if self.alike:
+            own = own * self.copies if self.alike is True else [view - view % 2 + own[0] % 2 for view in own]
         largest = SEED // self.copies  # of seeds, such that an id has 63 bits
         return torch.cat([(view % largest) * self.copies + number for number, view in enumerate(own)])
 
@@ -263,3 +271,9 @@ class SideBySide:
                 made = part(images, own if part.views is None else own % part.views)
                 shown = torch.where(mine.view(-1, *[1] * (images.dim() - 1)), made, shown)
         return shown
+
+
+def _ends_with_flip(part: Augment) -> bool:
+    """Whether the parity of its view id says that the image is mirrored."""
+    varied = [inner for inner in part.parts if inner.views != 1] if isinstance(part, Compose) else [part]
+    return len(varied) == 1 and isinstance(varied[0], CropFlip) and varied[0].flip
