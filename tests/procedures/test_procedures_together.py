@@ -265,6 +265,7 @@ def test_what_cannot_be_is_refused(words: list[str], parts: list[str]):
     ],
 )
 def test_more_that_cannot_be(words: list[str], parts: list[str]):
+    torch.save({"fc.bias": torch.zeros(1)}, "a.pth")  # what lies in the file is nobody's question yet
     message = refusal(*words, *MLPS)
     assert all(part in message for part in parts), message
 
