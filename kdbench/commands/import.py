@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kdbench.configure.peers import translate
+from kdbench.configure.other_programs import translate
 from kdbench.errors import split
 
 

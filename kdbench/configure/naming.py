@@ -24,6 +24,7 @@ from kdbench.counted import as_before, counted
 from kdbench.paths import CONFIG_DIR
 
 NAMED = ("dataset", "teacher", "student", "loss")  # what a run is first of all
+_RUNS = ("teacher.", "procedure.")  # below which a value may name a run
 
 
 class Reference(NamedTuple):
@@ -115,7 +116,7 @@ def counted_in(cfg: DictConfig) -> Counted:
             task.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
     tree = contents(task)
     values = {key: _plain_number(value) for key, value in _counted(flat(tree)).items()}
-    named = {key: held for key, value in values.items() if (held := _held(value, _may_be_a_run(key))) != value}
+    named = {key: held for key, value in values.items() if (held := _held(value, key.startswith(_RUNS))) != value}
     used = {key: node for key, node in tree.items() if counted(key)}
     own = _named_options([used.get("teacher"), used.get("procedure")])
     named |= {path: _hashed(text.encode()) for path, text in own.items()}
@@ -238,10 +239,6 @@ def _words(node: Any) -> Iterator[str]:
             yield from _words(item)
     elif isinstance(node, str):
         yield node
-
-
-def _may_be_a_run(key: str) -> bool:
-    return key.startswith(("teacher.", "procedure."))
 
 
 def _held(value: Any, run: bool) -> Any:

@@ -52,18 +52,14 @@ def reading(*places: str | None) -> Iterator[Callable[[], Stamp]]:
     root, cache = (*places, None, None)[:2]
     seen: set[str] = set()
     began = time.time_ns()
-    _listen(seen)
-    try:
-        yield lambda: _stamp(seen, root, cache, began)
-    finally:
-        _listening.remove(seen)
-
-
-def _listen(seen: set[str]) -> None:
     _listening.append(seen)
     if not _hooked:
         sys.addaudithook(_hear)  # stays for good: it costs 0.1 us an event while nobody listens
         _hooked.append(True)
+    try:
+        yield lambda: _stamp(seen, root, cache, began)
+    finally:
+        _listening.remove(seen)
 
 
 def _hear(event: str, given: tuple[Any, ...]) -> None:

@@ -226,7 +226,7 @@ class CohortGraph:
 
     def _eager(self, learner: Learner, watched: bool) -> None:
         assert self._next is not None
-        with waiting(self._device, watched and learner.recorded) as seen:
+        with host_waits(self._device, watched and learner.recorded) as seen:
             learner.step(*self._next)
         if seen:
             said = f"{type(learner.distiller.loss).__name__}'s step waits for the device ({seen[0]})"
@@ -294,7 +294,7 @@ class CohortGraph:
 
 
 @contextlib.contextmanager
-def waiting(device: torch.device, watched: bool) -> Iterator[list[str]]:
+def host_waits(device: torch.device, watched: bool) -> Iterator[list[str]]:
     """What in the block makes the host wait for the GPU; nothing is stopped by it. Empty where it is not `watched`."""
     seen: list[str] = []
     if not watched or device.type != "cuda":

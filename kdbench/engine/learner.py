@@ -20,7 +20,6 @@ from kdbench.engine.metrics import Meters
 from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.together import only, whole
-from kdbench.results.metrics import CLASSIFICATION, Task
 from kdbench.types import Batch, LossTerms, OptimizerState, Outputs, StepOutput, Teacher, counted
 
 
@@ -67,9 +66,8 @@ def asked(
 class Learner:
     """What one student owns: its network, loss, optimizer and random numbers. Several may share batches and a teacher.
 
-    `factors` [total steps] multiply the optimizer's learning rate; `seed` makes dropout and random losses a function
-    of (seed, epoch), so that a resumed training replays them. `truth`: true labels, where there is noise. `task`: whose
-    primary metric is measured in training too.
+    `factors` [total steps] multiply the optimizer's learning rate; `meters` note what its steps come to; `seed` makes
+    dropout and random losses a function of (seed, epoch), so that a resumed training replays them.
     """
 
     def __init__(
@@ -78,10 +76,8 @@ class Learner:
         optimizer: OptimizerOptions,
         trainer: TrainerOptions,
         factors: list[float],
-        steps_per_epoch: int,
+        meters: Meters,
         seed: int,
-        truth: Tensor | None = None,
-        task: Task = CLASSIFICATION,
     ) -> None:
         device = distiller.placement.device
         self.distiller = distiller
@@ -91,10 +87,9 @@ class Learner:
         self.optimizer = make_optimizer(optimizer, [distiller], on_device=self.recorded or device.type == "cuda")
         self.set_lr = lr_setter(self.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=distiller.placement.dtype == torch.float16)
-        self.meters = Meters(device, steps_per_epoch, truth, task)
         self.average = Average(distiller.student, trainer.ema) if trainer.ema else None
         self.trainer, self.clip, self.parameters = trainer, trainer.clip, list(distiller.parameters())
-        self.lr, self.factors, self.steps_per_epoch, self.seed = optimizer.lr, factors, steps_per_epoch, seed
+        self.lr, self.factors, self.meters, self.seed = optimizer.lr, factors, meters, seed
         self.steps_done = 0
         self.failure: Exception | None = None
         self.random_state: list[Tensor] = []  # of the CPU, and of the GPU where it is on one

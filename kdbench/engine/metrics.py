@@ -22,13 +22,13 @@ class Meters:
     a CUDA graph may hold it: three small kernels, the largest logits, one row of it all, the row's copy (and the count,
     and the teacher's largest logits where nobody has looked for them yet). Answers are compared and terms added up once
     an epoch. `truth` int64 [rows of the training set] are the true labels where the training labels are noisy, -1 where
-    unknown.
+    unknown. `task`: whose primary metric is measured too.
     """
 
     def __init__(
         self, device: torch.device, steps: int, truth: Tensor | None = None, task: Task = CLASSIFICATION
     ) -> None:
-        self._steps, self._task = steps, task
+        self.steps, self._task = steps, task
         self.step = torch.zeros(1, dtype=torch.int64, device=device)  # of the epoch
         self._truth = truth.to(device) if truth is not None else None
         # [steps, words] int32: the bits of the answers [columns, B] int64, -1: none known, and of the terms float32.
@@ -65,7 +65,7 @@ class Meters:
         found = [value.float().reshape(1) for value in terms.values()]
         row = torch.cat([part.view(torch.int32) for part in (*answers.values(), *found)])
         if self._rows is None:
-            self._rows = row.new_zeros(self._steps, len(row))
+            self._rows = row.new_zeros(self.steps, len(row))
         self._rows.index_copy_(0, self.step, row[None])
         self.step.add_(1)
 
@@ -77,7 +77,7 @@ class Meters:
         return terms.flatten().view(torch.float32).view(steps, len(self._names)), said
 
     def _widen(self, more: int) -> None:
-        terms, answers = self._found(self._steps)
+        terms, answers = self._found(self.steps)
         wide = F.pad(answers, (0, more), value=-2).flatten(1)
         self._rows = torch.cat([wide.view(torch.int32), terms.view(torch.int32)], 1)
         self._predictions += more

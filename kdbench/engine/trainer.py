@@ -115,7 +115,7 @@ def _end_epoch(members: Sequence[Member], epoch: int, images: int, seconds: floa
 
 
 def _diverged(member: Member, epoch: int, bad: int) -> Diverged:
-    step = epoch * member.learner.steps_per_epoch + bad
+    step = epoch * member.learner.meters.steps + bad
     return Diverged(
         f"the loss is not a finite number from step {step + 1} on (epoch {epoch + 1}, step {bad + 1} of the epoch), in "
         f"{member.checkpoints.folder}. Try a smaller optimizer.lr, a longer schedule.warmup, or trainer.clip=1."

@@ -94,7 +94,7 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last", "best")) -> C
     names = sorted({name for chosen in choices for name in chosen}, key=_rank)
     varied = [name for name in names if _distinct(choices, name) > 1]
     differing = [key for key in _keys(configs) if not _is_seed(key) and _distinct(configs, key) > 1]
-    columns = varied + _explained(differing, configs, choices, varied)
+    columns = varied + _unexplained(differing, configs, choices, varied)
     grouped: dict[Any, list[int]] = {}
     settled: dict[str, list[int]] = {}
     drawn: dict[Any, list[Any]] = {}  # data by setting and dataset.data_seed: of another seed they are others by intent
@@ -232,7 +232,7 @@ def _keys(configs: Sequence[Mapping[str, object]]) -> list[str]:
     return sorted({key for config in configs for key in config})
 
 
-def _explained(
+def _unexplained(
     differing: Sequence[str], configs: Sequence[Mapping[str, object]], choices: Sequence[Mapping[str, object]],
     varied: Sequence[str],
 ) -> list[str]:  # fmt: skip
@@ -248,10 +248,6 @@ def _explained(
         leaf = key.rsplit(".", 1)[-1]
         if not any(other.rsplit(".", 1)[-1] == leaf and values == found[other] for other in found):
             found[key] = values  # optimizer.lr: ${schedule.lr} would only say the same again
-    return _schedule_first(found)
-
-
-def _schedule_first(found: Mapping[str, Sequence[Any]]) -> list[str]:
     return sorted(found, key=lambda key: (key.startswith("teacher."), key))
 
 

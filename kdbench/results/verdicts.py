@@ -105,7 +105,7 @@ def _verdicts(
     margin = rule.margin if rule.margin is not None else MARGIN if kind.unit == "%" else 0.0
     # Predictions say which images are right: of other figures they know nothing.
     rated = task is CLASSIFICATION and metric in ("last", task.on("test"))
-    kept, problems = _kept(rows) if rated else ([None] * len(rows), [])
+    kept, problems = _right_by_image(rows) if rated else ([None] * len(rows), [])
     gaps = [_gaps(kept[a], kept[b]) for a, b in pairs]
     on_them = [one if gap is None else on_images(one, gap) for one, gap in zip(found, gaps)]
     untold, untold_images = _untold(figures, steps, kept, pairs, shared) if looked else ((), ())
@@ -150,7 +150,7 @@ def _untold(
     return pairs.p()[rest], pairs.p(added)[rest]
 
 
-def _kept(rows: Sequence[Row]) -> tuple[list[Right | None], list[str]]:
+def _right_by_image(rows: Sequence[Row]) -> tuple[list[Right | None], list[str]]:
     """What each setting has right, image by image, where all of its runs keep that; and what cannot be read."""
     found: list[Right | None] = []
     problems = []

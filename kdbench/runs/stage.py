@@ -19,6 +19,7 @@ from kdbench.engine.device import Placement, evaluation_batch
 from kdbench.engine.distiller import Distiller, may_trim
 from kdbench.engine.evaluate import evaluating
 from kdbench.engine.learner import Learner
+from kdbench.engine.metrics import Meters
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.schedule import lr_factors
 from kdbench.errors import require, under
@@ -221,10 +222,9 @@ def make_learner(
         stage.start.apply_to_loss(loss)
     distiller = Distiller(student, loss.to(placement.device), placement)
     distiller.trims = stage.data.trim and may_trim(student, loss, recipe.trainer, placement.device)
-    factors, truth = lr_factors(recipe.schedule, batches.steps), _truth(stage)
-    return Learner(
-        distiller, recipe.optimizer, recipe.trainer, factors, batches.steps, recipe.seeds.init, truth, stage.data.task
-    )
+    factors = lr_factors(recipe.schedule, batches.steps)
+    meters = Meters(placement.device, batches.steps, _truth(stage), stage.data.task)
+    return Learner(distiller, recipe.optimizer, recipe.trainer, factors, meters, recipe.seeds.init)
 
 
 def _truth(stage: Stage) -> Tensor | None:

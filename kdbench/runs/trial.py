@@ -42,7 +42,8 @@ def refuse_pairs(recipe: Recipe, augment: Augment, mix: Mix | None) -> None:
     """Raise a UserError for options that do not go together, as far as they say so without data and networks."""
     loss, trainer, teacher = recipe.loss.make(), recipe.trainer, recipe.teacher
     name = recipe.loss.name
-    _refuse_several(trainer, recipe.loss, loss)
+    if world.size() > 1:
+        _refuse_several(trainer, recipe.loss, loss)
     if recipe.optimizer.name in APART:
         refuse_apart(recipe.optimizer, trainer, loss, name)
     pairs = f"1 with loss={name}, which sees {loss.views} views of an image at once"

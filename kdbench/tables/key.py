@@ -40,7 +40,7 @@ def table_key(
         "precision": precision,
         "layout": list(images.stride()),
         "chunk": live.chunk,
-        **_machine(live.network, answer.logits),
+        **_arithmetic(live.network, answer.logits),
     }
     own = _own_code([*live.network.modules(), batches.augment]) if torch.device(batches.device).type != "cpu" else {}
     key |= {"own code": own} if own else {}  # keys without any stay as they were
@@ -60,7 +60,9 @@ def probe(live: LiveTeacher, data: Bundle, batches: TrainingBatches) -> tuple[Te
     return prepared, live.outputs(prepared)
 
 
-def _machine(network: nn.Module, logits: Tensor) -> dict[str, object]:
+def _arithmetic(network: nn.Module, logits: Tensor) -> dict[str, object]:
+    """What the answers' last bits depend on: on a CPU the answers to the probe themselves, on a GPU its name, libraries
+    and the networks' code."""
     device = logits.device
     if device.type == "cpu":
         return {"device": "cpu", "numbers": _sha(logits.contiguous().view(torch.uint8).numpy().tobytes())}

@@ -15,6 +15,7 @@ from kdbench.engine.device import evaluation_batch, place
 from kdbench.engine.distiller import Distiller
 from kdbench.engine.evaluate import in_float32
 from kdbench.engine.learner import Learner
+from kdbench.engine.metrics import Meters
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError
 from kdbench.models.base import flops
@@ -149,7 +150,7 @@ def test_a_loss_in_half_precision_is_scaled_and_a_step_that_overflows_is_left_ou
     half = learner.distiller.placement._replace(dtype=torch.float16)
     learner = Learner(
         Distiller(learner.distiller.student, learner.distiller.loss, half), OptimizerOptions("sgd", 0.1),
-        TrainerOptions(device="cpu", clip=1.0), [1.0] * 9, 9, 0,
+        TrainerOptions(device="cpu", clip=1.0), [1.0] * 9, Meters(torch.device("cpu"), 9), 0,
     )  # fmt: skip
     assert half.precision == "fp16" and learner.scaler.is_enabled()
     learner.begin_epoch(0)

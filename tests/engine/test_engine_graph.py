@@ -420,7 +420,7 @@ def test_a_student_that_waits_for_the_device_is_not_recorded(tapes, monkeypatch,
     def waits(device, watched):
         yield ["called a synchronizing CUDA operation"] if watched else []
 
-    monkeypatch.setattr(graph, "waiting", waits)
+    monkeypatch.setattr(graph, "host_waits", waits)
     auto = replace(OPTIONS, cuda_graph="auto")
     monkeypatch.setattr(placement, "PROVEN_GRAPHS", True)
     one, alone = make_learner(stream=Stream(64), trainer=auto), make_learner(stream=Stream(64), trainer=OFF)

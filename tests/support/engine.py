@@ -11,6 +11,7 @@ from torch import nn
 from kdbench.engine.device import place
 from kdbench.engine.distiller import Distiller
 from kdbench.engine.learner import Learner
+from kdbench.engine.metrics import Meters
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.schedule import ScheduleOptions, lr_factors
 from kdbench.losses.base import DistillationLoss, detached
@@ -91,5 +92,6 @@ def make_learner(
     distiller = Distiller(placement.put(SmallNet()), LogitDistance(distill), placement)
     steps = (stream or Stream()).steps
     factors = lr_factors(ScheduleOptions(epochs=epochs, batch_size=8, shape="cosine"), steps)
+    meters = Meters(placement.device, steps)
     momentum = 0.9 if name in ("sgd", "dot", "aligned_sgd") else None
-    return Learner(distiller, OptimizerOptions(name, lr, momentum=momentum), trainer, factors, steps, seed)
+    return Learner(distiller, OptimizerOptions(name, lr, momentum=momentum), trainer, factors, meters, seed)

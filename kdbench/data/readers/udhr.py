@@ -51,12 +51,12 @@ def udhr(
             pieces = [piece for paragraph in paragraphs for piece in _fragments(paragraph, words)]
             texts += pieces
             labels += [label] * len(pieces)
-    made = {part: Texts(texts, torch.tensor(labels)) for part, (texts, labels) in _apart(parts).items()}
+    made = {part: Texts(texts, torch.tensor(labels)) for part, (texts, labels) in _without_repeats(parts).items()}
     tokens = Tokens(tokenizer, vocab_size, length, teacher_tokenizer, trim)
     return source_of("udhr", tuple(language.name for language in known), made, tokens)
 
 
-def _apart(parts: Parts) -> Parts:
+def _without_repeats(parts: Parts) -> Parts:
     """The parts, in order, without fragments of two languages and without what an earlier part has."""
     of: dict[str, set[int]] = {}
     for texts, labels in parts.values():

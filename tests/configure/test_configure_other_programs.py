@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kdbench as package
-from kdbench.configure.peers import translate
+from kdbench.configure.other_programs import translate
 from kdbench.errors import UserError
 from tests.support.shell import kdbench
 
