@@ -64,12 +64,7 @@ def timm_model(
     if pretrained and not embedding:
         _check_head(name, num_classes, new_head, options or {})
     arguments = {"num_classes": 0 if embedding else num_classes, "in_chans": in_channels, **(options or {})}
-    token = arguments.get("distilled") is True and not _takes_token(name, pretrained)
-    if token or arguments.get("distilled") is False:  # which a network without a token has never heard of
-        del arguments["distilled"]
-    net = _create(name, pretrained, upscale or image_size, arguments)
-    if token and getattr(net, "head_dist", None) is None and with_distillation_token(net) is None:
-        raise UserError("options.distilled", True, f"false: {name} is neither a VisionTransformer nor an Eva of timm")
+    net = _made(name, pretrained, upscale or image_size, arguments)
     if embedding:
         _check_embedding(name, net, num_classes)
     network = Adopted(net, _observer(net), _classifier_name(net), image_size, upscale)
@@ -147,6 +142,18 @@ def _check_head(name: str, num_classes: int, new_head: bool, options: Mapping[st
     classes = overlay.get("num_classes", config.num_classes)
     if classes != num_classes and not new_head:
         raise refuse_head(name, classes, num_classes)
+
+
+def _made(name: str, pretrained: bool, image_size: int, arguments: dict[str, object]) -> nn.Module:
+    """timm's network, with a distillation token of ours where `distilled` asks for one that timm does not build."""
+    token = arguments.get("distilled")
+    if token not in (True, False) or (token and _takes_token(name, pretrained)):
+        return _create(name, pretrained, image_size, arguments)
+    # Without the word, which a network without a token has never heard of.
+    net = _create(name, pretrained, image_size, {key: arguments[key] for key in arguments if key != "distilled"})
+    if token and getattr(net, "head_dist", None) is None and with_distillation_token(net) is None:
+        raise UserError("options.distilled", True, f"false: {name} is neither a VisionTransformer nor an Eva of timm")
+    return net
 
 
 def _takes_token(name: str, pretrained: bool) -> bool:

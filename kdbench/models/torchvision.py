@@ -41,15 +41,14 @@ def torchvision_model(
 ) -> Adopted:
     """A classification network of torchvision for `num_classes` classes, whose state_dict has torchvision's own keys.
 
-    pretrained: load the default published weights; if they are for another number of classes, this is an error
-    unless `new_head` asks for a freshly initialised classifier, which must then be trained. options: further
-    arguments of torchvision's constructor (dropout, stochastic_depth_prob, ...). upscale: pixels a side that inputs are
-    scaled to first. With one input channel the
-    pretrained first convolution gets the sum of its weights over the colours: the same as feeding the image three
-    times. Auxiliary heads (GoogLeNet, Inception) are left off. Features: the last four map sizes are
-    "stage1".."stage4", the one before is "stem"; four evenly spaced blocks where all maps are equally large (ViT);
-    "pooled" [B, D], absent where no linear layer makes the logits (SqueezeNet). Raises UserError for an unknown
-    name, a head that does not fit, weights that cannot be fetched or used, and options or image sizes that the
+    pretrained: load the default published weights; if they are for another number of classes, this is an error unless
+    `new_head` asks for a freshly initialised classifier, which must then be trained. options: further arguments of
+    torchvision's constructor (dropout, stochastic_depth_prob, ...). upscale: pixels a side that inputs are scaled to
+    first. With one input channel the pretrained first convolution gets the sum of its weights over the colours: the
+    same as feeding the image three times. Auxiliary heads (GoogLeNet, Inception) are left off. Features: the last four
+    map sizes are "stage1".."stage4", the one before is "stem"; four evenly spaced blocks where all maps are equally
+    large (ViT); "pooled" [B, D], absent where no linear layer makes the logits (SqueezeNet). Raises UserError for an
+    unknown name, a head that does not fit, weights that cannot be fetched or used, and options or image sizes that the
     network refuses.
     """
     _check_name(name)
