@@ -1,5 +1,6 @@
 """Every loss on what is rare in training and happens all the same: two classes, a last batch of one image, images
-without a label, and logits of ten thousand, all at once. Each file of configs/loss is tested by existing."""
+without a label, and logits of ten thousand, all at once, of networks in float32 and in bfloat16. Each file of
+configs/loss is tested by existing."""
 
 from __future__ import annotations
 
@@ -22,8 +23,12 @@ def made(name: str, samples: int, classes: int, seed: int) -> tuple[Outputs, Out
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("classes", "samples"), [(2, 1), (2, 5), (7, 1), (7, 6)])
-def test_value_and_gradient_are_finite(name, classes, samples):
+@pytest.mark.parametrize(
+    ("classes", "samples", "dtype"),
+    [(2, 1, torch.float32), (2, 5, torch.float32), (7, 1, torch.float32), (7, 6, torch.float32),
+     (2, 1, torch.bfloat16), (7, 6, torch.bfloat16)],
+)  # fmt: skip
+def test_value_and_gradient_are_finite(name, classes, samples, dtype):
     torch.manual_seed(0)
     loss = build(name, **small(name))
     if classes < loss.least_classes:
@@ -40,8 +45,8 @@ def test_value_and_gradient_are_finite(name, classes, samples):
     for label in (target.label, target.label.clone().index_fill_(0, torch.tensor([0]), -1)):
         pairs = ((teacher.logits, student.logits), (sure, -sure), (sure, sure), (-sure, torch.zeros_like(sure)))
         for z_t, z_s in pairs:
-            own = cast(student._replace(logits=z_s), torch.float32, grad=True)
-            total = loss(own, teacher._replace(logits=z_t), target._replace(label=label)).total
+            own = cast(student._replace(logits=z_s), dtype, grad=True)
+            total = loss(own, cast(teacher._replace(logits=z_t), dtype), target._replace(label=label)).total
             total.backward()
             leaves = (own.logits, *own.features.values(), *loss.parameters())
             found = [leaf.grad for leaf in leaves if leaf.grad is not None]
