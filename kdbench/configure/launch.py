@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def launch(
     failures: list[Exception] = []
     sweep = Sweep(refuse, finished, better)
     job = _job(task, failures, finished)
-    with _in_own_words(sweep, arguments), _hydra_raises(), sweep.watching(), _resolving_first("--resolve" in arguments):
+    resolving = _resolving_first() if "--resolve" in arguments else nullcontext()
+    with _in_own_words(sweep, arguments), _hydra_raises(), sweep.watching(), resolving:
         hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")(job)()
     if failures:
         raise failures[0]
@@ -164,7 +165,7 @@ def _hydra_raises() -> Iterator[None]:
 
 
 @contextmanager
-def _resolving_first(asked: bool) -> Iterator[None]:
+def _resolving_first() -> Iterator[None]:
     """Of `--cfg hydra --resolve`: Hydra cuts its own node out before it resolves it, though its folders refer to
     kdbench's paths."""
     cut = Hydra.get_sanitized_hydra_cfg
@@ -175,7 +176,7 @@ def _resolving_first(asked: bool) -> Iterator[None]:
         cfg.hydra.sweep.subdir = point
         return cut(cfg)
 
-    Hydra.get_sanitized_hydra_cfg = staticmethod(resolved if asked else cut)  # type: ignore
+    Hydra.get_sanitized_hydra_cfg = staticmethod(resolved)  # type: ignore
     try:
         yield
     finally:
