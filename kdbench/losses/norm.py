@@ -9,10 +9,10 @@ from torch import Tensor
 
 from kdbench.arguments.ranges import Count
 from kdbench.errors import UserError
-from kdbench.losses.adapters import pooled_map
+from kdbench.losses.adapters import last_stage, pooled_map
 from kdbench.losses.base import DistillationLoss, Extension, Smoothing, Weights
 from kdbench.losses.features import student_maps, teacher_maps
-from kdbench.types import LossTerms, Outputs, Target
+from kdbench.types import LossTerms, Outputs, Parts, Target
 
 
 def copies_distance(student: Tensor, teacher: Tensor, copies: int) -> Tensor:
@@ -25,13 +25,13 @@ def copies_distance(student: Tensor, teacher: Tensor, copies: int) -> Tensor:
 
 class NORM(DistillationLoss):
     """weights.task CE(y, s) + weights.distill sum_n mean (e_n(f_s) - f_t)^2, f the maps whose means the classifiers
-    read, e_n the n-th part of a linear expansion of f_s to `copies` times the channels of f_t (Liu et al. 2023,
-    N-to-one matching).
+    read (a wide ResNet's before its last batch norm and ReLU, as in the authors' code), e_n the n-th part of a linear
+    expansion of f_s to `copies` times the channels of f_t (Liu et al. 2023, N-to-one matching).
 
-    The student becomes kdbench.models.extended.Expanded: its classifier reads f_s + c(e(f_s)), so e and c stay in it.
+    The student becomes kdbench.models.extended.Expanded: f_s + c(e(f_s)) takes the place of f_s, so e and c stay in it.
     The larger map is max-pooled. As published weights.task is chosen for each pair, 1/16 to 1/2, and 8 copies; the
-    authors' code also normalises all logits and changes the weight in five steps, which the paper does not say, expands
-    a wide ResNet's map before its last batch norm, and its ShuffleNets leave f_s out of the sum.
+    authors' code also normalises all logits and changes the weight in five steps, which the paper does not say, and its
+    ShuffleNets leave f_s out of the sum.
     """
 
     extends: ClassVar[bool] = True
@@ -42,6 +42,7 @@ class NORM(DistillationLoss):
         super().__init__(weights, label_smoothing)
         self.copies = copies
         self.needs = ("map",)  # or the last stage: known from `setup` on
+        self.sums = {"student": False, "teacher": False}  # whose last stage is raw sums; known from `attach` on
 
     @property
     def student_needs(self) -> tuple[str, ...]:
@@ -50,10 +51,21 @@ class NORM(DistillationLoss):
     @property
     def formula(self) -> str:
         text = self.written(task=self.task_text, distill="sum_n mean (e_n(f_s) - f_t)^2")
-        return f"{text}, s from f_s + c(e(f_s)), e and c linear and learned, {self.copies} copies"
+        return f"{text}, f_s + c(e(f_s)) in its place, e and c linear and learned, {self.copies} copies"
+
+    def attach(self, student: Parts, teacher: Parts | None) -> None:
+        """A wide ResNet's last joint is what its batch norm makes of the last stage."""
+        for who, parts in (("student", student), ("teacher", teacher)):
+            joints: tuple[str, ...] = getattr(parts.network, "joints", ()) if parts else ()
+            self.sums[who] = "".join(joints[-1:]).endswith(".pre")
+
+    def last_map(self, outputs: Outputs, who: str) -> str:
+        """The name of f."""
+        name = pooled_map(outputs, "norm", who)
+        return last_stage(outputs) if self.sums[who] else name
 
     def extension(self, student: Outputs, teacher: Outputs) -> Extension:
-        layer, theirs = pooled_map(student, "norm", "student"), pooled_map(teacher, "norm")
+        layer, theirs = self.last_map(student, "student"), self.last_map(teacher, "teacher")
         width = teacher.features[theirs].shape[1]
         config = {
             "_target_": "kdbench.models.extended.expanded", "layer": layer, "copies": self.copies,
@@ -63,7 +75,7 @@ class NORM(DistillationLoss):
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         if teacher is not None:
-            self.needs = (pooled_map(teacher, "norm"),)
+            self.needs = (self.last_map(teacher, "teacher"),)
         if "projected" not in student.features:
             raise UserError("loss", "norm", "another with this procedure, which does not extend its students")
 

@@ -58,13 +58,18 @@ class Staged(nn.Module):
     def forward(self, input: Tensor, enter: str = "input") -> Outputs:
         """input [B, ...], or the map that the joint `enter` would give: then only what follows is computed, and the
         features are those that follow."""
+        made = self.between(enter, "logits", input)
+        return Outputs(made.pop("logits"), made)
+
+    def between(self, enter: str, last: str, input: Tensor) -> dict[str, Tensor]:
+        """What follows the feature `enter`, which is `input`, up to the feature `last`, by name."""
         made, steps = {enter: input}, self.steps()
         names = list(steps)
-        for name in names[names.index(enter) + 1 if enter in steps else 0 :]:
+        for name in names[names.index(enter) + 1 if enter in steps else 0 : names.index(last) + 1]:
             function, *sources = steps[name]
             made[name] = function(*(made[source] for source in sources))
         del made[enter]
-        return Outputs(made.pop("logits"), made)
+        return made
 
 
 def rectified_stages(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.arguments import accepted, call, locate
-from kdbench.models.base import last_layer, last_layer_name
+from kdbench.models.base import Staged, last_layer, last_layer_name
 from kdbench.types import Outputs
 
 
@@ -64,11 +64,13 @@ class Reused(nn.Module):
 
 
 class Expanded(nn.Module):
-    """A student whose last map f, the one whose mean its classifier reads, becomes f + c(e(f)), e a 1x1 convolution to
-    `copies` times `outputs` channels and c one back, both with batch norm and linear, so that they may be merged into
-    the classifier afterwards (Liu et al. 2023, NORM, section 3.2).
+    """A student whose map f of the name `layer` becomes f + c(e(f)), e a 1x1 convolution to `copies` times `outputs`
+    channels and c one back, both with batch norm and linear (Liu et al. 2023, NORM, section 3.2).
 
-    Features: the student's own, e(f) as "projected", the new map as "map" and its mean as "pooled".
+    f is the map whose mean the classifier reads, so that e and c may be merged into the classifier afterwards; or,
+    where the network is a series of steps (Staged), any: its later steps see the new map. Features: the student's own
+    up to f, e(f) as "projected", what later steps make, the map that the classifier reads the mean of as "map" (the new
+    one, if no step makes another) and its mean as "pooled".
     """
 
     def __init__(self, network: nn.Module, layer: str, inputs: int, outputs: int, copies: int) -> None:
@@ -83,11 +85,15 @@ class Expanded(nn.Module):
 
     def forward(self, input: Tensor) -> Outputs:
         """input [B, ...] -> logits [B, num_classes]."""
-        features = self.network(input).features
+        network = self.network if isinstance(self.network, Staged) else None
+        features = network.between("input", self.layer, input) if network else self.network(input).features
         projected = self.expand(features[self.layer])
         whole = features[self.layer] + self.contract(projected)
         features = {**features, "projected": projected, "map": whole, "pooled": whole.mean((2, 3))}
-        return Outputs(last_layer(self)(features["pooled"]), features)
+        if network is None:
+            return Outputs(last_layer(self)(features["pooled"]), features)
+        later = network(whole, enter=self.layer)
+        return Outputs(later.logits, features | later.features)
 
 
 def expanded(
