@@ -86,6 +86,9 @@ def try_networks(recipe: Recipe) -> None:
     _refuse_task(recipe, loss, data)
     images, wanted = isinstance(data.info, ImageInfo), recipe.trainer.channels_last is True
     require(images or not wanted, "trainer.channels_last", True, "auto or false for data that are not images")
+    parts, half = recipe.trainer.accumulate, recipe.schedule.batch_size // 2
+    allowed = f"at most {half}, half of schedule.batch_size: a part has two images or more"
+    require(parts <= half or not images, "trainer.accumulate", parts, allowed)
     student = _sketch(recipe.student, "student", data.info)
     taught = named.get("teacher", recipe.student)
     read = data.read_by_teacher().info

@@ -89,6 +89,11 @@ def test_a_failed_run_does_not_lose_the_others(train):
     assert "-ce" in kept.name and (kept / "result.json").exists()
 
 
+def test_parts_of_a_batch_have_two_images(train):
+    code, _, err = train(*SMOKE, "teacher=none", "loss=ce", "trainer.accumulate=13")
+    assert code == 1 and "trainer.accumulate = 13: must be at most 12, half of schedule.batch_size" in err
+
+
 def test_what_will_fail_is_said_before_the_first_run(train):
     """A learning rate a layer for a network that is not timm's was refused when its turn came, hours into a sweep."""
     words = ["-m", *SMOKE, "teacher=none", "loss=ce", "student=mlp", "student.hidden=[4]"]

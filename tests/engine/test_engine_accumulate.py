@@ -47,6 +47,12 @@ def test_batch_norm_sees_its_part():
     assert seen == [4, 4]
 
 
+def test_no_image_stands_alone_in_a_part():
+    """Batch norm over maps of one pixel cannot take it: the training ended in an error of torch's."""
+    batch = next(Stream().epoch(0, 1))
+    assert [len(part.input) for part, *_ in parts(batch, None, 8)] == [2, 2, 2, 2]
+
+
 def test_positions_of_a_text_stay_with_their_row():
     rows, positions = 5, 4
     label = torch.arange(rows * positions)
