@@ -35,7 +35,7 @@ _FIRST_EDITION = {
 
 def locate(path: object, key: str = "_target_") -> Any:
     """The class or function at a dotted path; the current folder is on the path. Raises UserError naming `key`."""
-    parts = current(path).split(".") if isinstance(path, str) else []
+    parts = current_path(path).split(".") if isinstance(path, str) else []
     for length in range(len(parts) - 1, 0, -1):  # the longest importable module, then names inside it
         module_name = ".".join(parts[:length])
         try:
@@ -71,7 +71,7 @@ def _can_be_called(found: object) -> bool:
     return not any(p.kind is p.POSITIONAL_ONLY and p.default is p.empty for p in wanted)
 
 
-def current(path: str) -> str:
+def current_path(path: str) -> str:
     """The path by which a target is known now."""
     for old, new in _FIRST_EDITION.items():
         if path.startswith(old):
@@ -103,7 +103,7 @@ class Trust:
             return
         allowed = self.allowed() if callable(self.allowed) else self.allowed
         try:
-            wrong = next(((k, path) for k, path in called(node) if current(path) not in allowed), None)
+            wrong = next(((k, path) for k, path in called(node) if current_path(path) not in allowed), None)
         except RecursionError as error:
             raise UserError(f"{source}: nested too deeply") from error
         if wrong is not None:
@@ -120,7 +120,7 @@ def trusting(*folders: str | Path, nodes: Sequence[Any] = ()) -> Trust:
     def allowed() -> frozenset[str]:
         named = {path for place in places for path in _named_in(place)}
         named |= {path for node in nodes for _, path in called(node)}
-        return frozenset(map(current, named)) | set(_MADE)
+        return frozenset(map(current_path, named)) | set(_MADE)
 
     return Trust(allowed)
 
@@ -161,7 +161,7 @@ def sources(node: Any) -> Code:
     """The code of every `_target_` (`reader`, `source`) in a node that is not kdbench's own."""
     found: Code = {}
     for key, path in called(node):
-        modules = modules_of(current(path))
+        modules = modules_of(current_path(path))
         if modules:
             found[f"{key.removesuffix('._target_')} {path}"] = modules
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra_plugins import kdbench_cohort
 
 from kdbench.configure.launch import Sweep
 from kdbench.engine.learner import Learner
@@ -111,6 +112,12 @@ def test_finished_runs_are_not_run_again_and_cohorts_are_no_larger_than_asked(ca
     after = {name: (folder / "result.json").stat().st_mtime_ns for name, folder in runs().items()}
     assert sizes == [2, 1] and len(after) == 4 and before.items() <= after.items()
     assert capfd.readouterr().out.count("was finished before") == 1
+
+
+def test_how_runs_go_is_said():
+    assert kdbench_cohort._in_words([1, 1]) == ""
+    assert kdbench_cohort._in_words([1, 4, 2]) == ": 4 + 2 on shared data, 1 by itself"
+    assert kdbench_cohort._in_words([1, 1, 3]) == ": 3 on shared data, 2 by themselves"
 
 
 def test_a_finished_sweep_is_shown_without_torch():

@@ -123,7 +123,7 @@ class CohortLauncher(Launcher):
         try:
             jobs = [self._job(overrides, number) for number, overrides in points]
             groups = self._groups(jobs)
-            log.info("Launching %d runs in %d groups", len(jobs), len(groups))
+            log.info("Launching %d runs%s", len(jobs), _in_words([len(group) for group in groups]))
             for group in groups:
                 for job in group:
                     words = " ".join(filter_overrides(job.result.overrides or []))
@@ -218,6 +218,13 @@ class CohortLauncher(Launcher):
                 trace = "".join(traceback.format_exception(outcome))
                 file.handle(logging.makeLogRecord({"name": __name__, "levelname": "ERROR", "msg": trace}))
         self.context.callbacks.on_job_end(config=job.config, job_return=job.result)
+
+
+def _in_words(sizes: Sequence[int]) -> str:
+    """How runs go in groups of these sizes: "" where each goes by itself, or ": 4 + 2 on shared data, 1 by itself"."""
+    together, alone = [str(size) for size in sizes if size > 1], sum(size == 1 for size in sizes)
+    rest = f", {alone} by {'itself' if alone == 1 else 'themselves'}" if alone else ""
+    return f": {' + '.join(together)} on shared data{rest}" if together else ""
 
 
 def _is_finished(job: _Job) -> bool:
