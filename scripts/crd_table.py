@@ -24,7 +24,7 @@ from kdbench.results.claims import BySeed, Claim, Runs, last, row
 
 EXPERIMENTS = Path(__file__).parent.parent / "configs" / "experiment"
 PAPER = "tian2020"
-ENTRY = re.compile(r"(loss=\S+(?: [\w.]+=\S+)*) (\d\d\.\d\d)([*+]?)(?:;|$)")
+ENTRY = re.compile(r"(loss=\S+(?: [\w.@]+=\S+)*) (\d\d\.\d\d)([*+]?)(?:;|$)")
 ALONE = re.compile(r"student alone \((teacher=none loss=ce)\) (\d\d\.\d\d)")
 LAST, BEST = 0.5, 0.8  # points below a published figure at which it still holds: of the last epoch, of the best
 
@@ -63,8 +63,8 @@ def pairs() -> list[str]:
 
 def measured(figure: Figure, runs: Runs) -> BySeed:
     """Our accuracies of the last epoch by seed. Raises LookupError if there are none."""
-    given = (word.split("=", 1) for word in figure.words)
-    wanted = {key.replace(".", "__"): yaml.safe_load(value) for key, value in given}
+    given = (word.split("=", 1) for word in figure.words if "@" not in word.split("=")[0])  # the teacher's own
+    wanted = {"optimizer": "sgd"} | {key.replace(".", "__"): yaml.safe_load(value) for key, value in given}
     return runs(figure.pair, **wanted)[last]
 
 

@@ -2,7 +2,7 @@
 # The CRD table: every published figure that the headers of configs/experiment/tian2020_* name, three seeds each, and which
 # of them hold. Resumable: finished runs and trained teachers are kept, unfinished runs go on.
 #
-#   scripts/reproduce_crd_table.sh                       all 13 pairs (about 180 figures; a GPU-week and more)
+#   scripts/reproduce_crd_table.sh                       all 13 pairs (about 240 figures; a GPU-week and more)
 #   scripts/reproduce_crd_table.sh resnet56_resnet20     some pairs
 #   WORDS='schedule.epochs=30' scripts/reproduce_crd_table.sh resnet56_resnet20     further words for every run
 #

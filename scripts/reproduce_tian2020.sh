@@ -3,7 +3,7 @@
 # Small: one pair on embedded digits. Usage: scripts/reproduce.sh
 source "$(dirname "$0")/reproduce.sh"
 
-losses=kl,fitnet,at,sp,cc,vid,rkd,pkt,fsp,nst,crd,dkd
+losses=kl,fitnet,at,sp,cc,vid,rkd,pkt,fsp,nst,ab,ft,crd,dkd
 if [ "$size" = small ]; then
   run tian2020 "loss=$losses"
 else

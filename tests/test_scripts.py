@@ -183,10 +183,16 @@ def test_the_crd_table_judges_what_is_there(crd_table, tmp_path):
         run = tmp_path / "tian2020_vgg13_vgg8" / f"dkd-{seed}"
         finished(run, seed, top1, **{"loss.nckd": 6})
         tree = json.loads((run / "result.json").read_text())
-        tree["choices"]["loss"] = "dkd"
+        tree["choices"] |= {"loss": "dkd", "optimizer": "sgd"}
         (run / "result.json").write_text(json.dumps(tree))
-        finished(tmp_path / "tian2020_vgg13_vgg8" / f"kl-{seed}", seed, 0.70 + 0.001 * seed)
-    (kl, dkd) = crd_table.judged(tmp_path)
+        for optimizer, low in (("sgd", 0.70), ("dot", 0.74)):  # KL under DOT is no KL of another seed
+            run = tmp_path / "tian2020_vgg13_vgg8" / f"kl-{optimizer}-{seed}"
+            finished(run, seed, low + 0.001 * seed)
+            tree = json.loads((run / "result.json").read_text())
+            tree["choices"]["optimizer"] = optimizer
+            (run / "result.json").write_text(json.dumps(tree))
+    (kl, dkd, dot) = crd_table.judged(tmp_path)
+    assert dot[1:4] == ["loss=kl optimizer=dot optimizer@teacher.optimizer=sgd", "73.77 best", "74.10"]
     assert kl[:4] == ["vgg13_vgg8", "loss=kl", "72.98", "70.10"] and kl[-2:] == ["3", "does not hold"]
     assert dkd[:4] == ["vgg13_vgg8", "loss=dkd loss.nckd=6", "74.68 best", "74.68"] and dkd[-2:] == ["3", "holds"]
 
