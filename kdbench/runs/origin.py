@@ -81,7 +81,8 @@ class FromFile:
         known = _interface_of_file(self.path, file)
         classes = len(known.classes or data.classes)
         network = self.network.make(data.info._replace(num_classes=classes))
-        load_into(network, file.state, str(self.path))
+        with under("teacher.checkpoint"):
+            load_into(network, file.state, str(self.path))
         own = _published_too(known, network, classes)
         network = fitted(network, own, data, "teacher.checkpoint", self.path)
         taught = measured(self.network.name, network, self.path, recipe, data)
@@ -202,7 +203,8 @@ class FineTuned(Trained):
         if head:
             log.info("teacher %s: its last layer, %s, starts anew: that of %s has other classes",
                      self.network.name, last, self.path)  # fmt: skip
-        load_into(network, {**given, **{name: fresh[name] for name in head}}, str(self.path))
+        with under("teacher.checkpoint"):
+            load_into(network, {**given, **{name: fresh[name] for name in head}}, str(self.path))
         return Start({name: value for name, value in network.state_dict().items() if name not in head})
 
 
