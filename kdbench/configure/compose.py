@@ -11,6 +11,7 @@ Before it composes, Hydra must know the teachers derived from the students, and 
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ from kdbench.configure.options import folders, groups, options, summary
 from kdbench.configure.text import in_quotes
 from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR, are_configs
+
+log = logging.getLogger(__name__)
 
 
 def register(arguments: Sequence[str] = ()) -> None:
@@ -133,10 +136,15 @@ def install() -> None:
     hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
 
 
-def left_out(words: Sequence[str]) -> list[str]:
-    """The keys that an experiment sets for options that the last composition of these words did not choose."""
+def tell_left_out(points: Sequence[Sequence[str]]) -> None:
+    """Say once which of an overlay's values do not count in these runs (by what was typed of each), as another option
+    was chosen than the overlay's own."""
     loader = GlobalHydra.instance().config_loader()
-    return loader.left_out.get(tuple(words), []) if isinstance(loader, Loader) else []
+    if not isinstance(loader, Loader):
+        return
+    for keys in dict.fromkeys(", ".join(loader.left_out.get(tuple(words), [])) for words in points):
+        if keys:
+            log.info("not the experiment's (or debug's), as other options were chosen than its own: %s", keys)
 
 
 KEPT = 100  # points of a sweep that are held between their check and their run

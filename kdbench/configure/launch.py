@@ -20,9 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.check import check
-from kdbench.configure.compose import register
+from kdbench.configure.compose import register, tell_left_out
 from kdbench.configure.explain import explain, typed_as
-from kdbench.configure.sweep import Better, Finished, Sweep, Task, tell_left_out
+from kdbench.configure.sweep import Better, Finished, Sweep, Task
 from kdbench.configure.text import readable
 from kdbench.errors import Busy, UserError, traced
 from kdbench.paths import CONFIG_DIR

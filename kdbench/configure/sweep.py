@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from kdbench import world
 from kdbench.configure.check import check
-from kdbench.configure.compose import left_out
+from kdbench.configure.compose import tell_left_out
 from kdbench.configure.lots import Lot, chunks, cohort_launcher, in_order
 from kdbench.configure.naming import config_hash, without_hydra
 from kdbench.errors import Busy, UserError, require
@@ -294,10 +294,3 @@ def _noted(sweep: Path, points: Sequence[Path]) -> Iterator[None]:
                 note_points(sweep, points)
                 stack.enter_context(lock(sweep / LOCK, 0))
         yield
-
-
-def tell_left_out(points: Sequence[Sequence[str]]) -> None:
-    """Say once which of an overlay's values do not count in these runs, as another option was chosen."""
-    for keys in dict.fromkeys(", ".join(left_out(words)) for words in points):
-        if keys:
-            log.info("not the experiment's (or debug's), as other options were chosen than its own: %s", keys)

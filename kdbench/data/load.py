@@ -88,13 +88,13 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
     student, added = make_transfer(student, source, dataset.cache, dataset.transfer or {})
     mean, std = _normalisation(source, dataset)
     fingerprint, rows = _identity(source, added)
-    own = dataset.augment if dataset.teacher_augment is None else dataset.teacher_augment
+    augment, own = _augment(dataset.augment, "augment", source.inputs), dataset.teacher_augment
     return Bundle(
         name=dataset.name, classes=source.classes, mean=mean, std=std,
         train=teacher, transfer=student, val=val, test=outside(source.test_inputs, source.test_labels),
         fingerprint=fingerprint, num_rows=rows,
-        augment=_augment(dataset.augment, "augment", source.inputs),
-        teacher_augment=_augment(own, "teacher_augment", source.inputs),
+        augment=augment,
+        teacher_augment=augment if own is None else _augment(own, "teacher_augment", source.inputs),
         mix=_mix(dataset.mix or {}, source.inputs),
         workers=min(os.cpu_count() or 1, 16) if dataset.workers is None else dataset.workers,
         resize=(source.files.resize or None) if source.files is not None else None,
