@@ -98,9 +98,10 @@ def prepared(case: dict[str, object], dtype: torch.dtype) -> tuple[DistillationL
 @pytest.mark.parametrize("case", CASES, ids=[f"{case['loss']}-{i}" for i, case in enumerate(CASES)])
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.float64, 1e-9), (torch.float32, 1e-6)])
 def test_value_and_gradients_equal_the_authors(case, dtype, digits, monkeypatch):
-    # Singular vectors, attentions and long ways through layers leave fewer digits of a gradient in float32.
-    few = ("afd", "kdsvd", "diffkd", "sskd")
-    digits = 1e-5 if dtype == torch.float32 and case["loss"] in few else digits
+    # Singular vectors, attentions and long ways through layers leave fewer digits of a gradient in float32. Cases that
+    # allow more say what was "measured": how far ours and the authors' code in float32 lie from ours in float64, the
+    # median of 100 inputs (of DiffKD's 60); of an error of several gradients the largest.
+    digits = case.get("gradients32", digits) if dtype == torch.float32 else digits
     if case.get("draws"):
         turn = itertools.count(1)
         monkeypatch.setattr(torch, "rand", lambda shape, **_: wave(shape, 0.9, 0.5) + 0.5)
