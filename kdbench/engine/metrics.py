@@ -212,8 +212,8 @@ def combined(pieces: Iterable[Figures]) -> dict[str, float]:
 
 def confidence_gaps(probs: Tensor, right: Tensor, bins: int = 15) -> Tensor:
     """[bins] by how much accuracy exceeds confidence in equal-width bins of confidence, summed over predictions; the
-    sum of their sizes, divided by N, is the expected calibration error (Guo et al. 2017, eq. 3). probs [N, C], right
-    [N] bool: whether each answer is."""
+    sum of their sizes, divided by N, is the expected calibration error as Guo et al. 2017 estimate it. probs [N, C],
+    right [N] bool: whether each answer is."""
     confidence = probs.amax(1)
     slot = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = right.float() - confidence

@@ -19,7 +19,7 @@ def fuse(general: Tensor, special: Tensor, dustbin: Tensor, covers: Tensor, acti
 
     general [B, C] the generalist's probabilities; special [B, M, C] the specialists', 0 outside of their classes;
     dustbin [B, M] their mass on all other classes; covers [M, C] bool their classes; active [B, M] bool (Hinton et al.
-    2015, eq. 5: the mass of q on a specialist's other classes is summed before it is compared).
+    2015, inference with specialists: the mass of q on a specialist's other classes is summed before it is compared).
 
     The paper runs gradient descent on the logits of q. Here the dual is solved, which has one unknown a specialist
     instead of one a class: with a = general + sum of special, q = a / (L - sum of r_m over the m that do not cover the

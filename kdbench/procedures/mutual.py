@@ -91,7 +91,7 @@ class Mutual(DistillationLoss):
     """The sum over peers of each one's mean loss with every other peer, detached, as its teacher.
 
     `losses`: one for each ordered pair, in the order of `itertools.permutations`; a loss with adapters has its own for
-    each pair. With KL at tau = 1 and both weights 1 this is Zhang et al. 2018, eq. 8 and 9.
+    each pair. With KL at tau = 1 and both weights 1 this is the loss of Zhang et al. 2018 for K networks.
     """
 
     def __init__(self, losses: Sequence[DistillationLoss], peers: int) -> None:

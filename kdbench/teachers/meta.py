@@ -30,7 +30,7 @@ class MetaTeacher(Teacher):
 
     The teacher's loss of a step is h CE(pseudo-labels, t(unlabelled)) + supervised CE(y, t(labelled)), where h is how
     much that step of the student lowered its own loss on the labelled batch: the first-order form of the paper's
-    eta <grad CE(y, s'), grad CE(pseudo-labels, s)>, its equation 3 (appendix A). h is measured in evaluation mode.
+    eta <grad CE(y, s'), grad CE(pseudo-labels, s)>, derived in its appendix A. h is measured in evaluation mode.
     Pseudo-labels are drawn from the teacher's prediction, as in the paper, or are its most likely class.
 
     A student's step costs two more of its forward passes, and two forward and two backward passes of the teacher. What

@@ -6,8 +6,8 @@ m, adding eps_m to the m-th coefficient of the cross-entropy's series gives
     PT(t, p) = KL(t || p) + sum_c t_c sum_{m=1..M} eps_{c,m} (1 - p_c)^m
 
 Source: Zhang et al., "Knowledge Distillation with Perturbed Loss: From a Vanilla Teacher to a Proxy Teacher", KDD
-2024, eqs. 4-7, rebuilt from second-hand descriptions; that the logarithm is kept whole and only the perturbation is
-cut at M follows PolyLoss (Leng et al. 2022, Poly-N). The gradient below is our derivation.
+2024, the perturbed loss, rebuilt from second-hand descriptions; that the logarithm is kept whole and only the
+perturbation is cut at M follows PolyLoss (Leng et al. 2022, Poly-N). The gradient below is our derivation.
 """
 
 from __future__ import annotations

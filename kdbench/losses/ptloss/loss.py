@@ -27,7 +27,7 @@ SHOWN = 60  # coefficients that `formula` writes out
 
 class PTLoss(DistillationLoss):
     """weights.task CE(y, s) + weights.distill tau^2 PT(t, s), t and s at temperature tau, PT(t, s) = KL(t || s) +
-    sum_c t_c sum_{m=1..order} eps_{c,m} (1 - s_c)^m (Zhang et al., KDD 2024, eqs. 4-7, rebuilt from descriptions).
+    sum_c t_c sum_{m=1..order} eps_{c,m} (1 - s_c)^m (Zhang et al., KDD 2024, rebuilt from descriptions).
 
     `epsilon`: a number (eps_1), M numbers for all classes, C rows of them, "r/m" (eps_m = r/m; r < 0 teaches a
     smoother, r > 0 a sharper proxy of the teacher), a file (.json, .pt, .npy, .csv), null (zeros: plain KL), or
@@ -39,7 +39,7 @@ class PTLoss(DistillationLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Zhang et al. 2024 (PTLoss, KDD), eqs. 4-7 as rebuilt here"
+    paper: ClassVar[str] = "Zhang et al. 2024 (PTLoss, KDD), as rebuilt here"
     epsilon: Tensor
 
     def __init__(

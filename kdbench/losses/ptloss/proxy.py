@@ -1,9 +1,9 @@
 """The proxy teacher: the prediction that PTLoss really teaches.
 
 p_A = argmin_p PT(t, p), where every student ends that fits the loss. It is also the fixed point of the gradient's
-target, p_A = pull(p_A, t). The paper's eqs. 9-10, read literally, ask for argmin_p |PT(t, p)|: the same where PT(p_A)
-is 0 or more, and elsewhere any point of a surface on which PT = 0. Exact equality of risks for all students, eq. 8,
-holds for neither. The paper solves "numerically" and says no more; the solver is ours.
+target, p_A = pull(p_A, t). The paper's definition, read literally, asks for argmin_p |PT(t, p)|: the same where PT(p_A)
+is 0 or more, and elsewhere any point of a surface on which PT = 0. Exact equality of the risks of all students, which
+it states, holds for neither. The paper solves "numerically" and says no more; the solver is ours.
 """
 
 from __future__ import annotations
