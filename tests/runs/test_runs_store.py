@@ -27,7 +27,7 @@ WORDS = [
 
 def any_machine(monkeypatch) -> None:
     """A table's key names the machine by the last bits of its arithmetic; here all machines are one."""
-    monkeypatch.setattr(keys, "_machine", lambda network, logits: {"device": "cpu", "numbers": "any"})
+    monkeypatch.setattr(keys, "_arithmetic", lambda network, logits: {"device": "cpu", "numbers": "any"})
 
 
 def test_a_store_folder_and_a_table_of_the_first_edition_are_used(monkeypatch):
