@@ -159,7 +159,10 @@ def _compare(node: Mapping[str, object], usual: Mapping[str, object], prefix: st
     for key, ordinary in usual.items():
         full_key = _join(prefix, key)
         if key not in node:
-            raise UserError(f"{full_key}: was removed, but a run needs it; give it a value instead of ~{full_key}")
+            instead = f"give it a value instead of ~{full_key}"
+            if prefix.endswith(".parts"):  # of a sum of losses
+                instead = f"{prefix.removesuffix('parts')}weights.{key}=0 leaves it out"
+            raise UserError(f"{full_key}: was removed, but a run needs it; {instead}")
         if isinstance(ordinary, dict):
             own = node[key]
             if not isinstance(own, dict):

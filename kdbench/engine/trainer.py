@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from kdbench.engine.log import ProgressView, RunLog
 from kdbench.errors import UserError
 from kdbench.results.metrics import CLASSIFICATION, Task
 from kdbench.types import Epochs, Teacher
+
+_ADVICE = "Try a smaller optimizer.lr, a longer schedule.warmup, or trainer.clip=1."
 
 
 class Diverged(UserError):
@@ -48,6 +51,8 @@ class Member:
         values |= {"lr": float(learner.optimizer.param_groups[0]["lr"]), "images_per_second": images / seconds}
         values["step"] = float(learner.steps_done)
         values |= self.evaluator.after(epoch, learner.network, always=last_one)
+        if last_one:
+            self._refuse_ruined(epoch, values)
         self.epochs_done, self.seconds = epoch + 1, self.seconds + seconds
         self.last = {"epoch": float(epoch + 1), **values}
         if self._is_best():
@@ -56,6 +61,14 @@ class Member:
         self.log.write(epoch + 1, values)
         self.checkpoints.after(epoch, self.state, writer, always=last_one)
         return values
+
+    def _refuse_ruined(self, epoch: int, values: dict[str, float]) -> None:
+        """Raise Diverged for a network that its last step ruined: no later loss tells, and NaN has some accuracy."""
+        for key in (key for key in values if key.endswith("/nll") and math.isnan(values[key])):
+            split = key.split("/")[0]
+            if not math.isnan(values.get(f"{split}/top1", math.nan)):  # NaN, too, where nothing is labelled
+                what = f"what the network says of the {split} set is not a number after epoch {epoch + 1}"
+                raise Diverged(f"{what}, in {self.checkpoints.folder}. {_ADVICE}")
 
     def _is_best(self) -> bool:
         """By the primary metric on the validation set; the test set is never looked at to choose."""
@@ -118,5 +131,5 @@ def _diverged(member: Member, epoch: int, bad: int) -> Diverged:
     step = epoch * member.learner.meters.steps + bad
     return Diverged(
         f"the loss is not a finite number from step {step + 1} on (epoch {epoch + 1}, step {bad + 1} of the epoch), in "
-        f"{member.checkpoints.folder}. Try a smaller optimizer.lr, a longer schedule.warmup, or trainer.clip=1."
+        f"{member.checkpoints.folder}. {_ADVICE}"
     )

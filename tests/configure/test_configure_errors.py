@@ -29,6 +29,7 @@ MISTAKES = [
     ("train student=timm student.options={drop_rate:0.1}", ["To add it: +student.options={drop_rate:0.1}"]),
     ("train loss.weights={task:1,distll:2}", ["loss.weights has no key 'distll'", "Did you mean distill?"]),
     ("train ~loss.tau", ["loss.tau: was removed"]),
+    ("train loss=sum ~loss.parts.crd", ["loss.parts.crd: was removed", "loss.weights.crd=0 leaves it out"]),
     ("train ~teacher", ["teacher: was removed", "kdbench list teacher"]),
     ("train +loss@foo=kl", ["foo: there is no such key"]),
     # names of other programs and papers

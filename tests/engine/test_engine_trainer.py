@@ -8,6 +8,7 @@ import torch
 from kdbench.engine.checkpoint import Checkpoints, resume_epoch
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import Evaluator, evaluating
+from kdbench.engine.learner import Learner
 from kdbench.engine.log import ProgressView, RunLog
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.trainer import Diverged, Member, fit
@@ -147,3 +148,19 @@ def test_a_live_teacher_gives_an_image_the_same_bits_whatever_the_batch():
     for size in (1, 3, 8, 11):
         assert torch.equal(teacher.outputs(image[:size]).logits, whole.logits[:size])
     assert not any(p.requires_grad for p in teacher.network.parameters()) and not teacher.network.training
+
+
+def test_a_network_that_its_last_step_ruined_has_diverged(tmp_path, monkeypatch):
+    """The loss of that step was finite, and no other was to come: it ended with an accuracy of chance."""
+    update = Learner.update
+
+    def ruin(self, batch, teacher):
+        update(self, batch, teacher)
+        torch.nn.init.constant_(self.distiller.student.fc.weight, torch.inf)
+
+    monkeypatch.setattr(Learner, "update", ruin)
+    ruined, stream = member(tmp_path), Stream(size=8)
+    ruined.epochs = 1
+    train([ruined], until=1, stream=stream)
+    assert isinstance(ruined.learner.failure, Diverged) and ruined.epochs_done == 0
+    assert "val set is not a number after epoch 1" in str(ruined.learner.failure)
