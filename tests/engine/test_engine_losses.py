@@ -18,6 +18,7 @@ from kdbench.engine.distiller import Distiller
 from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.learner import Learner
 from kdbench.engine.log import ProgressView, RunLog
+from kdbench.engine.metrics import Meters
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.schedule import ScheduleOptions, lr_factors
 from kdbench.engine.trainer import Member, fit
@@ -122,7 +123,8 @@ def member(name: str, folder: Path) -> Member:
     placement = place(OPTIONS)
     factors = lr_factors(ScheduleOptions(epochs=EPOCHS, batch_size=ROWS, shape="cosine"), Views.steps)
     optimizer = OptimizerOptions("sgd", 1e-5 if name in VITS else 1e-3, momentum=0.9)
-    learner = Learner(Distiller(student.train(), loss, placement), optimizer, OPTIONS, factors, Views.steps, 0)
+    meters = Meters(placement.device, Views.steps)
+    learner = Learner(Distiller(student.train(), loss, placement), optimizer, OPTIONS, factors, meters, 0)
     made = Member(learner, Evaluator({}, {}), Checkpoints(folder), RunLog(folder, epochs_done), EPOCHS)
     if state:
         made.restore(state)
