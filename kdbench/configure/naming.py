@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,11 +54,29 @@ def _reference(
     named = [f"{group}={option}" for group, option in chosen if group in NAMED and option is not None]
     plain = compose(name, overrides=[*sources, *named], return_hydra_config=True)
     usual = group_choices(plain.hydra)
-    overrides = [f"{'' if group in usual else '+'}{group}={option}" for group, option in chosen if option is not None]
+    wanted = {group: option for group, option in chosen if option is not None}
+    outer = {group: wanted[group] for group in wanted if not any(_inside(group, other) for other in wanted)}
+    known = {*usual}  # and what an option that is added brings with it: the parts of a sum that is part of a sum
+    if wanted.keys() - outer.keys() - known:
+        more = compose(name, overrides=[*sources, *_typed(outer, known)], return_hydra_config=True)
+        known |= group_choices(more.hydra).keys() - outer.keys()
+    overrides = _typed(wanted, known)
     roots = frozenset(str(key) for key in plain) - {"hydra"}
     if usual == dict(chosen):
         return Reference(without_hydra(plain), usual, roots)
     return Reference(compose(name, overrides=[*sources, *overrides]), usual, roots)
+
+
+def _typed(chosen: Mapping[str, str], known: Collection[str]) -> list[str]:
+    """What is typed to choose options: groups that are not `known` yet are added."""
+    return [f"{'' if group in known else '+'}{group}={option}" for group, option in chosen.items()]
+
+
+def _inside(group: str, other: str) -> bool:
+    """Whether a group's place in the configuration lies within that of another: loss@loss.parts.d.parts.kl in
+    loss@loss.parts.d."""
+    place, outer = (one.partition("@")[2] for one in (group, other))
+    return bool(outer) and place.startswith(f"{outer}.")
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:

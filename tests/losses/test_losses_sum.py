@@ -107,3 +107,10 @@ def test_parts_are_chosen_on_the_command_line(capfd):
     assert "(tau^2 KL(t/tau || s/tau), tau = 2) + (0.8 r" in capfd.readouterr().out
     assert kdbench("train", *TINY, "loss=sum", "+loss@loss.parts.at=at", "teacher.table=on") == 1
     assert "must be auto or off, since loss=sum reads the teacher's features" in capfd.readouterr().err
+
+
+def test_a_sum_may_be_a_part_of_a_sum():
+    parts = ["loss=sum", "+loss@loss.parts.d=sum", "+loss@loss.parts.d.parts.at=at", "loss.parts.d.parts.kl.tau=2"]
+    few = ["schedule.epochs=1", "loss.parts.crd.negatives=8", "loss.parts.d.parts.crd.negatives=8"]
+    folder = train(*parts, *few)
+    assert result(folder)["formula"].count("tau = 2") == 1
