@@ -126,7 +126,7 @@ class Fused(MadeWith):
     def forward(self, input: Tensor) -> Outputs:
         """input [B, ...] -> log q [B, C] float32."""
         general = _probabilities(self.generalist(input).logits)
-        batch = len(input)
+        batch = input.shape[0]
         special = general.new_zeros(batch, len(self.sets), general.shape[1])
         dustbin = general.new_zeros(batch, len(self.sets))
         for m, (network, offset) in enumerate(zip(self.specialists, self.offsets, strict=True)):

@@ -223,18 +223,16 @@ class SideBySide:
     """
 
     parts: Annotated[Sequence[Augment], listed(2, "a list of two augmentations or more")]
-    alike: bool | Literal["flip"] = field(
-        default=False, repr=False
-    )  # which draws there are; what a view id shows, and so a table, stays
+    # Which draws there are; what a view id shows, and so a table, stays.
+    alike: bool | Literal["flip"] = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
         one = len({part.views for part in self.parts}) == 1
         require(one or not self.alike, "alike", self.alike, "false: its parts have different numbers of views")
         mirrored = self.alike != "flip" or all(map(_ends_with_flip, self.parts))
-        require(
-            mirrored, "alike", self.alike, "true or false: a part has no CropFlip with flip, or other views besides"
-        )
+        allowed = "true or false: a part has no CropFlip with flip, or other views besides"
+        require(mirrored, "alike", self.alike, allowed)
 
     @property
     def copies(self) -> int:
