@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from kdbench.data.decode import decode, read_file
 from kdbench.data.load import load_bundle
-from kdbench.data.pixels import DIM, DIM_COLOUR, TRANSPARENT, WHITE, Marked, ground
+from kdbench.data.pixels import DIM, DIM_COLOUR, TRANSPARENT, WHITE, Marked, ground, jpeg_decoder
 from kdbench.errors import UserError, under
 
 BLACK = (0, 0, 0)
@@ -295,3 +295,75 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(UserError, match=r"pipe.png: it is a pipe, a device or a folder"):
         decode(str(tmp_path / "pipe.png"), 3)
+
+
+def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Noise over a slope: what chroma is upsampled from differs from pixel to pixel."""
+    slope = np.linspace(0, 160, width * height * 3).reshape(height, width, 3)
+    noise = np.random.default_rng(width * height).integers(0, 96, (height, width, 3))
+    return Image.fromarray((slope + noise).astype(np.uint8)).convert(mode)
+
+
+JPEGS = {
+    **{f"subsampling {kind}": {"subsampling": kind} for kind in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")},
+    "progressive": {"progressive": True},
+    "quality 5": {"quality": 5},
+    "quality 100": {"quality": 100, "optimize": True},
+    "restart markers": {"restart_marker_blocks": 2},
+    "stored as RGB": {"keep_rgb": True},
+    "comment": {"comment": b"no pixels"},
+    "EXIF": {"exif": Image.Exif()},
+}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (17, 33), (64, 48), (333, 251)])
+@pytest.mark.parametrize("form", JPEGS)
+def test_a_plain_jpeg_has_the_pixels_that_pillow_gives_it(form, size, tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    for mode, channels in (("RGB", 3), ("L", 1)):
+        photo(*size, mode).save(path, "JPEG", **JPEGS[form])
+        with Image.open(path) as opened:
+            expected = np.array(opened).reshape(size[1], size[0], channels)
+        with monkeypatch.context() as patch:
+            patch.setattr("kdbench.data.decode.as_seen", None)  # it is not Pillow that decodes here
+            assert torch.equal(decode(str(path), channels), torch.from_numpy(expected).permute(2, 0, 1))
+
+
+def test_other_jpegs_are_left_to_pillow(tmp_path, monkeypatch):
+    """Turned ones, those of other colours, and those that are not quite whole."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo(20, 10).save(tmp_path / "turned.jpg", exif=turned)
+    photo(20, 10, "CMYK").save(tmp_path / "cmyk.jpg")
+    photo(20, 10, "L").save(tmp_path / "gray.jpg")
+    photo(20, 10).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "noise.jpg").write_bytes(whole.replace(b"\xff\xd9", b"\x00\x00\x00\xff\xd9"))
+    seen = {name: decode(str(tmp_path / f"{name}.jpg"), 3) for name in ("turned", "cmyk", "gray", "noise")}
+    assert seen["turned"].shape == (3, 20, 10) and seen["gray"].shape == (3, 10, 20)
+    monkeypatch.setattr("kdbench.data.pixels.jpeg_decoder", lambda: None)  # as where it is not installed
+    for name, pixels in seen.items():
+        assert torch.equal(decode(str(tmp_path / f"{name}.jpg"), 3), pixels), name
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+def test_a_jpeg_cut_short_is_refused_however_it_is_decoded(kept, tmp_path, monkeypatch):
+    path = tmp_path / "cut.jpg"
+    photo(200, 100).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    said = set()
+    for decoder in (None, jpeg_decoder()):
+        monkeypatch.setattr("kdbench.data.pixels.jpeg_decoder", lambda decoder=decoder: decoder)
+        with pytest.raises(UserError, match=r"cut\.jpg.*mend or remove it") as raised:
+            decode(str(path), 3)
+        said.add(str(raised.value))
+    assert len(said) == 1
+
+
+def test_pillow_has_the_last_word_on_jpegs_that_are_cut_short(tmp_path, monkeypatch):
+    path = tmp_path / "cut.jpg"
+    photo(200, 100).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    assert decode(str(path), 3).shape == (3, 100, 200)
