@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from safetensors.torch import save
@@ -86,17 +86,22 @@ class LearnerState(TypedDict):
     steps_done: int
 
 
-class MemberState(TypedDict):
+class _NotInAll(TypedDict, total=False):
+    """What some checkpoints lack (a base of its own, since Python 3.10 has no NotRequired)."""
+
+    rows: list[int]  # checksums of the rows of metrics.jsonl; the first edition kept none
+    cost: dict[str, float] | None  # kdbench.engine.cost
+    teacher: TeacherState
+
+
+class MemberState(_NotInAll):
     """What checkpoint.pt holds: a student, how far it has come, and what its teacher has become with it."""
 
     epochs_done: int
     seconds: float
     last: dict[str, float]
     best: dict[str, float] | None
-    rows: NotRequired[list[int]]  # checksums of the rows of metrics.jsonl; the first edition kept none
-    cost: NotRequired[dict[str, float] | None]  # kdbench.engine.cost
     learner: LearnerState
-    teacher: NotRequired[TeacherState]
 
 
 def save_weights(path: Path, network: nn.Module, about: Mapping[str, object]) -> None:
