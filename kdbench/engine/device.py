@@ -112,14 +112,16 @@ def place(options: TrainerOptions) -> Placement:
 
 def wants_graph(options: TrainerOptions, device: torch.device, optimizer: OptimizerOptions) -> bool:
     """Whether a student's step is to be recorded. Raises UserError where `on` cannot be had."""
-    fits = optimizer.name in GRAPHED_OPTIMIZERS
+    fits, kept = optimizer.name in GRAPHED_OPTIMIZERS, not options.grad_checkpointing
     if options.cuda_graph == "on":
         require(can_record(device), "trainer.cuda_graph", "on", f"auto or off: this run is on {device.type}")
         known = ", ".join(GRAPHED_OPTIMIZERS)
         require(fits, "trainer.cuda_graph", "on", f"auto or off unless optimizer.name is one of {known}")
+        # It reads the random state before each block, which torch refuses in a recording.
+        require(kept, "trainer.cuda_graph", "on", "auto or off with trainer.grad_checkpointing=true")
         return True
     wanted = options.cuda_graph == "auto" and PROVEN_GRAPHS and world.size() == 1
-    return wanted and can_record(device) and fits
+    return wanted and can_record(device) and fits and kept
 
 
 def can_record(device: torch.device) -> bool:
@@ -142,11 +144,17 @@ def own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    here, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    here, own = torch.cuda.current_stream(device), _stream(device)
     own.wait_stream(here)
     with torch.cuda.stream(own):
         yield
     here.wait_stream(own)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all trainings of the process: memory that torch keeps for a stream serves the next training, too."""
+    return torch.cuda.Stream(device)
 
 
 @functools.cache

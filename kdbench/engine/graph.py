@@ -10,6 +10,7 @@ and no Python for each student.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import warnings
 from collections import Counter
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 WARM_UP = 3  # eager steps before a recording: lazily made buffers (momentum, cuDNN handles) must exist by then
 _WORD = 8  # bytes
+_APART = 32  # words: where tensors begin in a row, as in memory of their own. cuDNN chooses its kernels by that, too
 AHEAD = 256 * 2**20  # bytes of inputs, targets and teacher's outputs that are made ready at once ...
 MOST = 8192  # ... and samples
 
@@ -49,29 +51,51 @@ class CudaRecording:
 
     Its memory and its cuBLAS workspaces die with it: both are cleared around the capture, since a workspace that was
     allocated in one capture would be used by the next one that has the same stream, after the memory is gone.
+    Raises what the function raises, or what torch says of a capture that broke otherwise.
     """
 
     def __init__(self, function: Callable[[], object], device: torch.device) -> None:
         self.graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
         stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        raised: list[BaseException] = []
         torch._C._cuda_clearCublasWorkspaces()
         try:
             # thread_local: another thread (checkpoint writer, pinning) may call CUDA meanwhile.
             with (
                 torch.cuda.device(device),
                 warnings.catch_warnings(),
+                uncollected(),
                 torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
             ):
                 warnings.filterwarnings("error", "The CUDA Graph is empty")
-                function()
-        except BaseException:
+                try:
+                    function()
+                except BaseException as error:
+                    raised.append(error)
+                    raise
+        except BaseException as error:
             torch.cuda.set_stream(here)  # torch leaves the capture's stream current
+            if raised and error is not raised[0]:  # the end of a broken capture raises its own, of unjoined streams
+                raise raised[0] from error
             raise
         finally:
             torch._C._cuda_clearCublasWorkspaces()
 
     def replay(self) -> None:
         self.graph.replay()
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """A block in which Python's collector rests: what it frees, another training's graph, say, may call CUDA in a way
+    that breaks a capture."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def recording(function: Callable[[], object], device: torch.device) -> Recording:
@@ -83,7 +107,8 @@ class Ahead:
     """The data of some steps, batch and teacher's outputs, in memory that stays where it is.
 
     All steps' data have the shapes and strides of `example`. A step is a row of words of eight bytes, each tensor a
-    part of it in its own order: one kernel reads it all, and what is read has the memory layout of what was put.
+    part of it in its own order, aligned as memory of its own is: one kernel reads it all, and what is read has the
+    layout of what was put.
     """
 
     def __init__(self, example: tuple[Batch, Outputs | None], steps: int) -> None:
@@ -93,7 +118,7 @@ class Ahead:
         self._parts: list[tuple[slice, torch.dtype]] = []  # of a row, in words
         words = 0
         for tensor in map(_dense, _tensors(example)):
-            first, words = words, words - (-tensor.numel() * tensor.element_size() // _WORD)
+            first, words = words, words - (-tensor.numel() * tensor.element_size() // (_WORD * _APART)) * _APART
             self._parts.append((slice(first, words), tensor.dtype))
             self._layouts.append((tensor.shape, tensor.stride()))
         self.steps = steps
@@ -153,10 +178,11 @@ class Counting(TorchFunctionMode):
 class CohortGraph:
     """The recorded step of all learners that can be recorded, and the data that it reads.
 
-    The first `WARM_UP` steps run eagerly; in the last of them the device tells whether a learner waits for it. Such a
-    learner goes on eagerly, with a warning. Learners that draw random numbers have a graph each, replayed after the
-    others', because a graph has one random state. A batch of another size than the first runs eagerly, and so does a
-    text of which not every position counts. It belongs to one training: the graphs and their memory go when it goes.
+    The first `WARM_UP` steps run eagerly; the last of them tells whether a learner waits for the device, or draws
+    random numbers on the host, which every replay would repeat. It goes on eagerly then, with a warning. Learners that
+    draw on the device have a graph each, replayed after the others', because a graph has one random state. A batch of
+    another size than the first runs eagerly, and so does a text of which not every position counts. It belongs to one
+    training: the graphs and their memory go when it goes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -226,10 +252,14 @@ class CohortGraph:
 
     def _eager(self, learner: Learner, watched: bool) -> None:
         assert self._next is not None
-        with host_waits(self._device, watched and learner.recorded) as seen:
+        watched, before = watched and learner.recorded, learner.random_state
+        with host_waits(self._device, watched) as seen:
             learner.step(*self._next)
-        if seen:
-            said = f"{type(learner.distiller.loss).__name__}'s step waits for the device ({seen[0]})"
+        why = [f"waits for the device ({one})" for one in seen]
+        if watched and _drawn_on_host(before, learner.random_state):
+            why.append("draws random numbers on the host")
+        if why and learner.failure is None:
+            said = f"{type(learner.distiller.loss).__name__}'s step {why[0]}"
             if learner.trainer.cuda_graph == "on":
                 learner.fail(UserError("trainer.cuda_graph", "on", f"auto or off: {said}"))
             log.warning("%s: not recorded, it runs step by step", said)
@@ -265,11 +295,7 @@ class CohortGraph:
             try:
                 self._recordings.append(recording(lambda: self._work(number, group, streams), self._device))
             except (RuntimeError, UserWarning) as error:  # the warning: nothing was recorded
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"trainer.cuda_graph: the step cannot be recorded ({reason}). trainer.cuda_graph=off continues the "
-                    "training from its checkpoint"
-                ) from error
+                raise _unrecorded(error, len(group)) from error
         self._recordings[number].replay()
         if drawing:
             group[0].leave()
@@ -281,8 +307,11 @@ class CohortGraph:
         assert self._data is not None
         batch, answer = self._data.at(self._step)
         rates = self._lr.index_select(0, self._step)[0]
+        # Of more branches than torch has streams some are in this one: what follows is after the data, not after them.
+        ready = torch.cuda.current_stream(self._device).record_event() if streams[0] else None
         for learner, stream in zip(group, streams, strict=True):
-            _after(stream, self._device)
+            if stream is not None and ready is not None:
+                stream.wait_event(ready)
             counting = Counting(learner.counters) if learner.counters else contextlib.nullcontext()
             with torch.cuda.stream(stream), counting:  # type: ignore[arg-type]
                 learner.set_lr(rates[self._learners.index(learner)])
@@ -301,14 +330,30 @@ def host_waits(device: torch.device, watched: bool) -> Iterator[list[str]]:
         yield seen
         return
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # which says of itself that it is a prototype
+        try:
             yield seen
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    seen += [str(one.message).splitlines()[0] for one in caught if "synchroniz" in str(one.message)]
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    seen += [str(one.message).splitlines()[0] for one in caught if "called a synchroniz" in str(one.message)]
+
+
+def _drawn_on_host(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Whether the CPU's random numbers moved on between two states of a learner that is on a GPU."""
+    return len(before) > 1 and not torch.equal(before[0], after[0])
+
+
+def _unrecorded(error: Exception, students: int) -> UserError:
+    """That a step cannot be recorded, why, and what to type. torch is not fit to go on after a capture that broke."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    short = isinstance(error, torch.OutOfMemoryError) and students > 1
+    ways = f"{'hydra.launcher.max_members=<fewer> or ' if short else ''}trainer.cuda_graph=off"
+    said = (
+        f"trainer.cuda_graph: the step cannot be recorded ({reason}). {ways} continues the training from its checkpoint"
+    )
+    return UserError(said)
 
 
 def learns(teacher: Teacher) -> bool:
@@ -388,8 +433,3 @@ def _pinned(values: Tensor, device: torch.device) -> Tensor:
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
     """A stream for one branch of a recording. torch has 32 of them, in turn: more branches share some, and wait."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None
-
-
-def _after(stream: torch.cuda.Stream | None, device: torch.device) -> None:
-    if stream is not None:
-        stream.wait_stream(torch.cuda.current_stream(device))

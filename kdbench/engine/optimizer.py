@@ -42,7 +42,9 @@ def make_optimizer(
             if on_device and options.name != "sgd":
                 extra["capturable"] = True
             lr = torch.tensor(options.lr, device=parameters[0].device) if on_device else options.lr
-            return _TORCH[options.name](groups, lr=lr, **extra)
+            made = _TORCH[options.name](groups, lr=lr, **extra)
+            made._warned_capturable_if_run_uncaptured = True  # steps before a recording, and instead of one, are right
+            return made
         if options.name in APART:
             return APART[options.name](groups, lr=options.lr, **extra)
         return _from_timm(options, groups, extra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import os
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdbench.engine import device
 from kdbench.engine.device import evaluation_batch, place
 from kdbench.engine.distiller import Distiller
 from kdbench.engine.evaluate import in_float32
@@ -126,6 +128,31 @@ def test_evaluation_is_in_float32_and_changes_nothing_else_of_what_a_process_com
         torch.backends.cudnn.benchmark = tried
         for backend, allowed in zip(backends, kept, strict=True):
             backend.allow_tf32 = allowed
+
+
+def test_all_trainings_of_a_process_run_in_one_stream(monkeypatch):
+    """torch keeps freed memory by stream: a stream for each training would hold the memory of all that went before."""
+    made: list[str] = []
+
+    class Stream:
+        def __init__(self, device) -> None:
+            made.append(str(device))
+
+        def wait_stream(self, other) -> None:
+            made.append("waits")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    here = Stream("default")
+    device._stream.cache_clear()
+    try:
+        for _ in range(2):
+            with device.own_stream(torch.device("cuda:1")):
+                pass
+    finally:
+        device._stream.cache_clear()
+    assert made == ["default", "cuda:1", *["waits"] * 4]
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
