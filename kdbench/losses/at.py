@@ -29,14 +29,14 @@ def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], pow
 
 class AT(FeatureLoss):
     """weights.task CE(y, s) + weights.distill sum_l mean (A_s / |A_s| - A_t / |A_t|)^2, A = mean_d |f_d|^power at every
-    place of layer l (Zagoruyko and Komodakis 2017, eq. 2).
+    place of layer l (Zagoruyko and Komodakis 2017, activation-based attention transfer).
 
     Mean over batch and places, weight 1000 in the field's comparisons. Channels may differ, numbers of layers may not.
     """
 
     maps_only: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Zagoruyko and Komodakis 2017 (AT), eq. 2"
+    paper: ClassVar[str] = "Zagoruyko and Komodakis 2017 (AT), activation-based"
 
     def __init__(
         self,

@@ -19,8 +19,7 @@ def bce_rows(student: Tensor, label: Tensor) -> Tensor:
 
 
 class BCE(DistillationLoss):
-    """weights.task BCE(y, s) / C on labels alone: the mean over classes (Wightman et al. 2021, section 2.1; Beyer et
-    al. 2020).
+    """weights.task BCE(y, s) / C on labels alone: the mean over classes (Wightman et al. 2021; Beyer et al. 2020).
 
     Labels are smoothed first, (1 - e) y + e / C; with a `threshold` each class whose share of a (mixed) label is above
     it counts as wholly there (timm's --bce-target-thresh: 0.2 in procedure A1). `sum_classes` leaves out the division
@@ -29,7 +28,7 @@ class BCE(DistillationLoss):
 
     uses_teacher: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ("task",)
-    paper: ClassVar[str] = "Wightman et al. 2021, section 2.1"
+    paper: ClassVar[str] = "Wightman et al. 2021, binary cross-entropy"
 
     def __init__(
         self,

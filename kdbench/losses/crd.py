@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.arguments.ranges import Count, Inside, Positive, Width
-from kdbench.errors import UserError
+from kdbench.errors import UserError, require
 from kdbench.losses.base import Smoothing, Weights, number
 from kdbench.losses.features import FeatureLoss, OneLayer, one
 from kdbench.types import LossTerms, Outputs, Target
@@ -113,6 +113,8 @@ class CRD(FeatureLoss):
         self.images = self.images or self.train_rows
         if self.images is None:
             raise UserError("images", None, "the size of the training set")
+        least = self.train_rows or 0
+        require(self.images >= least, "images", self.images, f"null, or {least:,} or more: the training set's rows")
         self.memory = nn.ModuleList(Memory(self.images, self.dimensions) for _ in range(2)).to(device)
 
     def forward(self, student: Outputs, teacher: Outputs | None, target: Target) -> LossTerms:

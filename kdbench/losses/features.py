@@ -14,7 +14,7 @@ from kdbench.arguments.ranges import Range, listed
 from kdbench.errors import UserError, nearest, require
 from kdbench.losses.base import DistillationLoss, Weights
 from kdbench.losses.functional import real
-from kdbench.types import Outputs
+from kdbench.types import MEMBERS, Outputs
 
 # A feature that networks give, and several of them.
 Layer = Annotated[str, Range("a feature's name such as stage1", lambda name: bool(name) and not name.isdigit())]
@@ -46,6 +46,7 @@ class FeatureLoss(DistillationLoss):
     every: ClassVar[str] = r"stage\d+"  # which features "all" and "last" mean
     from_the_end: ClassVar[bool] = False  # "all" are those of the network with fewer, the last with the last
     maps_only: ClassVar[bool] = False  # vectors [B, D] are refused
+    least_layers: ClassVar[int] = 1  # 2: what it compares lies between one layer and the next
     pair: Pair | None = None  # as far as it is known
     settled: bool = False  # by `setup`
 
@@ -58,6 +59,8 @@ class FeatureLoss(DistillationLoss):
             self.pair = Pair(tuple(layers["student"]), tuple(layers["teacher"]))
         elif not isinstance(layers, str):
             self.pair = Pair(tuple(layers), tuple(layers))
+        few = layers == "last" or (self.pair is not None and len(self.pair.student) < self.least_layers)
+        require(not few or self.least_layers == 1, key, layers, "all, or a list of two layers or more")
         self.needs = self.pair.teacher if self.pair else (f"{layers} stages" if layers == "all" else "last stage",)
 
     @property
@@ -70,10 +73,14 @@ class FeatureLoss(DistillationLoss):
         return str(self.pair or self.needs[0])
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        """Settle which features are read. Raises UserError for those that a network lacks or that are no maps."""
+        """Settle which features are read. Raises UserError for those that a network lacks or that are no maps, and for
+        too few."""
         if teacher is not None:
             self.pair, self.settled = self.chosen(student, teacher), True
             self.needs = self.pair.teacher
+            enough = len(self.needs) >= self.least_layers
+            allowed = f"two layers or more, and both networks have {self.layers_text} alone"
+            require(enough, "layers", self.layers, allowed)
         s, t = self.maps(student, teacher)
         if self.maps_only and self.pair:
             needs_maps(self.pair.student, s, self._name)
@@ -92,7 +99,7 @@ class FeatureLoss(DistillationLoss):
 
     @property
     def _name(self) -> str:
-        return type(self).__name__.lower()
+        return type(self).__module__.rpartition(".")[2]  # that of its file
 
     def chosen(self, student: Outputs, teacher: Outputs) -> Pair:
         """What `layers` means for these two networks."""
@@ -134,6 +141,8 @@ def teacher_maps(teacher: Outputs | None, layers: Sequence[str], loss: str) -> l
 
 
 def _feature(outputs: Outputs, layer: str, who: str) -> Tensor:
+    if layer == MEMBERS and layer not in outputs.features:
+        raise UserError("the loss weighs the answers of several teachers, and there is one: choose teacher=ensemble")
     if layer not in outputs.features:
         hint = nearest(layer, outputs.features)
         has = ", ".join(outputs.features)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.arguments.ranges import Share
-from kdbench.errors import UserError, require
+from kdbench.errors import UserError
 from kdbench.losses.base import Smoothing, Weights, number
 from kdbench.losses.features import FeatureLoss, Layers, same_size
 from kdbench.types import LossTerms, Outputs, Target
@@ -36,6 +36,7 @@ class FSP(FeatureLoss):
 
     every: ClassVar[str] = r"stem|stage\d+"
     maps_only: ClassVar[bool] = True
+    least_layers: ClassVar[int] = 2
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Yim et al. 2017 (FSP), FSP matrix"
 
@@ -47,8 +48,6 @@ class FSP(FeatureLoss):
         label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, layers, label_smoothing)
-        few = layers == "last" or (self.pair is not None and len(self.pair.student) < 2)
-        require(not few, "layers", layers, "all, or a list of two layers or more")
         self.switch = switch
 
     @property

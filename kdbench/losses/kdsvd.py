@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.arguments.ranges import Count
-from kdbench.errors import UserError, require
+from kdbench.errors import UserError
 from kdbench.losses.base import Smoothing, Weights, number
 from kdbench.losses.features import FeatureLoss, Layers
 from kdbench.types import LossTerms, Outputs, Target
@@ -83,6 +83,7 @@ class KDSVD(FeatureLoss):
     """
 
     maps_only: ClassVar[bool] = True
+    least_layers: ClassVar[int] = 2
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
     paper: ClassVar[str] = "Lee et al. 2018 (KD-SVD), singular vectors"
 
@@ -90,8 +91,6 @@ class KDSVD(FeatureLoss):
         self, weights: Weights, layers: Layers, vectors: Count = 1, label_smoothing: Smoothing = 0.0
     ) -> None:
         super().__init__(weights, layers, label_smoothing)
-        few = layers == "last" or (self.pair is not None and len(self.pair.student) < 2)
-        require(not few, "layers", layers, "all, or a list of two layers or more")
         self.vectors = vectors
 
     @property

@@ -12,10 +12,10 @@ from kdbench.types import LossTerms, Outputs, Target
 
 class ReverseKL(DistillationLoss):
     """weights.task CE(y, s) + weights.distill tau^2 KL(softmax(s/tau) || softmax(t/tau)), summed over classes, mean
-    over the batch (mode-seeking; Gu et al. 2024 "MiniLLM", section 2.1, there over sequences). `tau` > 0."""
+    over the batch (mode-seeking; Gu et al. 2024 "MiniLLM", there over sequences). `tau` > 0."""
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Gu et al. 2024 (MiniLLM), section 2.1"
+    paper: ClassVar[str] = "Gu et al. 2024 (MiniLLM), reverse KL"
 
     def __init__(self, weights: Weights, tau: Positive = 4.0, label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, label_smoothing)

@@ -17,7 +17,7 @@ from kdbench.types import LossTerms, Outputs, Parts, Target
 
 class SimKD(DistillationLoss):
     """weights.task CE(y, s) + weights.distill mean (p(f_s) - f_t)^2, f_t the map whose mean the teacher's classifier
-    reads, f_s the student's last stage, p three convolutions (Chen et al. 2022, section 3.2).
+    reads, f_s the student's last stage, p three convolutions (Chen et al. 2022).
 
     The student becomes kdbench.models.extended.Reused: its logits s are the teacher's classifier, frozen, on the mean
     of p(f_s), so p and the classifier stay in it. The larger of the two maps is averaged down. `factor`: the middle of
@@ -26,7 +26,7 @@ class SimKD(DistillationLoss):
 
     extends: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Chen et al. 2022 (SimKD), section 3.2"
+    paper: ClassVar[str] = "Chen et al. 2022 (SimKD), reused classifier"
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from kdbench.errors import require
+from kdbench.errors import require, under
 from kdbench.losses.base import DistillationLoss, Extension, First, Seen, Smoothing, Weights
 from kdbench.types import Calibration, LossTerms, Outputs, Parts, Target
 
@@ -68,6 +68,14 @@ class Sum(DistillationLoss):
         return any(part.needs_one_class for _, part in self.named_losses())
 
     @property
+    def of_embeddings(self) -> bool:  # type: ignore[override]
+        """Whether all parts are. Raises UserError if only some are."""
+        found = {name: part.of_embeddings for name, part in self.named_losses()}
+        alike = len(set(found.values())) <= 1
+        require(alike, "loss.parts", list(found), "such that all are for classes, or all for embeddings")
+        return any(found.values())
+
+    @property
     def extends(self) -> bool:  # type: ignore[override]
         return any(part.extends for _, part in self.named_losses())
 
@@ -87,8 +95,9 @@ class Sum(DistillationLoss):
         return self._only(made, "has a training before the main one")
 
     def attach(self, student: Parts, teacher: Parts | None) -> None:
-        for _, part in self.named_losses():
-            part.attach(student, teacher)
+        for name, part in self.named_losses():
+            with under(f"parts.{name}"):
+                part.attach(student, teacher)
 
     def extension(self, student: Outputs, teacher: Outputs) -> Extension | None:
         found = {name: part.extension(student, teacher) for name, part in self.named_losses()}
@@ -100,9 +109,10 @@ class Sum(DistillationLoss):
         return next(iter(found.values()), None)
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
-        for _, part in self.named_losses():
+        for name, part in self.named_losses():
             part.train_rows, part.epochs, part.batch_size = self.train_rows, self.epochs, self.batch_size
-            part.setup(student, teacher)
+            with under(f"parts.{name}"):
+                part.setup(student, teacher)
 
     @property
     def surveyed(self) -> str:

@@ -16,7 +16,7 @@ from kdbench.types import LossTerms, Outputs, Target
 class VkD(FeatureLoss):
     """weights.task CE(y, s) + weights.distill h(P f_s - N(f_t)), P a matrix with orthonormal columns or rows that
     trains with the student, N layer normalisation without parameters, h the smoothed absolute difference, mean over
-    batch and dimensions (Miles et al. 2024, VkD, section 3, with their task-specific normalisation for classification).
+    batch and dimensions (Miles et al. 2024, VkD, with their task-specific normalisation for classification).
 
     P is the exponential of a skew-symmetric matrix, as in the paper. The authors' code leaves it to torch, which takes
     Householder reflections where the widths differ: their signs are kept as whole numbers that the first step of weight
@@ -25,7 +25,7 @@ class VkD(FeatureLoss):
     """
 
     terms: ClassVar[tuple[str, ...]] = ("task", "distill")
-    paper: ClassVar[str] = "Miles et al. 2024 (VkD), section 3"
+    paper: ClassVar[str] = "Miles et al. 2024 (VkD), orthogonal projection"
 
     def __init__(self, weights: Weights, layer: OneLayer = "pooled", label_smoothing: Smoothing = 0.0) -> None:
         super().__init__(weights, one(layer), label_smoothing, "layer")

@@ -26,7 +26,7 @@ def from_json(network: str, key: str, pretrained: bool = False, **info: Any) -> 
 
 class Reused(nn.Module):
     """A student that answers with its teacher's classifier: logits = W mean over places of p(f) + b, f its map `layer`,
-    p three convolutions (1x1, 3x3, 1x1) with batch norm and ReLU (Chen et al. 2022, SimKD, section 3.2).
+    p three convolutions (1x1, 3x3, 1x1) with batch norm and ReLU (Chen et al. 2022, SimKD).
 
     Its own classifier is left out. `inputs`: channels of f; `outputs`: what the classifier reads; `size`: places a side
     that p sees at most (f is averaged down to them); `factor`: the middle convolutions are so many times narrower than
@@ -65,7 +65,7 @@ class Reused(nn.Module):
 
 class Expanded(nn.Module):
     """A student whose map f of the name `layer` becomes f + c(e(f)), e a 1x1 convolution to `copies` times `outputs`
-    channels and c one back, both with batch norm and linear (Liu et al. 2023, NORM, section 3.2).
+    channels and c one back, both with batch norm and linear (Liu et al. 2023, NORM).
 
     f is the map whose mean the classifier reads, so that e and c may be merged into the classifier afterwards; or,
     where the network is a series of steps (Staged), any: its later steps see the new map. Features: the student's own

@@ -112,7 +112,8 @@ def try_networks(recipe: Recipe) -> None:
 def _refuse_task(recipe: Recipe, loss: DistillationLoss, data: Bundle) -> None:
     """Refuse a loss of classes for data without any and the other way round, and a teacher to train without labels."""
     embeds = data.task is EMBEDDING
-    allowed = "cosine, feature_mse or relational: {} has no classes" if embeds else "one for classes, which {} has"
+    those = "cosine, feature_mse, relational or a sum of them"
+    allowed = f"{those}: {{}} has no classes" if embeds else "one for classes, which {} has"
     require(loss.of_embeddings == embeds, recipe.loss.key, recipe.loss.name, allowed.format(f"dataset={data.name}"))
     if embeds and recipe.teacher is not None and isinstance(recipe.teacher.origin, Trained):
         had = (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdbench.data.augment.tokens import TokenDropout
-from kdbench.data.augment.views import CropFlip
+from kdbench.data.augment.views import CropFlip, SideBySide
 from kdbench.data.batches import TrainingBatches
 from kdbench.data.load import load_bundle
 from kdbench.data.readers.udhr import TEST_ARTICLES, languages, udhr
@@ -122,6 +122,7 @@ def test_data_of_texts_know_their_vocabulary_and_say_what_they_cut(caplog):
     ("keys", "message"),
     [
         ({"augment": CropFlip(1)}, r"dataset.augment = CropFlip.*: must be null, or an augmentation for data of shape"),
+        ({"augment": SideBySide([CropFlip(1)] * 4)}, "dataset.augment = SideBySide: must be null, or an augmentation"),
         ({"mix": {"kind": "mixup"}}, "dataset.mix.kind = mixup: must be none for token ids"),
         ({"mix": {"kind": "cutmix"}}, "dataset.mix.kind = cutmix: must be none for token ids"),
         ({"channels": 3}, "dataset.channels = 3: must be null for data that is not images"),

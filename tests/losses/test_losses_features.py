@@ -128,6 +128,17 @@ def test_layers_are_a_list_of_names(name):
             build(name, layers=bad)
 
 
+@pytest.mark.parametrize("name", ["fsp", "kdsvd"])
+def test_one_common_layer_has_nothing_between_layers(name):
+    for layers in ("last", ["stage1"]):
+        with pytest.raises(UserError, match=r"^loss\.layers = .*: must be all, or a list of two layers or more"):
+            build(name, layers=layers)
+    student, teacher, _ = batch(2, name)
+    alone = {key: value for key, value in student.features.items() if key not in ("stem", "stage2", "stage3")}
+    with pytest.raises(UserError, match=r"^layers = all: must be two layers or more, and both networks have stage1 al"):
+        build(name, layers="all").setup(student._replace(features=alone), teacher)
+
+
 def staged(widths: list[int], seed: float, samples: int = 4) -> Outputs:
     """A network's stages of these widths, each half as large as the one before, and what comes before the ReLU."""
     features = {}

@@ -182,7 +182,7 @@ def test_dkpp_fresh_follows_torch_s_generator():
 @quick
 @given(SEED, TAU)
 def test_kl_is_its_decoupled_parts(seed, tau):
-    """Zhao et al. 2022, eq. 6: tau^2 KL = TCKD + (1 - p_y) NCKD."""
+    """Zhao et al. 2022, the classical loss taken apart: tau^2 KL = TCKD + (1 - p_y) NCKD."""
     s, t = logits(seed)
     index = torch.arange(5)
     tckd, nckd = dkd.decoupled_rows(s, t, index, tau)

@@ -72,6 +72,24 @@ def test_views_that_a_part_compares_are_asked_for():
         _ = both.views
 
 
+def test_a_sum_is_for_embeddings_if_its_parts_are():
+    two = {"cosine": settings("cosine"), "relational": settings("relational")}
+    assert build("sum", parts=two, weights={"task": 0.0}).of_embeddings
+    mixed = {**two, "kl": part("kl")}
+    assert not build("sum", parts=mixed, weights={"cosine": 0.0, "relational": 0.0}).of_embeddings
+    with pytest.raises(UserError, match=r"^loss\.parts = .*: must be such that all are for classes, or all for embed"):
+        _ = build("sum", parts=mixed, weights={}).of_embeddings
+
+
+def test_what_a_part_refuses_bears_its_place():
+    loss = build("sum", parts={"crd": settings("crd")}, weights={})
+    student, teacher, _ = batch(1)
+    loss.train_rows = 50
+    loss.parts["crd"].images = 49
+    with pytest.raises(UserError, match=r"^parts\.crd\.images = 49: must be null, or 50 or more"):
+        loss.setup(student, teacher)
+
+
 @pytest.mark.parametrize("name", ["sskd", "hsakd", "vitkd", "fcfd"])
 def test_a_part_that_turns_images_or_looks_into_networks_counts_as_by_itself(name):
     torch.manual_seed(0)
@@ -95,7 +113,7 @@ def test_nothing_that_a_loss_may_ask_for_is_forgotten():
     """Everything that the engine asks a loss is answered for the parts, or stays each part's own."""
     asked = {name for name, of in vars(DistillationLoss).items() if name[0] != "_" and not callable(of)}
     own = {"batch_size", "epochs", "train_rows", "steps"}  # handed to the parts, or read by themselves
-    assert asked - vars(Sum).keys() == own | {"terms", "task_text", "of_embeddings"}  # made of its weights; refused
+    assert asked - vars(Sum).keys() == own | {"terms", "task_text"}  # made of its weights
 
 
 def test_parts_are_chosen_on_the_command_line(capfd):

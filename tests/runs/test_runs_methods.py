@@ -128,7 +128,7 @@ def test_several_teachers_weighted_by_sample_and_by_batch():
     for name in ("camkd", "aekd"):
         folder = train(*ensemble, f"loss={name}", out=name)
         assert 0 <= result(folder)["last"]["test/top1"] <= 1
-    assert "reads the feature members, but the teacher has only" in refusal(*MLPS, "loss=camkd")
+    assert "of several teachers, and there is one: choose teacher=ensemble" in refusal(*MLPS, "loss=camkd")
 
 
 def assert_cohort_is_its_runs(words: dict[str, list[str]], without: list[str]) -> None:

@@ -40,9 +40,14 @@ def words() -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", ["cosine", "feature_mse", "relational"])
-def test_one_command_gives_a_k_nn_figure(words, loss):
-    assert kdbench("train", *words, f"loss={loss}", "hydra.run.dir=run") == 0
+BOTH = ["+loss@loss.parts.a=cosine", "+loss@loss.parts.b=relational", "loss.weights={task: 0, kl: 0, crd: 0}"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "more"), [("cosine", []), ("feature_mse", []), ("relational", []), ("sum", BOTH)]
+)
+def test_one_command_gives_a_k_nn_figure(words, loss, more):
+    assert kdbench("train", *words, f"loss={loss}", *more, "hydra.run.dir=run") == 0
     found = result(Path("run"))
     assert {"test/knn", "test/linear", "test/cosine"} <= found["last"].keys()
     assert found["teacher"]["test/knn"] > 0.9
@@ -74,7 +79,7 @@ def test_a_table_gives_what_the_live_teacher_gives_and_a_cohort_what_a_run_gives
 @pytest.mark.parametrize(
     "change, said",
     [
-        (["loss=kl"], "loss = kl: must be cosine, feature_mse or relational: dataset=photos has no classes"),
+        (["loss=kl"], "loss = kl: must be cosine, feature_mse, relational or a sum of them: dataset=photos has"),
         (["loss=cosine", "teacher.checkpoint=null"], "teacher = test_vit: must be"),
         (["loss=cosine", "dataset.dimensions=48"], "dataset.dimensions=64"),
         (["loss=cosine", "dataset.probe=null"], "dataset.probe = null: must be a folder of class folders"),
