@@ -4,6 +4,7 @@
 #   scripts/reproduce_<paper>.sh full              the paper's own data, networks and lengths
 #   scripts/reproduce_<paper>.sh small seed=0      further words go to every run (here: one seed, other images)
 #   scripts/reproduce_<paper>.sh small dataset=cifar10 dataset.subset=4000 schedule.epochs=30 teacher.schedule.epochs=30
+#   scripts/reproduce_<paper>.sh small seed=0 debug=smoke   every run in seconds, in a folder of their own: does it go through?
 #
 # OUTPUTS names another folder than outputs/reproduce. Started again it goes on where it was stopped: finished runs,
 # finished stages of a run, and trained teachers are kept.
@@ -20,6 +21,16 @@ words=("$@")
 outputs=${OUTPUTS:-outputs/reproduce}/$(basename "$0" .sh | sed 's/^reproduce_//')-$size
 seeds=seed=0,1,2
 failed=0
+
+# Whether these are runs of a few steps, in which numbers of epochs and images that a script itself types must be small.
+smoking() { [[ " ${words[*]-} " == *" debug="* ]]; }
+
+# own run ...: with its own data and networks in such runs too, where debug=smoke would put images and others.
+own() {
+  local words=("${words[@]/%debug=smoke/debug=short}")
+  "$@"
+}
+if smoking; then outputs+=-debug; fi
 
 # run <experiment without _small> [key=value ...]: three seeds of it; a run that fails stops no other. An experiment without
 # a small sibling is small itself.

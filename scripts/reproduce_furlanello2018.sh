@@ -20,5 +20,5 @@ run furlanello2018_wrn_to_densenet "$own_teachers"
 run furlanello2018_shared_layers "$own_teachers" 'procedure.share=[],[first,last]'
 lm_data=()
 [ "$size" = small ] || lm_data=(dataset.root=data/ptb)
-run furlanello2018_lm "$own_teachers" loss=ban,ban_l,ce "${lm_data[@]}"
+own run furlanello2018_lm "$own_teachers" loss=ban,ban_l,ce "${lm_data[@]}"
 finish

@@ -23,7 +23,7 @@ run hinton2015_only78 "$own_teachers"
 run hinton2015_few_hard
 run hinton2015_few_soft "$own_teachers"
 if [ "$size" = small ]; then narrow='[6,6]'; else narrow='[30,30]'; fi
-run hinton2015_narrow "student.hidden=$narrow,[300,300]" loss.tau=1,2.5,4,8,20
+own run hinton2015_narrow "student.hidden=$narrow,[300,300]" loss.tau=1,2.5,4,8,20
 run hinton2015_ensemble
 run hinton2015_ensemble_gaussian
 run hinton2015_specialists "$own_teachers"

@@ -9,6 +9,6 @@ metrics_of() {
   esac
 }
 
-run kim2016_word_kd "$own_teachers" loss=ban_l,ce
-run kim2016_sequence_kd "$own_teachers" procedure.texts=teacher,data
+own run kim2016_word_kd "$own_teachers" loss=ban_l,ce
+own run kim2016_sequence_kd "$own_teachers" procedure.texts=teacher,data
 finish

@@ -25,6 +25,7 @@ run kim2021_few_images teacher=none loss=ce
 run kim2021_few_classes "teacher=$teachers"
 run kim2021_few_classes teacher=none loss=ce
 if [ "$size" = small ]; then stops=9,60; else stops=10,200; fi
+if smoking; then stops=1,2; fi
 run kim2021_undertrained loss.tau=1,5,20,inf "teacher.stop_epoch=$stops"
 run kim2021_pskd
 finish

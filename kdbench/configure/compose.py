@@ -1,9 +1,12 @@
-"""Composing configurations: Hydra's way, with three rules of kdbench's own.
+"""Composing configurations: Hydra's way, with four rules of kdbench's own.
 
 1. What an experiment says of a group counts only for the option that it chose: `experiment=kim2021_kl loss=ce` is the
    experiment with plain cross-entropy, not with KL's weights in it.
-2. A key that takes text keeps the text that was typed: 2024_01 is no number there.
-3. A text that begins with ~/ lies in the home folder.
+2. What a debug option says is for every experiment: its data stand in for the experiment's, of which the classes left
+   out and the wrong labels stay, a procedure takes those of its keys that it has, and it brings no teacher where there
+   is to be none.
+3. A key that takes text keeps the text that was typed: 2024_01 is no number there.
+4. A text that begins with ~/ lies in the home folder.
 
 Before it composes, Hydra must know the teachers derived from the students, and kdbench's resolvers: `register`.
 """
@@ -142,13 +145,14 @@ def tell_left_out(points: Sequence[Sequence[str]]) -> None:
     loader = GlobalHydra.instance().config_loader()
     if not isinstance(loader, Loader):
         return
-    for keys in dict.fromkeys(", ".join(loader.left_out.get(tuple(words), [])) for words in points):
+    for keys in dict.fromkeys(loader.left_out.get(tuple(words), "") for words in points):
         if keys:
             log.info("not the experiment's (or debug's), as other options were chosen than its own: %s", keys)
 
 
 KEPT = 100  # points of a sweep that are held between their check and their run
 LAID_OVER = ("experiment", "debug")  # groups whose options are meant to be laid over each other
+STAYS = ("dataset.transfer", "dataset.noise")  # of an experiment's dataset where a debug option's stands in for it
 
 
 def _refuse_empty(overrides: list[str], cfg: DictConfig) -> None:
@@ -185,6 +189,23 @@ class _Files(CachingConfigRepository):
             self.cache[config_path] = self._load(config_path)
         return self.cache[config_path]
 
+    def overridden(self, config_path: str) -> dict[str, str]:
+        """The options that a file's defaults list puts in place of others: {group or group@package: option}."""
+        loaded = self.load_config(config_path)
+        return _overridden(loaded.defaults_list) if loaded is not None else {}
+
+    def leave_alone(self, typed: Sequence[Override]) -> None:
+        """Let debug options bring no teacher where the experiment, or the procedure, is to have none."""
+        chosen = {one.key_or_group: one.value() for one in typed if not one.is_sweep_override()}
+        experiments = _paths("experiment", chosen.get("experiment"))
+        procedures = [chosen.get("procedure"), *(self.overridden(path).get("procedure") for path in experiments)]
+        files = [*experiments, *_paths("procedure", next(filter(None, procedures), None))]
+        wanted = [(key.partition("@")[0], option) for path in files for key, option in self.overridden(path).items()]
+        for path in _paths("debug", chosen.get("debug")) if ("teacher", "none") in wanted else ():
+            loaded = self.load_config(path)
+            if loaded is not None:
+                loaded.defaults_list = [one for one in loaded.defaults_list or () if not _brings("teacher", one)]
+
     def _load(self, config_path: str) -> ConfigResult | None:
         source = self.delegate._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or source.scheme() not in ("file", "pkg"):
@@ -206,9 +227,10 @@ class Loader(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self.ours = any(are_configs(element.path or "") for element in config_search_path.get_path())
-        self.left_out: dict[tuple[str, ...], list[str]] = {}  # by what was typed
+        self.left_out: dict[tuple[str, ...], str] = {}  # keys in one text, by what was typed
         self._choices: dict[str, tuple[str, str]] = {}  # of the composition at work: option and package of each group
         self._dropped: list[str] = []
+        self._stand_in = False  # whether the dataset is a debug option's
         self._asked: tuple[str | None, list[str], DictConfig] | None = None  # what the mode was read from
         self._points: dict[tuple[str, ...], DictConfig] = {}  # of a sweep, checked and not yet run
 
@@ -246,7 +268,8 @@ class Loader(ConfigLoaderImpl):
         if as_typed != overrides:
             cfg = super().load_configuration(config_name, as_typed, *rest)
         _refuse_empty(overrides, cfg)
-        self.left_out[tuple(_lines(cfg.hydra.overrides.task))] = self._dropped
+        own = ". debug=short has an experiment's own data" if self._stand_in else ""
+        self.left_out[tuple(_lines(cfg.hydra.overrides.task))] = f"{', '.join(self._dropped)}{own}" if self._dropped else ""
         _find_home(cfg)
         return cfg
 
@@ -279,6 +302,7 @@ class Loader(ConfigLoaderImpl):
     ) -> tuple[list[Override], CachingConfigRepository]:
         parsed, files = OverridesParser.create().parse_overrides(overrides), _Files(self.config_search_path)
         self._process_config_searchpath(config_name, parsed, files)
+        files.leave_alone(parsed)
         return parsed, files
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
@@ -291,18 +315,30 @@ class Loader(ConfigLoaderImpl):
             elif one.override_key:
                 self._choices[one.override_key] = option, package
         self._dropped = []
+        debugs = [str(one.config_path) for one in defaults if str(one.config_path).startswith("debug/")]
+        data = {repo.overridden(path).get("dataset") for path in debugs}
+        self._stand_in = bool(data & {self._choices.get("dataset", ("", ""))[0]})
         return super()._compose_config_from_defaults_list(defaults, repo)
 
     def _load_single_config(self, default: ResultDefault, repo: Any) -> Any:
         loaded = super()._load_single_config(default, repo)
         kind = str(default.config_path).partition("/")[0]
-        overlay = self.ours and kind in LAID_OVER and not default.package
-        wanted = _overridden(loaded.defaults_list) if overlay else {}
+        if not (self.ours and kind in LAID_OVER and not default.package and isinstance(loaded.config, DictConfig)):
+            return loaded
+        wanted = _overridden(loaded.defaults_list)
         if kind == "debug":  # what it says of a network or a teacher is meant for any
             wanted = {key: option for key, option in wanted.items() if key == "dataset"}
-        if wanted and isinstance(loaded.config, DictConfig):
-            self._dropped += _drop(loaded.config, self._strange(wanted), self._packages())
+            self._cut(loaded.config, repo)
+        if wanted:
+            kept = STAYS if self._stand_in else ()
+            self._dropped += _drop(loaded.config, self._strange(wanted), self._packages(), kept)
         return loaded
+
+    def _cut(self, debug: DictConfig, repo: Any) -> None:
+        """Take what the chosen procedure does not have out of a debug option."""
+        procedure = repo.load_config(f"procedure/{self._choices.get('procedure', ('',))[0]}")
+        for key in set(debug.get("procedure") or ()) - set(procedure.config if procedure else ()):
+            _remove(debug, f"procedure.{key}")
 
     def _strange(self, wanted: Mapping[str, str]) -> set[str]:
         """The packages of groups for which another option counts than the file wants."""
@@ -332,12 +368,25 @@ def _overridden(defaults: Sequence[Any] | None) -> dict[str, str]:
     return found
 
 
-def _drop(cfg: DictConfig, strange: set[str], packages: set[str]) -> list[str]:
-    """Take the values of the strange packages out, but not those of other groups inside them; the keys taken out."""
+def _paths(group: str, options: Any) -> list[str]:
+    """The files of one option of a group, or of a list of them."""
+    names = [options] if isinstance(options, str) else options if isinstance(options, list) else []
+    return [f"{group}/{name}" for name in names]
+
+
+def _brings(group: str, default: Any) -> bool:
+    """Whether an entry of a defaults list puts another option in place of a group's."""
+    own = isinstance(default, GroupDefault) and default.override and not default.package
+    return own and str(default.group).lstrip("/") == group
+
+
+def _drop(cfg: DictConfig, strange: set[str], packages: set[str], kept: Sequence[str]) -> list[str]:
+    """Take the values of the strange packages out, but not those of other groups inside them, and none below the keys
+    `kept`; the keys taken out."""
     dropped = []
     for key in list(_leaves(cfg)):
         owner = max((p for p in packages | strange if key == p or key.startswith(f"{p}.")), key=len, default="")
-        if owner in strange:
+        if owner in strange and not key.startswith(tuple(f"{one}." for one in kept)):
             _remove(cfg, key)
             dropped.append(key)
     return dropped

@@ -42,6 +42,39 @@ def test_a_debug_file_gives_way_to_another_dataset_alone():
     assert node("teacher", "debug=smoke", "teacher=mlp", "dataset=digits")["schedule"]["epochs"] == 2
 
 
+def test_debug_leaves_an_experiment_what_it_is_about():
+    omitted = node("dataset", "experiment=hinton2015_omit3_small", "debug=smoke")
+    assert omitted["name"] == "fake" and omitted["transfer"]["omit"] == [3] and omitted["n"] == 96
+    noisy = node("dataset", "experiment=kim2021_noise_small", "debug=smoke")["noise"]
+    assert (noisy["kind"], noisy["rate"]) == ("symmetric", 0.4)
+    typed = node("dataset", "experiment=kim2021_noise_small", "debug=smoke", "dataset=digits")
+    assert typed == node("dataset", "experiment=kim2021_noise_small"), "a dataset that is typed is no stand-in"
+    replaced = node("dataset", "experiment=kim2021_noise_small", "debug=smoke", "dataset=mnist")
+    assert replaced == node("dataset", "dataset=mnist")
+
+
+@pytest.mark.parametrize("words", [["experiment=kim2021_pskd_small"], ["procedure=mutual"]])
+def test_debug_brings_no_teacher_where_there_is_none(words):
+    assert node("teacher", *words, "debug=smoke")["_target_"] is None
+    assert node("teacher", *words, "debug=smoke", "teacher=mlp")["hidden"], "what is typed counts in any case"
+    assert node("teacher", "debug=smoke")["depth"] == 14
+    assert node("teacher", "experiment=zhang2018_mutual_small", "procedure=single", "debug=smoke")["_target_"] is None
+
+
+def test_a_procedure_takes_of_debug_what_it_has():
+    assert node("procedure", "experiment=huang2017_snapshot_small", "debug=smoke")["cycles"] == 2
+    assert node("procedure", "debug=smoke") == node("procedure")
+    assert node("procedure", "experiment=huang2017_snapshot_small", "debug=smoke", "procedure.cycles=1")["cycles"] == 1
+
+
+def test_debug_short_keeps_data_and_networks():
+    words = ["experiment=kim2016_sequence_kd_small"]
+    assert node("dataset", *words, "debug=short") == node("dataset", *words)
+    assert node("student", *words, "debug=short") == node("student", *words)
+    assert node("schedule", *words, "debug=short")["epochs"] == 2
+    assert node("teacher", "experiment=kim2021_undertrained_small", "debug=short")["stop_epoch"] is None
+
+
 @pytest.mark.parametrize("loss", ["ce", "dkd", "kim_mse"])
 def test_another_option_has_its_own_values(loss):
     assert node("loss", SMALL, f"loss={loss}") == node("loss", f"loss={loss}")
