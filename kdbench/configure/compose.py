@@ -268,8 +268,8 @@ class Loader(ConfigLoaderImpl):
         if as_typed != overrides:
             cfg = super().load_configuration(config_name, as_typed, *rest)
         _refuse_empty(overrides, cfg)
-        own = ". debug=short has an experiment's own data" if self._stand_in else ""
-        self.left_out[tuple(_lines(cfg.hydra.overrides.task))] = f"{', '.join(self._dropped)}{own}" if self._dropped else ""
+        own = ". debug=short has an experiment's own data" if self._dropped and self._stand_in else ""
+        self.left_out[tuple(_lines(cfg.hydra.overrides.task))] = ", ".join(self._dropped) + own
         _find_home(cfg)
         return cfg
 

@@ -22,7 +22,8 @@ SMALL = ["student=mlp", "student.hidden=[8,8]", "trainer.progress=none"]
 LANGUAGE = [
     "dataset=corpus", "dataset.root=train.txt", "dataset.tokenizer=spaces", "dataset.context=2", "dataset.predicted=3",
     "dataset.subset=null", "student=lstm_lm", "student.width=8", "schedule=cosine", "schedule.batch_size=6",
-    "teacher=lstm_lm", "teacher.width=8", "teacher.schedule.batch_size=6", "trainer.device=cpu", "trainer.progress=none",
+    "teacher=lstm_lm", "teacher.width=8", "teacher.schedule.batch_size=6", "trainer.device=cpu",
+    "trainer.progress=none",
 ]  # fmt: skip
 
 
