@@ -5,7 +5,9 @@
 # LOSSES=ab,dkd names fewer, and KL always. Losses that share a batch train side by side. Ends in verdicts against KL.
 source "$(dirname "$0")/reproduce.sh"
 
-words=("${words[@]/%debug=smoke/debug=short}") # the networks are what is compared
+if smoking; then # the networks are what is compared; large weights of losses need the rise of the rate
+  words=("${words[@]/%debug=smoke/debug=short}" schedule.warmup=1)
+fi
 weak=jitter # what the teacher of all others sees
 patch=2     # pixels a side of a transformer's patches
 [ "$size" = small ] || { suffix=_cifar10; weak=crop_flip; patch=4; }
