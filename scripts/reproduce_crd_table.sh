@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The CRD table: every published figure that the headers of configs/experiment/tian2020_* name, three seeds each, and which
-# of them hold. Resumable: finished runs and trained teachers are kept, unfinished runs go on.
+# The CRD table: every published figure of scripts/crd_table.yaml, three seeds each, and which of them hold. Resumable:
+# finished runs and trained teachers are kept, unfinished runs go on.
 #
-#   scripts/reproduce_crd_table.sh                       all 13 pairs (about 240 figures; a GPU-week and more)
+#   scripts/reproduce_crd_table.sh                       all 13 pairs (500 figures; two GPU-weeks and more)
 #   scripts/reproduce_crd_table.sh resnet56_resnet20     some pairs
+#   METHODS=KD,DKD,CRD scripts/reproduce_crd_table.sh resnet56_resnet20             some methods
 #   WORDS='schedule.epochs=30' scripts/reproduce_crd_table.sh resnet56_resnet20     further words for every run
 #
 # OUTPUTS names another folder than outputs/reproduce. `python scripts/crd_table.py table FOLDER` shows what is there so far.
@@ -12,11 +13,12 @@ here=$(dirname "$0")
 outputs=${OUTPUTS:-outputs/reproduce}/crd_table
 read -ra more <<<"${WORDS:-}"
 failed=0
+commands=$(python "$here/crd_table.py" commands "$@" --methods "${METHODS:-}")
 
-while read -r pair words; do
+while read -r pair method words; do
   read -ra typed <<<"$words"
-  kdbench train -m "experiment=tian2020_$pair" "paths.outputs=$outputs" "paths.runs=$outputs/tian2020_$pair" \
+  kdbench train -m "experiment=tian2020_$pair" "paths.outputs=$outputs" "paths.runs=$outputs/tian2020_$pair/$method" \
     seed=0,1,2 "${typed[@]}" "${more[@]}" </dev/null || failed=1
-done < <(python "$here/crd_table.py" commands "$@")
+done <<<"$commands"
 python "$here/crd_table.py" table "$outputs" || failed=1
 exit $failed

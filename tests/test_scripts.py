@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -11,14 +12,20 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 
+import kdbench
+from kdbench import build
 from kdbench.errors import UserError
 from kdbench.results import claims
 from tests.support import losses
+from tests.support.procedures import put
 from tests.support.results import result as made_result
 from tests.support.results import write
 
@@ -163,38 +170,140 @@ def crd_table():
 
 
 def test_the_crd_table_is_what_the_experiments_say(crd_table):
-    """Every figure of every header is found, with the settings that it is of."""
+    """Every published figure stands in its experiment by method, with its marks and source; no other does."""
     assert len(crd_table.pairs()) == 13
     for pair in crd_table.pairs():
         figures = crd_table.published(pair)
         header = (crd_table.EXPERIMENTS / f"tian2020_{pair}.yaml").read_text(encoding="utf-8").split("\ndefaults:")[0]
-        table = [line for line in header.splitlines() if line.startswith(("#   loss=", "#   teacher"))]
-        shown = [float(number) for line in table for number in re.findall(r" (\d\d\.\d\d)\b", line)]
-        assert sorted(shown[1:]) == sorted(figure.accuracy for figure in figures), pair  # the first is the teacher's
-        assert all(figure.words[0].startswith(("loss=", "teacher=none")) for figure in figures)
-    (dkd,) = [figure for figure in crd_table.published("vgg13_vgg8") if "loss=dkd" in figure.words]
-    assert dkd == ("vgg13_vgg8", ("loss=dkd", "loss.nckd=6"), 74.68, True) and dkd.bound == 73.88
-    (fsp,) = [figure for figure in crd_table.published("vgg13_vgg8") if "loss=fsp" in figure.words]
+        assert "\n".join(["as published:", *crd_table.header(pair), "# Command:"]) in header, pair
+        lines = header.replace("\n#     ", " ").splitlines()
+        shown = [line[4:].split(": ", 1) for line in lines if line.startswith("#   ")]
+        found = {(source, entry) for source, entries in shown for entry in entries.split("; ")}
+        sources = {figure.source for figure in figures}
+        said = {(figure.source, f"{figure.method} {figure.said}") for figure in figures}
+        assert found - said == {("HobbitLong/RepDistiller", f"teacher {crd_table.table()[0][pair]:.2f}")}
+        assert said <= found and sources == {source for source, _ in shown}
+        assert len({figure.method for figure in figures}) == len({figure.words for figure in figures}) == len(figures)
+        known = {path.stem for path in crd_table.EXPERIMENTS.glob("tian2020_*_*.yaml")}
+        assert f"tian2020_{pair}" in known and set(pair.split("_")) <= set(re.split(r"[_ :\n]", header))
+    assert len(crd_table.table()[1]) == 500  # whoever adds one counts it here
+    (dkd,) = [figure for figure in crd_table.published("vgg13_vgg8") if figure.method == "DKD"]
+    assert dkd.words == ("loss=dkd", "loss.steps=epoch", "loss.nckd=6") and dkd.said == "74.68*" and dkd.bound == 73.88
+    (fsp,) = [figure for figure in crd_table.published("vgg13_vgg8") if figure.method == "FSP"]
     assert fsp.words[1:] == ("schedule.epochs=270", "schedule.milestones=[180,210,240]") and fsp.bound == 69.73
+    (cat,) = [figure for figure in crd_table.published("resnet32x4_shufflenetv1") if figure.method == "CAT-KD"]
+    assert cat.said == "78.26+~" and cat.bound == 77.46
 
 
-def test_the_crd_table_judges_what_is_there(crd_table, tmp_path):
-    for seed, top1 in enumerate((0.7460, 0.7475, 0.7468)):
-        run = tmp_path / "tian2020_vgg13_vgg8" / f"dkd-{seed}"
-        finished(run, seed, top1, **{"loss.nckd": 6})
+def test_every_command_of_the_crd_table_composes(crd_table):
+    """Each word names a key that there is, with a value that its loss or schedule takes."""
+    lines = dict.fromkeys(figure.words for figure in crd_table.table()[1])
+    assert len(lines) > 100
+    for words in lines:
+        groups = tuple(word for word in words if "." not in word.split("=")[0] or "@" in word.split("=")[0])
+        values = [word for word in words if word not in groups]
+        assert not any(word.startswith("+") for word in values)  # so that an unknown key is refused
+        cfg = OmegaConf.masked_copy(chosen(groups), list({"loss", *(word.split(".")[0] for word in values)}))
+        put(cfg, *values)
+        build.make_loss(" ".join(groups), plain(cfg.loss)).make()
+        if "schedule" in cfg:
+            build.make_schedule(plain(cfg.schedule), "schedule")
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    return {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}
+
+
+@functools.cache
+def chosen(groups: tuple[str, ...]) -> DictConfig:
+    """A configuration with these options. What is another loss alone is not composed, which takes 0.2 s."""
+    if len(groups) > 1 or not groups[0].startswith("loss="):
+        return kdbench.compose("schedule=crd240", list(groups))
+    usual = chosen(("teacher=resnet20",))
+    return OmegaConf.create({"loss": losses.settings(groups[0].removeprefix("loss=")), "schedule": usual.schedule})
+
+
+def test_a_line_that_is_no_figure_is_named(crd_table):
+    block = {"method": "KD", "source": "a paper", "epoch": "last", "words": "loss=kl"}
+    (one,) = crd_table._of(block | {"vgg13_vgg8": "70.00?^ loss.tau=2"}, ["vgg13_vgg8"])
+    assert one.said == "70.00?^" and one.words == ("loss=kl", "loss.tau=2")
+    figure = {"vgg13_vgg8": "70.00"}
+    for wrong in ({"vgg13_vgg8": "70.0"}, {"vgg13_vgg8": "70.00!"}, {"vgg8": "70.00"}, figure | {"epoch": "some"}):
+        with pytest.raises(ValueError, match="KD: vgg"):
+            list(crd_table._of(block | wrong, ["vgg13_vgg8"]))
+
+
+def test_the_crd_table_judges_what_is_there(crd_table, tmp_path, capsys):
+    def trained(method: str, seed: int, top1: float, optimizer: str = "sgd", **config: object) -> None:
+        run = tmp_path / "tian2020_vgg13_vgg8" / method / f"{optimizer}-{seed}-{len(config)}"
+        finished(run, seed, top1, **config)
         tree = json.loads((run / "result.json").read_text())
-        tree["choices"] |= {"loss": "dkd", "optimizer": "sgd"}
+        tree["choices"] |= {"loss": "dkd" if method == "DKD" else "kl", "optimizer": optimizer}
         (run / "result.json").write_text(json.dumps(tree))
-        for optimizer, low in (("sgd", 0.70), ("dot", 0.74)):  # KL under DOT is no KL of another seed
-            run = tmp_path / "tian2020_vgg13_vgg8" / f"kl-{optimizer}-{seed}"
-            finished(run, seed, low + 0.001 * seed)
+
+    for seed, top1 in enumerate((0.7460, 0.7475, 0.7468)):
+        trained("DKD", seed, top1, **{"loss.nckd": 6, "loss.steps": "epoch"})
+        trained("DKD", seed, 0.5, **{"loss.nckd": 8})  # another setting, met in the same folder
+        for optimizer, method, low in (
+            ("sgd", "KD", 0.70),
+            ("dot", "KD+DOT", 0.74),
+        ):
+            trained(method, seed, low + 0.001 * seed, optimizer)
+        trained("CTKD", seed, 0.74)  # of another loss than its folder says
+    kl, dkd, dot = crd_table.judged(tmp_path)
+    assert dot[1:4] == ["KD+DOT", "73.77*", "74.10"]
+    assert kl[:4] == ["vgg13_vgg8", "KD", "72.98", "70.10"] and kl[-2:] == ["3", "does not hold"]
+    assert dkd[:4] == ["vgg13_vgg8", "DKD", "74.68*", "74.68"] and dkd[-2:] == ["3", "holds"]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("vgg13_vgg8 CTKD: ") and told[0].endswith("0 runs of 0 seeds")
+
+
+def test_the_crd_table_is_legible(crd_table, tmp_path, capsys):
+    """All figures of the pair with the longest name, each with runs, in 120 columns."""
+    for figure in crd_table.published("resnet50_mobilenetv2_half"):
+        given = [word.lstrip("+").split("=", 1) for word in figure.words if "@" not in word.split("=")[0]]
+        config = {key: yaml.safe_load(value) for key, value in given}
+        for seed in range(3):
+            run = tmp_path / "tian2020_resnet50_mobilenetv2_half" / figure.method / str(seed)
+            finished(run, seed, figure.accuracy / 100 + seed / 1000, **config)
             tree = json.loads((run / "result.json").read_text())
-            tree["choices"]["optimizer"] = optimizer
+            tree["choices"] |= {"loss": config["loss"], "optimizer": config.get("optimizer", "sgd")}
             (run / "result.json").write_text(json.dumps(tree))
-    (kl, dkd, dot) = crd_table.judged(tmp_path)
-    assert dot[1:4] == ["loss=kl optimizer=dot optimizer@teacher.optimizer=sgd", "73.77 best", "74.10"]
-    assert kl[:4] == ["vgg13_vgg8", "loss=kl", "72.98", "70.10"] and kl[-2:] == ["3", "does not hold"]
-    assert dkd[:4] == ["vgg13_vgg8", "loss=dkd loss.nckd=6", "74.68 best", "74.68"] and dkd[-2:] == ["3", "holds"]
+    crd_table.show(tmp_path, False)
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert not captured.err and max(map(len, lines)) <= 120
+    rows = [line.split() for line in lines if line.startswith("resnet50_mobilenetv2_half ")]
+    said = [[figure.method, figure.said] for figure in crd_table.published("resnet50_mobilenetv2_half")]
+    assert [row[1:3] for row in rows] == said and len(said) == 38
+    assert lines[-4].startswith("Plain figures are of the last epoch; *")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a script of bash")
+def test_few_of_the_crd_table_are_run_into_folders_of_their_own(crd_table, tmp_path):
+    script, said = Path(__file__).parent.parent / "scripts/reproduce_crd_table.sh", tmp_path / "said"
+    for program, does in (("kdbench", f'echo "$@" >>{said}'), ("python", f'exec {sys.executable} "$@"')):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / program).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    few = {"METHODS": "KD,KD++", "WORDS": "schedule.epochs=1", "OUTPUTS": str(tmp_path / "out")}
+    done = subprocess.run(
+        ["bash", script, "resnet56_resnet20"], env={**os.environ, "PATH": path, **few}, capture_output=True, text=True
+    )
+    begun = [line.split() for line in said.read_text().splitlines()]
+    top = f"{tmp_path}/out/crd_table"
+    assert done.returncode == 0 and done.stdout.startswith("pair  method  published"), done.stderr
+    assert begun[0] == [
+        "train", "-m", "experiment=tian2020_resnet56_resnet20", f"paths.outputs={top}",
+        f"paths.runs={top}/tian2020_resnet56_resnet20/KD", "seed=0,1,2", "loss=kl", "schedule.epochs=1",
+    ]  # fmt: skip
+    assert (
+        f"paths.runs={top}/tian2020_resnet56_resnet20/KD++" in begun[1] and "loss.parts.kd.weights.tckd=1" in begun[1]
+    )
+    few |= {"METHODS": "KDD"}
+    refused = subprocess.run(["bash", script], env={**os.environ, "PATH": path, **few}, capture_output=True, text=True)
+    assert refused.returncode and "KDD: must be one of" in refused.stderr
+    assert len(said.read_text().splitlines()) == 2
 
 
 @pytest.fixture
