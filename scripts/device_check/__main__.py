@@ -26,6 +26,7 @@ on a CPU, where nothing is recorded: so nothing in here is untried but the devic
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -61,9 +62,18 @@ def found(name: str) -> bool:
         return False
 
 
+def read(file: Path) -> dict[str, Any]:
+    """What a file of results holds; nothing where there is none, or none that can be read."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
 def supervise(command: list[str], name: str, out: Path, limit: float) -> dict[str, Any]:
     """One section in a process of its own; what it found so far if it is stopped or dies. It writes to its `--out`."""
     file, begin, ended = out / f".{name}.json", time.perf_counter(), ""
+    section: dict[str, Any] = {"verdicts": [], "figures": {}}
     file.unlink(missing_ok=True)
     with open(out / f"{name}.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(
@@ -74,14 +84,13 @@ def supervise(command: list[str], name: str, out: Path, limit: float) -> dict[st
                 ended = f"ended with {process.returncode}"
         except subprocess.TimeoutExpired:
             ended = f"stopped after {limit:.0f} s"
-        finally:  # with what it started, compilers and workers, also when this process is interrupted
-            if process.poll() is None:
+        finally:  # with what it started, compilers and workers, also when it died or this process is interrupted
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    section: dict[str, Any] = {"verdicts": [], "figures": {}}
-    if file.exists():
-        section = json.loads(file.read_text(encoding="utf-8"))
-        file.unlink()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that hangs may keep it for ever
+                process.wait(30)
+    section |= read(file)
+    file.unlink(missing_ok=True)
     if ended:
         section["verdicts"].append(
             {"name": f"section {name}", "ok": False, "detail": f"{ended}; see {name}.log", "flag": ""}
@@ -114,13 +123,13 @@ def main() -> int:
         from device_check.sections import run_section
 
         return run_section(arguments)
-    from device_check.page import page
+    from device_check.page import page, replace
 
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
     kept = out / "device_check.json"
-    sections: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))["sections"] if kept.exists() else {}
+    sections: dict[str, Any] = read(kept).get("sections", {})
     command = [sys.executable, str(HERE), "--seconds", str(arguments.seconds), "--peer", arguments.peer]
     for name in arguments.only:
         left = end - time.monotonic()
@@ -132,8 +141,8 @@ def main() -> int:
         bad = [verdict["name"] for verdict in section["verdicts"] if verdict["ok"] is False]
         said = f"failed: {', '.join(bad)}" if bad else "nothing failed"
         print(f"{name}: {section['seconds']:.0f} s, {said}", flush=True)
-        kept.write_text(json.dumps({"sections": sections}, indent=1) + "\n", encoding="utf-8")
-        (out / "device_check.md").write_text(page(sections), encoding="utf-8")
+        replace(kept, json.dumps({"sections": sections}, indent=1) + "\n")
+        replace(out / "device_check.md", page(sections))
     print(page(sections))
     return int(any(verdict["ok"] is False for section in sections.values() for verdict in section["verdicts"]))
 

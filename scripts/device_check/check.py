@@ -80,7 +80,7 @@ class Check:
         self.kept(self)
         gc.collect()
         if self.cuda:
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # raises after an error that stays with the process, whose section ends with it
 
     def on_cuda(self, name: str, check: Callable[[], Found], flag: str = "") -> None:
         """A check that only a CUDA device can pass; elsewhere it is run without recordings, and can only break."""

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 MARKS = {True: "ok", False: "**failed**", None: "n/a"}
+FLAGS = {  # of kdbench/engine/device.py: the sections that have checks of each
+    "PROVEN_GRAPHS": ("graphs", ("equal", "matrix", "losses")),
+    "PROVEN_COMPILE": ("compile", ("compile",)),
+}
+
+
+def replace(file: Path, text: str) -> None:
+    """Write a file that is whole at every moment: whoever writes it may be stopped."""
+    made = file.with_name(f"{file.name}.new")
+    made.write_text(text, encoding="utf-8")
+    os.replace(made, file)
 
 
 def justified(sections: dict[str, Any]) -> dict[str, str]:
-    """What the flags of kdbench/engine/device.py may be, and why."""
+    """What the flags of kdbench/engine/device.py may be, and why. A section that did not end proves nothing."""
     verdicts = [verdict for section in sections.values() for verdict in section["verdicts"]]
     found = {}
-    for flag, constant in (("graphs", "PROVEN_GRAPHS"), ("compile", "PROVEN_COMPILE")):
+    for constant, (flag, needed) in FLAGS.items():
         asked = [verdict for verdict in verdicts if verdict["flag"] == flag]
         bad = [verdict["name"] for verdict in asked if verdict["ok"] is False]
-        missing = [verdict["name"] for verdict in asked if verdict["ok"] is None]
-        reason = f"failed: {', '.join(bad)}" if bad else "not tried on a GPU" if missing or not asked else ""
-        found[constant] = f"False ({reason})" if reason else f"True ({len(asked)} checks passed)"
+        untried = not asked or any(verdict["ok"] is None for verdict in asked)
+        reasons = {
+            "failed": bad,
+            "did not end": [name for name in needed if name in sections and not _ended(name, sections[name])],
+            "not run": [name for name in needed if name not in sections],
+        }
+        said = "; ".join(f"{why}: {', '.join(names)}" for why, names in reasons.items() if names)
+        said = "; ".join(filter(None, [said, "not tried on a GPU" if untried else ""]))
+        found[constant] = f"False ({said})" if said else f"True ({len(asked)} checks passed)"
     return found | {"AUTO_PRECISION": _precision(sections)}
+
+
+def _ended(name: str, section: dict[str, Any]) -> bool:
+    """Whether a section's process came to its end: its supervisor has a verdict of that name if it did not."""
+    return all(verdict["name"] != f"section {name}" for verdict in section["verdicts"])
 
 
 def _precision(sections: dict[str, Any]) -> str:
     """That of the quickest recorded step, of those that keep three digits and more without a scale of the loss."""
     ways = sections.get("matrix", {}).get("figures", {}).get("ways", {})
-    recorded = {name: step["median"] for name, step in ways.items() if "graph" in name and not name.startswith("fp16")}
+    # kdbench does not search for kernels (cudnn.benchmark): the same run would not have the same numbers again.
+    names = [name for name in ways if "graph" in name and not name.startswith("fp16") and "benchmark" not in name]
+    recorded = {name: ways[name]["median"] for name in names}
     if not recorded:
         return "bf16 (not tried on a GPU)"
     best = min(recorded, key=recorded.__getitem__)

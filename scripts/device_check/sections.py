@@ -10,6 +10,7 @@ from pathlib import Path
 
 from device_check import equal, goals, speed
 from device_check.check import Check
+from device_check.page import replace
 from kdbench.bench.machine import describe, peak_memory
 
 SECTIONS: dict[str, Callable[[Check], None]] = {
@@ -29,7 +30,7 @@ def run_section(arguments: argparse.Namespace) -> int:
         def keep(check: Check) -> None:
             found = {"verdicts": [verdict._asdict() for verdict in check.verdicts], "figures": check.figures}
             about = {"machine": describe(placement), "peak": peak_memory(placement)}
-            arguments.out.write_text(json.dumps(about | found) + "\n", encoding="utf-8")
+            replace(arguments.out, json.dumps(about | found) + "\n")
 
         check.kept = keep
         SECTIONS[arguments.section](check)

@@ -58,27 +58,62 @@ def test_the_device_check_keeps_what_it_found_of_sections_that_end_early(device,
     (tmp_path / "child.py").write_text("import pathlib, time\ntime.sleep(1.2)\npathlib.Path('late').touch()\n")
     child = f"subprocess.Popen([sys.executable, 'child.py'], cwd={str(tmp_path)!r})\n"
     sections = {}
+    half = "pathlib.Path(sys.argv[-1]).write_text('{\"verdicts\": [')\n"  # as it is when it is stopped there
     for name, end, limit in (
         ("run", "", 20),
+        ("matrix", "", 20),
+        ("losses", "", 20),
         ("equal", "sys.exit(7)\n", 20),
+        ("live", child + "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n", 20),
+        ("sweep", half + "sys.exit(1)\n", 20),
         ("cohort", child + "time.sleep(60)\n", 0.6),
     ):
         (tmp_path / "section.py").write_text(text + end)
         sections[name] = supervise([sys.executable, str(tmp_path / "section.py")], name, tmp_path, limit)
-    oks = [[verdict["ok"] for verdict in section["verdicts"]] for section in sections.values()]
-    assert oks[0] == [True] and oks[1] == [True, False] and oks[2][-1] is False
+    oks = {name: [verdict["ok"] for verdict in section["verdicts"]] for name, section in sections.items()}
+    assert oks["run"] == [True] and oks["equal"] == [True, False] and oks["cohort"][-1] is False
+    assert oks["live"] == [True, False] and oks["sweep"] == [False]
     written = page(sections)
-    assert "ended with 7" in written and "stopped after" in written
-    assert "`PROVEN_GRAPHS = True (" in written and "`PROVEN_COMPILE = False (not tried on a GPU)`" in written
+    assert "ended with 7" in written and "stopped after" in written and "ended with -11" in written
+    assert "`PROVEN_GRAPHS = False (did not end: equal)`" in written
+    del sections["equal"]
+    assert "`PROVEN_GRAPHS = False (not run: equal)`" in page(sections)
+    sections["equal"] = sections["run"] | {"verdicts": [*sections["run"]["verdicts"]]}
+    written = page(sections)
+    assert "`PROVEN_GRAPHS = True (" in written
+    assert "`PROVEN_COMPILE = False (not run: compile; not tried on a GPU)`" in written
     assert "`AUTO_PRECISION = bf16 (not tried on a GPU)`" in written
     sections["run"]["verdicts"].append({"name": "b", "ok": False, "detail": "", "flag": "graphs"})
     times = {"bf16, channels last, graph": 0.9, "tf32, contiguous, graph": 0.7, "fp16, graph": 0.5, "bf16, eager": 0.1}
+    times["bf16, graph, cudnn.benchmark"] = 0.6  # no run of kdbench searches for kernels
     ways = {name: {"median": 1e-3 * ms, "low": 0.0, "high": 0.0, "n": 3} for name, ms in times.items()}
     sections["matrix"] = {"verdicts": [], "figures": {"ways": ways}, "seconds": 1.0}
     assert "`PROVEN_GRAPHS = False (failed: b)`" in page(sections)
     assert "`AUTO_PRECISION = tf32 (tf32, contiguous, graph: 0.700 ms)`" in page(sections)
     time.sleep(0.8)
     assert not (tmp_path / "late").exists()  # what a stopped section started is stopped too
+
+
+def test_the_device_check_goes_on_after_a_check_that_runs_out_of_memory(device, tmp_path):
+    check = device("check").Check(tmp_path, quick=True, seconds=0.1)
+    kept: list[int] = []
+    check.kept = lambda check: kept.append(len(check.verdicts))
+
+    def short():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    check.judge("large", short)
+    check.judge("small", lambda: (True, "runs"))
+    assert [verdict.ok for verdict in check.verdicts] == [False, True] and kept == [1, 2]
+    assert check.verdicts[0].detail.startswith("OutOfMemoryError: CUDA out of memory")
+
+
+def test_the_device_check_reads_what_a_killed_one_left(device, tmp_path):
+    read = device("__main__").read
+    (tmp_path / "half.json").write_text('{"sections": {"run"')
+    assert read(tmp_path / "half.json") == {} == read(tmp_path / "none.json")
+    device("page").replace(tmp_path / "whole.json", '{"sections": {}}')
+    assert read(tmp_path / "whole.json") == {"sections": {}} and [*tmp_path.glob("*.new")] == []
 
 
 def test_every_section_of_the_device_check_has_a_limit_and_is_explained(device):
@@ -129,3 +164,7 @@ def test_the_device_check_gives_every_loss_the_views_that_it_compares(device):
     equal = device("equal")
     several = {name for name in losses_parts.NAMES if losses_parts.ready(name).views > 1}
     assert several and several <= {*equal.NEEDS, *equal.LEFT_OUT}
+
+
+def test_the_device_check_knows_which_losses_wait_for_the_device(device):
+    assert set(device("equal").WAITING) == losses_parts.WAITING

@@ -567,16 +567,13 @@ def test_where_a_step_is_recorded(monkeypatch):
     assert cohort_graph([make_learner()], cpu) is None
 
 
-WAITING = {"kdsvd"}  # torch asks the GPU whether a singular value decomposition has converged
-
-
-@pytest.mark.parametrize("name", [name for name in losses_parts.NAMES if name not in WAITING])
+@pytest.mark.parametrize("name", [name for name in losses_parts.NAMES if name not in losses_parts.WAITING])
 def test_every_loss_can_be_recorded(name):
     """No loss reads a number from the device or counts its calls in Python: both would be wrong in a replay."""
     check_recorded(name)
 
 
-@pytest.mark.parametrize("name", sorted(WAITING))
+@pytest.mark.parametrize("name", sorted(losses_parts.WAITING))
 def test_what_waits_for_the_device_cannot_be_recorded(name):
     with pytest.raises(Waits):
         check_recorded(name)

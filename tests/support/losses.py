@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parents[2] / "configs/loss"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 B, C = 6, 7  # samples and classes of a test batch
 ALIKE = {"fsp", "kdsvd"}  # compare products of channels: both networks need the same
+WAITING = {"kdsvd"}  # torch asks a GPU whether a singular value decomposition has converged
 SMALL: dict[str, dict[str, Any]] = {
     "crd": {"images": 400, "negatives": 32},  # its own defaults take seconds a batch
     "norm": {"copies": 1},  # as wide as "projected" below
