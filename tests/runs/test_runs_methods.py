@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from kdbench.cohort import Run, train_together
 from kdbench.configure.naming import without_hydra
+from kdbench.engine.learner import Learner
 from kdbench.runs.stage import places_in_turn
 from kdbench.tables.feed import TableTeacher
 from tests.support.procedures import MLPS, TINY, composed, in_hydra, refusal, result, train
@@ -166,6 +168,50 @@ def test_a_cohort_of_methods_that_turn_images_or_look_into_networks_is_its_runs(
     first = {"fitnet_hints": ["loss.epochs=1"]}
     words = {loss: [*networks, *more, *first.get(loss, [])] for loss in losses}
     assert_cohort_is_its_runs(words, ["dataset/augment"] if more else [])
+
+
+def test_a_cohort_killed_in_first_trainings_goes_on_to_what_its_runs_give(monkeypatch):
+    """Killed in the first member's stage, and then in the third's."""
+    names = [("ab", 0), ("ft", 1), ("fitnet_hints", 1)]
+    few = ["loss.epochs=2", "schedule.epochs=1", "trainer.limit_steps=2", "dataset.n_test=16"]
+    tiny = [*TINY, *NETWORKS["fitnet_hints"], *few, "teacher.schedule.epochs=1"]
+
+    def runs(outputs: str) -> list[Run]:
+        roots = [composed(*tiny, f"loss={loss}", f"seeds.init={seed}") for loss, seed in names]
+        pairs = zip(roots, names, strict=True)
+        return [
+            Run(without_hydra(root), Path(outputs, f"{loss}-{seed}"), [], dict(root.hydra.runtime.choices))
+            for root, (loss, seed) in pairs
+        ]
+
+    together, apart = runs("together"), runs("apart")
+    with in_hydra():
+        for loss in ("Boundaries", "Hint"):
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(Learner, "step", stopped_in(loss, 3))
+                train_together(together)
+        cut = {str(path.parent.relative_to("together")) for path in Path("together").rglob("checkpoint.pt")}
+        outcomes = train_together(together)
+        assert outcomes == [outcome for one in apart for outcome in train_together([one])]
+    assert cut == {"fitnet_hints-1/stages/1-first"}
+    assert {str(path.parent.parent.parent) for path in Path("together").rglob("loss.safetensors")} == {
+        f"together/{loss}-{seed}" for loss, seed in names
+    }
+    for loss, seed in names:
+        for stage in (".", "stages/1-first"):
+            assert_same(Path("together", f"{loss}-{seed}", stage), Path("apart", f"{loss}-{seed}", stage))
+
+
+def stopped_in(loss: str, after: int) -> Callable[..., None]:
+    """A learner's step that ends the process after so many steps under a loss."""
+    take = Learner.step
+
+    def step(self: Learner, *args: object) -> None:
+        if type(self.distiller.loss).__name__ == loss and self.steps_done == after:
+            raise KeyboardInterrupt
+        take(self, *args)
+
+    return step
 
 
 def test_networks_that_cannot_be_entered_are_refused_by_name():
