@@ -33,7 +33,7 @@ from kdbench.configure import (
     register,
 )
 from kdbench.data.augment.mix import make_mix
-from kdbench.data.augment.views import Augment, Identity, is_augment
+from kdbench.data.augment.views import Augment, Identity, refuse_no_augment
 from kdbench.data.bundle import Bundle
 from kdbench.data.stamp import reading
 from kdbench.engine.loggers import Logger
@@ -175,7 +175,7 @@ def make_augment(node: Node | None, key: str) -> Augment:
         return Identity()
     made = construct(node, key)
     allowed = "the path of an augmentation (kdbench.data.augment.views.Augment)"
-    require(is_augment(made), f"{key}._target_", node.get("_target_"), allowed)
+    refuse_no_augment(made, f"{key}._target_", node.get("_target_"), allowed)
     return made
 
 

@@ -9,6 +9,7 @@ from kdbench.arguments.call import (
     keys,
     of_keys,
     parameters,
+    refuse_foreign,
     run,
     unknown_key,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "locate",
     "of_keys",
     "parameters",
+    "refuse_foreign",
     "run",
     "trusting",
     "unknown_key",

@@ -104,6 +104,18 @@ def fit_arguments(
     return arguments
 
 
+def refuse_foreign(target: Callable[..., Any], typed: Values, name: str, given: Collection[str] = ()) -> None:
+    """Raise a UserError for an option that a foreign function does not take, naming those that it takes, and for a
+    value of another type. `given`: what kdbench gives itself; `name`: the function as the user knows it."""
+    wanted = parameters(target)
+    known = sorted(keys(target).difference(given))
+    for key, value in typed.items():
+        if key in known:
+            fit(value, wanted[key].annotation, key)
+        elif not _takes_all(target):
+            raise UserError(key, value, f"left out: {name} takes {', '.join(known)}", nearest(key, known))
+
+
 def accepted(target: Callable[..., Any], given: Values) -> dict[str, object]:
     """Those of `given` that `target` has a parameter for."""
     names = given.keys() if _takes_all(target) else keys(target)

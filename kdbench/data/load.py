@@ -16,7 +16,7 @@ from kdbench.arguments import accepted, call, checked, keys, locate, of_keys
 from kdbench.arguments.ranges import Amount, Seed, Text, above_to, listed, within
 from kdbench.data import bundle as bundles
 from kdbench.data.augment.mix import Mix, make_mix
-from kdbench.data.augment.views import Augment, Identity, copies_of, is_augment
+from kdbench.data.augment.views import Augment, Identity, copies_of, refuse_no_augment
 from kdbench.data.bundle import Bundle, Inputs, Source, Split, are_images, outside
 from kdbench.data.corpus import corpus_bundle
 from kdbench.data.decode import gray_or_colour
@@ -158,7 +158,7 @@ def _augment(value: Augment | None, key: str, inputs: Inputs) -> Augment:
     """null is no augmentation. Raises UserError, also for one that cannot take this data: it is tried on two rows, in
     all of the views that it shows side by side."""
     made = Identity() if value is None else value
-    require(is_augment(made), f"dataset.{key}", value, "null or the _target_ of an augmentation")
+    refuse_no_augment(made, f"dataset.{key}", value, "null or the _target_ of an augmentation")
     if isinstance(inputs, Tensor):
         some = torch.cat([inputs[:2]] * copies_of(made))
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.arguments import refuse_foreign
 from kdbench.engine.apart import APART
 from kdbench.engine.options import OptimizerOptions
 from kdbench.errors import UserError
@@ -29,12 +30,13 @@ def make_optimizer(
     those that `no_decay` names. `layer_decay` scales the learning rate down towards the input (`lr_scale` of a group).
     `on_device`: the learning rate is a float32 tensor on the device, which a CUDA graph can read anew in every step;
     on a GPU also where nothing is recorded, so that both ways compute with the same number.
-    Raises UserError for an unknown name or arguments that the optimizer does not take.
+    Raises UserError for an unknown name or an argument that the optimizer does not take.
     """
     modules = list(modules)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = _groups(modules, options)
     extra: dict[str, object] = {k: v for k, v in _given(options).items() if v is not None} | dict(options.options)
+    _refuse_unknown(options, extra)
     try:
         if options.name in _TORCH:
             # One fused kernel a step for all tensors; CPU and CUDA have it, other devices fall back to foreach.
@@ -157,11 +159,33 @@ def _layer_scales(modules: Sequence[nn.Module], layer_decay: float | None) -> di
 def _from_timm(
     options: OptimizerOptions, groups: list[dict[str, object]], extra: Mapping[str, object]
 ) -> torch.optim.Optimizer:
-    from timm.optim import create_optimizer_v2, list_optimizers  # imported when asked for: timm takes a second
+    from timm.optim import create_optimizer_v2  # imported when asked for: timm takes a second
 
-    known = [str(name) for name in list_optimizers()]
-    if options.name not in known:
-        names = sorted({*_TORCH, *APART, *known})
-        near = difflib.get_close_matches(options.name, names, n=5) or [*_TORCH, "lamb", "lion", "muon"]
-        raise UserError("name", options.name, "sgd, adamw, adam or an optimizer of timm", f"Nearest: {', '.join(near)}")
     return create_optimizer_v2(groups, opt=options.name, lr=options.lr, weight_decay=options.weight_decay, **extra)
+
+
+def _refuse_unknown(options: OptimizerOptions, typed: Mapping[str, object]) -> None:
+    """Raise a UserError for an argument that the optimizer does not take, naming those that it takes."""
+    try:
+        refuse_foreign(_class_of(options.name), typed, options.name, ("params", "lr", "weight_decay"))
+    except UserError as error:
+        if error.key in options.options:
+            error.move_under("options")
+        raise
+
+
+def _class_of(name: str) -> Callable[..., torch.optim.Optimizer]:
+    own = _TORCH.get(name) or APART.get(name)
+    if own is not None:
+        return own
+    from timm.optim import get_optimizer_class, list_optimizers
+
+    known = [str(one) for one in list_optimizers()]
+    if name not in known:
+        names = sorted({*_TORCH, *APART, *known})
+        near = difflib.get_close_matches(name, names, n=5) or [*_TORCH, "lamb", "lion", "muon"]
+        raise UserError("name", name, "sgd, adamw, adam or an optimizer of timm", f"Nearest: {', '.join(near)}")
+    try:
+        return get_optimizer_class(name, bind_defaults=False)
+    except (AssertionError, ImportError, RuntimeError) as error:  # of a library that is not there, or of a GPU
+        raise UserError("name", name, f"an optimizer that can be had here: {error}") from error

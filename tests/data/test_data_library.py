@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from timm.data.auto_augment import auto_augment_transform, posterize, rand_augment_transform
 from torchvision.transforms import v2
+from torchvision.transforms.functional import erase
 
 from kdbench.data.augment.library import Timm, Torchvision, _posterized
 from kdbench.data.augment.strong import RandomErasing
 from kdbench.errors import UserError
+from kdbench.paths import CONFIG_DIR
 
 ALL = [
     Timm(),
@@ -58,11 +62,21 @@ def test_timms_policy_is_timms(policy, make):
         assert np.array_equal(made[number].permute(1, 2, 0).numpy(), expected)
 
 
-def test_torchvisions_transform_is_torchvisions():
-    image = some(1)
-    torch.manual_seed(11)
-    expected = v2.TrivialAugmentWide()(image[0])
-    assert torch.equal(Torchvision("TrivialAugmentWide")(image, torch.tensor([11]))[0], expected)
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("trivial_augment", v2.TrivialAugmentWide()),
+        ("color_jitter", v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)),
+    ],
+)
+def test_torchvisions_transform_is_torchvisions(name, theirs):
+    """The option's own values, behind its crop and mirror."""
+    own = yaml.safe_load((Path(CONFIG_DIR) / "dataset" / "augment" / f"{name}.yaml").read_text())["parts"][1]
+    augment, images = Torchvision(own["name"], own["options"]), some(4)
+    made = augment(images, torch.arange(4))
+    for number, image in enumerate(images):
+        torch.manual_seed(number)
+        assert torch.equal(made[number], theirs(image))
 
 
 def test_posterize_to_no_bits_is_black():
@@ -76,8 +90,10 @@ def test_what_the_libraries_do_not_read_is_refused():
         Timm("rand-x")
     with pytest.raises(UserError, match="policy = rand-m99-inc1: must be one with m from 0 to 30: it has m99"):
         Timm("rand-m99-inc1")
-    with pytest.raises(UserError, match=r"options = .*: must be what torchvision's ColorJitter takes"):
+    with pytest.raises(UserError, match=r"options\.light = 1: must be left out: ColorJitter takes brightness"):
         Torchvision("ColorJitter", {"light": 1})
+    with pytest.raises(UserError, match=r"options = .*: must be what torchvision's ColorJitter takes"):
+        Torchvision("ColorJitter", {"hue": 7.0})
     with pytest.raises(UserError, match="name = Resize: must be one of AutoAugment"):
         Torchvision("Resize")
 
@@ -92,6 +108,20 @@ def test_erased_rectangles_are_those_of_the_paper():
     ratio = (height / width)[erased].log()
     assert abs(ratio.mean()) < 0.1 and ratio.max() < 1.4
     assert (top + height <= 40).all() and (left + width <= 60).all() and left.max() > 40
+
+
+def test_an_erased_rectangle_is_torchvisions_of_the_same_place():
+    """dataset/augment=random_erasing: pixels beside the rectangle stay, those within are noise of mean 0.45."""
+    own = yaml.safe_load((Path(CONFIG_DIR) / "dataset" / "augment" / "random_erasing.yaml").read_text())["parts"][1]
+    augment = RandomErasing(**{key: value for key, value in own.items() if key != "_target_"} | {"probability": 1.0})
+    images, view = some(64), torch.arange(64)
+    made, inside = augment(images, view), []
+    for image, erased, (i, j, h, w) in zip(images, made, torch.stack(augment.box(view, images.shape), 1).tolist()):
+        own_noise = erased[:, i : i + h, j : j + w].clone()
+        assert torch.equal(erase(image, i, j, h, w, own_noise), erased)
+        inside.append(own_noise.flatten())
+    values = torch.cat(inside).float() / 255
+    assert abs(values.mean() - 0.45) < 0.01 and abs(values.std() - 0.225) < 0.01
 
 
 def test_what_is_put_in_a_rectangle():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from kdbench.build import make_augment
 from kdbench.data.augment.strong import Cutout, RandAugment, ResizedCrop
 from kdbench.data.augment.views import Compose, CropFlip, Identity, SideBySide, Turn, copies_of, jitter
 from kdbench.data.order import Order
@@ -182,3 +183,15 @@ def test_turned_views_can_share_the_mirror_alone():
     for parts in ([crop, jitter(1)], [crop, Compose([crop, crop])]):
         with pytest.raises(UserError, match=r"^alike = flip: must be"):
             SideBySide(parts, alike="flip")
+
+
+def test_an_augmentation_of_an_earlier_version_is_told_the_new_name(tmp_path, monkeypatch):
+    hooks = "    views = 1\n    {} = 0\n    draw = __call__ = None\n"
+    source = f"class Old:\n{hooks.format('identity')}class None_:\n    pass\nclass New:\n{hooks.format('no_op')}"
+    (tmp_path / "own_augment.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"augment\._target_ = .*Old has no no_op; identity is called no_op now"):
+        make_augment({"_target_": "own_augment.Old"}, "dataset.augment")
+    with pytest.raises(UserError, match=r"must be the path of an aug.*None_ has no views, no_op, draw, __call__$"):
+        make_augment({"_target_": "own_augment.None_"}, "dataset.augment")
+    assert make_augment({"_target_": "own_augment.New"}, "dataset.augment").no_op == 0

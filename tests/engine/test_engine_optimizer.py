@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import Lamb, Lion, Muon, param_groups_layer_decay, param_groups_weight_decay
 
 from kdbench.engine.optimizer import load_state, lr_setter, make_optimizer
 from kdbench.engine.options import OptimizerOptions
@@ -104,3 +104,51 @@ def test_a_share_of_the_rate_is_the_same_number_in_a_recorded_step_and_in_an_eag
             fill(value)
             found.append(optimizer.param_groups[0]["lr"].clone())
         assert torch.equal(*found) and found[0] == pytest.approx(rate * 0.7**3)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "theirs"),
+    [
+        ("lion", {"betas": [0.9, 0.99]}, lambda p: Lion(p, lr=0.01, weight_decay=0.1, betas=(0.9, 0.99))),
+        ("lion", {"options": {"caution": True}}, lambda p: Lion(p, lr=0.01, weight_decay=0.1, caution=True)),
+        ("muon", {"momentum": 0.9, "nesterov": True},
+         lambda p: Muon(p, lr=0.01, weight_decay=0.1, momentum=0.9, nesterov=True)),
+        ("lamb", {"options": {"trust_clip": True}}, lambda p: Lamb(p, lr=0.01, weight_decay=0.1, trust_clip=True)),
+    ],
+)  # fmt: skip
+def test_steps_of_timms_optimizers_are_timms(name, own, theirs):
+    mine, other = (torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4)) for _ in range(2))
+    other.load_state_dict(mine.state_dict())
+    pair = make_optimizer(OptimizerOptions(name, 0.01, weight_decay=0.1, **own), [mine]), theirs(other.parameters())
+    before = [parameter.clone() for parameter in mine.parameters()]
+    for _ in range(3):
+        inputs = torch.randn(8, 6)
+        for network, optimizer in zip((mine, other), pair):
+            optimizer.zero_grad()
+            network(inputs).square().mean().backward()
+            optimizer.step()
+    for parameter, same, old in zip(mine.parameters(), other.parameters(), before):
+        assert torch.equal(parameter, same) and not torch.equal(parameter, old)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (OptimizerOptions("sgd", 0.1, options={"xyz": 1}), r"options\.xyz = 1: must be left out: sgd takes dampening"),
+        (OptimizerOptions("lion", 0.1, options={"cautious": True}), r"options\.cautious = .* takes betas, cau.*Did"),
+        (OptimizerOptions("adamw", 0.1, momentum=0.9), r"^momentum = 0\.9: must be left out: adamw takes amsgrad"),
+        (OptimizerOptions("dot", 0.1, options={"delt": 1}), r"options\.delt = 1: .*takes delta, momentum\. Did"),
+        (OptimizerOptions("sgd", 0.1, options={"lr": 1}), r"options\.lr = 1: must be left out"),
+        (OptimizerOptions("sgd", 0.1, options={"dampening": "x"}), r"options\.dampening = x: must be .*float"),
+        (OptimizerOptions("adan", 0.1, options={"eps": -1.0}), "options = .*: must be what adan takes"),
+    ],
+)
+def test_what_an_optimizer_does_not_take_is_refused_by_its_key(options, said):
+    with pytest.raises(UserError, match=said):
+        make_optimizer(options, [torch.nn.Linear(2, 2)])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one that needs a GPU")
+def test_an_optimizer_of_a_library_that_is_not_here_is_refused():
+    with pytest.raises(UserError, match="name = bnbadam: must be an optimizer that can be had here: CUDA"):
+        make_optimizer(OptimizerOptions("bnbadam", 0.1), [torch.nn.Linear(2, 2)])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.arguments import checked
+from kdbench.arguments import checked, refuse_foreign
 from kdbench.arguments.ranges import Share, Text, listed
 from kdbench.data.augment.views import SEED
 from kdbench.errors import UserError
@@ -89,10 +89,15 @@ class Torchvision(PerImage):
         from torchvision.transforms import v2
 
         options = dict(self.options)
+        target: Callable[..., Callable[[Tensor], Tensor]] = getattr(v2, self.name)
         try:
             if self.name == "AutoAugment" and "policy" in options:
                 options["policy"] = v2.AutoAugmentPolicy(options["policy"])
-            made: Callable[[Tensor], Tensor] = getattr(v2, self.name)(**options)
+            refuse_foreign(target, options, self.name)
+            made = target(**options)
+        except UserError as error:
+            error.move_under("options")
+            raise
         except (TypeError, ValueError) as error:
             raise UserError("options", dict(self.options), f"what torchvision's {self.name} takes: {error}") from error
         return made

@@ -45,9 +45,16 @@ class Augment(Protocol):
         ...
 
 
-def is_augment(made: object) -> bool:
-    """Whether it has what an augmentation has."""
-    return callable(made) and all(hasattr(made, name) for name in ("views", "no_op", "draw"))
+_RENAMED = {"no_op": "identity"}  # hooks by the names that they had in earlier versions
+
+
+def refuse_no_augment(made: object, key: str, value: object, allowed: str) -> None:
+    """Raise a UserError for what is no augmentation, with the hooks that it lacks."""
+    lacking = [name for name in ("views", "no_op", "draw", "__call__") if not hasattr(made, name)]
+    if lacking:
+        old = [f"{_RENAMED[name]} is called {name} now" for name in lacking if hasattr(made, _RENAMED.get(name, ""))]
+        hint = "; ".join([f"{type(made).__name__} has no {', '.join(lacking)}", *old])
+        raise UserError(key, value, allowed, hint)
 
 
 def copies_of(augment: Augment) -> int:
