@@ -245,6 +245,7 @@ def make_loss(choice: str, node: Mapping[str, object], key: str = "loss") -> Los
 def make_teacher(choice: str, node: Mapping[str, object]) -> TeacherSpec | None:
     """Split the flat teacher node into the network's keys and the teacher's own."""
     if node.get("_target_") is None:
+        _refuse_single(choice, node)
         return None
     own: dict[str, Any] = {key: value for key, value in node.items() if key in TEACHER_KEYS}
     own["optimizer"] = make_optimizer_options(section(node, "optimizer"), "teacher.optimizer")
@@ -264,9 +265,15 @@ def make_origin(choice: str, node: Mapping[str, object]) -> Origin:
         own["new_head"] = True  # where the published one does not fit
     if not hasattr(locate(node["_target_"], "teacher._target_"), "obtain"):
         return origin_of(make_network(choice, own, "teacher"), checkpoint, run, key, finetune)
-    for name in SINGLE:
-        require(node.get(name) in (None, False), f"teacher.{name}", node.get(name), f"null with teacher={choice}")
+    _refuse_single(choice, node)
     return construct(own, "teacher")
+
+
+def _refuse_single(choice: str, node: Mapping[str, object]) -> None:
+    """Raise a UserError for where a single network comes from, with a teacher that is none."""
+    for name in SINGLE:
+        allowed = f"{'false' if name == 'finetune' else 'null'} with teacher={choice}"
+        require(node.get(name) in (None, False), f"teacher.{name}", node.get(name), allowed)
 
 
 def make_optimizer_options(node: Mapping[str, object], prefix: str) -> OptimizerOptions:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdbench.configure.check import check
 from kdbench.configure.compose import register, tell_left_out
 from kdbench.configure.explain import explain, typed_as
+from kdbench.configure.idle import idle, tell_idle
 from kdbench.configure.sweep import Better, Finished, Sweep, Task
 from kdbench.configure.text import readable
 from kdbench.errors import Busy, UserError, traced
@@ -132,7 +133,9 @@ def _job(task: Task, failures: list[Exception], finished: Finished | None) -> Ta
                 return left()
             check(cfg)
             if not sweeping:
-                tell_left_out([OmegaConf.to_container(hydra_config.overrides.task, resolve=False)])  # type: ignore[list-item]
+                typed: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+                tell_left_out([typed])
+                tell_idle([idle(cfg, typed)])
             return task(cfg)
         except Exception as error:
             if sweeping and not isinstance(error, Busy):

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from kdbench import world
 from kdbench.configure.check import check
 from kdbench.configure.compose import tell_left_out
+from kdbench.configure.idle import idle, tell_idle
 from kdbench.configure.lots import Lot, chunks, cohort_launcher, in_order
 from kdbench.configure.naming import config_hash, without_hydra
 from kdbench.errors import Busy, UserError, require
@@ -165,7 +166,7 @@ class _Watched:
 
     def _check(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Path]:
         """The folders of the points. Raises UserError for those that cannot run."""
-        faults, foreseen = [], []
+        faults, foreseen, unread = [], [], []
         outer = HydraConfig.instance().cfg
         points: dict[Path, tuple[str, str]] = {}
         for number, overrides in enumerate(job_overrides, initial_job_idx):
@@ -181,6 +182,7 @@ class _Watched:
                     finished = self.sweep.finished(without_hydra(cfg), folder)
                 if finished is None:
                     check(cfg, cfg)
+                    unread.append(idle(cfg, overrides))
                     failure = self.sweep.refuse(without_hydra(cfg)) if self.sweep.refuse is not None else None
                     foreseen += [(words, failure)] if isinstance(failure, UserError) else []
                 self.loader.keep(overrides, cfg)
@@ -198,6 +200,7 @@ class _Watched:
             count = len(foreseen), len(job_overrides)
             log.warning("%d of %d runs will fail, and the others are run:\n%s", *count, lines)
         tell_left_out(job_overrides)
+        tell_idle(unread)
         return list(points)
 
 

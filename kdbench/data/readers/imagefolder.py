@@ -199,6 +199,8 @@ def source(names: tuple[str, ...], parts: Parts, reading: Reading) -> Source:
     limit, count = reading.in_memory_limit, sum(len(part[0]) for part in parts if part is not None)
     pixels = files.size or FileSet(files).shape[-1]
     if count * files.channels * pixels**2 <= limit * 1e9:
+        if reading.packed:
+            log.warning("dataset.packed: changes nothing, as all images fit into dataset.in_memory_limit, %g GB", limit)
         return _resident(names, parts, files, reading)
     if not files.size:
         why = f"{count:,} images exceed dataset.in_memory_limit = {limit:g} GB, and files are streamed in one size"

@@ -1,0 +1,57 @@
+"""Idle keys: what was typed and changes nothing in a run. It is said; what contradicts is refused where it is read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
+
+_TRAINING = ("schedule.", "optimizer.", "seed", "stop_epoch", "label_smoothing")  # of a teacher
+
+
+def idle(cfg: DictConfig, words: Sequence[str]) -> set[str]:
+    """A sentence for each key typed in `words` that changes nothing; one in a sweep over what it goes with may do so
+    in some points. `cfg`: the composed configuration, checked."""
+    typed = [word.partition("=")[0].lstrip("+~") for word in words]
+    return {f"{key}: changes nothing {why}" for prefix, why in _idle(cfg) for key in typed if key.startswith(prefix)}
+
+
+def tell_idle(points: Sequence[set[str]]) -> None:
+    """Say what changes nothing in any of these runs."""
+    for sentence in sorted(set.intersection(*points)) if points else ():
+        log.warning("%s", sentence)
+
+
+def _idle(cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """The beginnings of keys that nothing reads in this run, and why."""
+    teacher = "teacher."
+    if _value(cfg, "teacher._target_") is None:
+        yield teacher, "with teacher=none"
+    else:
+        given = next((key for key in ("run", "checkpoint") if _value(cfg, f"teacher.{key}")), None)
+        single = str(_value(cfg, "procedure._target_")).endswith(".single")  # others may train a teacher on
+        if given and single and not _value(cfg, "teacher.finetune"):
+            yield from ((f"{teacher}{key}", f"with teacher.{given}, which is not trained") for key in _TRAINING)
+        yield from _of_schedule(cfg, f"{teacher}schedule")
+    yield from _of_schedule(cfg, "schedule")
+    for part in ("mix", "noise"):
+        if _value(cfg, f"dataset.{part}.kind") == "none":
+            yield f"dataset.{part}.", f"with dataset.{part}.kind=none"
+    if not _value(cfg, "dataset.validation") and _value(cfg, "dataset.subset") is None:
+        yield "dataset.split_seed", "without dataset.validation and dataset.subset"
+
+
+def _of_schedule(cfg: DictConfig, place: str) -> Iterator[tuple[str, str]]:
+    shape = _value(cfg, f"{place}.shape")
+    others = ("milestones", "gamma") if shape != "step" else ()
+    flat = ("floor", "cycles") if shape in ("constant", "step") else ()
+    yield from ((f"{place}.{key}", f"with {place}.shape={shape}") for key in (*others, *flat))
+    if not _value(cfg, f"{place}.warmup"):
+        yield from ((f"{place}.{key}", f"without {place}.warmup") for key in ("warmup_from", "warmup_overlaps"))
+
+
+def _value(cfg: DictConfig, key: str) -> object:
+    return OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
