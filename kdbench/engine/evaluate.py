@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.data.batches import EvaluationBatches
+from kdbench.engine.device import allows_tf32
 from kdbench.engine.fidelity import fidelity
 from kdbench.engine.metrics import Figures, combined, of_task, piece_figures, task_figures
 from kdbench.results.metrics import CLASSIFICATION, EMBEDDING, Task
@@ -45,7 +46,7 @@ def in_float32() -> Iterator[None]:
     Not torch.backends.cudnn.flags: what it is not told it sets to its defaults, and one of them is no cuDNN at all.
     """
     backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [backend.allow_tf32 for backend in backends]
+    before = [allows_tf32(backend) for backend in backends]
     try:
         for backend in backends:
             backend.allow_tf32 = False

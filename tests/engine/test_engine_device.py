@@ -93,6 +93,7 @@ def test_what_a_process_computes_with_is_set_and_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     found = {}
     for precision in ("fp32", "tf32", "bf16", "fp16", "auto"):
@@ -110,6 +111,56 @@ def test_what_a_process_computes_with_is_set_and_said(monkeypatch):
     assert place(TrainerOptions(device="cuda")).device == torch.device("cuda:0")
     with pytest.raises(UserError, match="torch sees 2 CUDA devices"):
         place(TrainerOptions(device="cuda:2"))
+
+
+def test_what_auto_precision_stands_for_is_right_for_the_device_and_said_once(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    device._say_once.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found, capability = [], [(9, 0)]
+    for capability[0] in ((9, 0), (7, 5), (9, 0)):
+        found.append(place(TrainerOptions(device="cuda")).precision)
+    found += [place(TrainerOptions(device=name)).precision for name in ("mps", "cpu")]
+    assert found == ["bf16", "fp32", "bf16", "fp32", "fp32"]
+    assert [record.message for record in caplog.records] == [
+        "trainer.precision=auto is bf16 on Card",
+        "trainer.precision=auto is fp32 on Card, which has no bfloat16 of its own",
+        "trainer.precision=auto is fp32 on this mps",
+    ]
+    caplog.clear()
+    capability[0] = (7, 0)
+    for _ in range(2):
+        assert place(TrainerOptions(device="cuda", precision="bf16")).precision == "bf16"
+    monkeypatch.setattr(device.platform, "machine", lambda: "x86_64")
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: False)
+    place(TrainerOptions(device="cpu", precision="bf16"))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    device._say_once.cache_clear()
+    place(TrainerOptions(device="cpu", precision="bf16"))
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "trainer.precision=bf16: Card has no bfloat16 of its own",
+        "trainer.precision=bf16: this cpu has no bfloat16 of its own",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has one kind of flag alone")
+def test_evaluation_is_in_float32_where_somebody_has_set_the_newer_flags():
+    """torch raises where it is asked by the older ones then."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError):
+            _ = matmul.allow_tf32
+        with in_float32():
+            assert {cudnn.conv.fp32_precision, matmul.fp32_precision} <= {"ieee", "none"}
+        assert cudnn.conv.fp32_precision == matmul.fp32_precision == "tf32"
+    finally:
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
 
 
 def test_evaluation_is_in_float32_and_changes_nothing_else_of_what_a_process_computes_with():
