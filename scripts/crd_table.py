@@ -19,7 +19,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -122,9 +122,13 @@ def write_headers() -> None:
 
 def measured(figure: Figure, runs: Runs) -> BySeed:
     """Our accuracies of the last epoch by seed. Raises LookupError if there are none."""
-    given = (word.lstrip("+").split("=", 1) for word in figure.words if "@" not in word.split("=")[0])
-    wanted = {"optimizer": "sgd"} | {key.replace(".", "__"): yaml.safe_load(value) for key, value in given}
-    return runs(f"{figure.pair}/{figure.method}", **wanted)[last]
+    return runs(f"{figure.pair}/{figure.method}", **{"optimizer": "sgd"} | recorded(figure))[last]
+
+
+def recorded(figure: Figure) -> dict[str, Any]:
+    """What a result says of its words: not of options within a group (@, /), which the method's folder stands for."""
+    given = (word.split("=", 1) for word in figure.words)
+    return {key.replace(".", "__"): yaml.safe_load(value) for key, value in given if not set("@/") & set(key)}
 
 
 def judged(folder: Path) -> Iterator[list[str]]:
