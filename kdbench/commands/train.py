@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from kdbench import configure
 from kdbench.arguments import trusting
-from kdbench.counted import RESULT_FORMAT
+from kdbench.counted import result_format
 from kdbench.errors import UserError, require
 from kdbench.results.metrics import CLASSIFICATION, metric_of
 from kdbench.results.report import in_a_line, show
@@ -139,7 +139,8 @@ def finished(cfg: DictConfig, out: Path) -> Callable[[], float | None] | None:
             return None
         kept, counted = Kept(out), configure.counted_in(cfg)
         known = kept.identity
-        if known is None or (known.hash, known.format) != (counted.hash, RESULT_FORMAT) or not kept.unchanged():
+        own = (counted.hash, result_format(counted.values))
+        if known is None or (known.hash, known.format) != own or not kept.unchanged():
             return None
         result = read_result(out)
     except Exception:  # what is damaged or cannot be resolved: the checks say so

@@ -15,7 +15,9 @@ from typing import Any
 
 import yaml
 
+from kdbench.configure.options import options
 from kdbench.errors import UserError
+from kdbench.paths import CONFIG_DIR
 
 # Networks that are called otherwise.
 _NETWORKS = {
@@ -68,6 +70,18 @@ def _network(name: str) -> str:
     return _NETWORKS.get(name, name)
 
 
+def _network_at(path: str) -> str | None:
+    """The network that a path names: "save/models/<network>_vanilla/ckpt_epoch_240.pth", the folder alone, or a file
+    <network>_best.pth."""
+    known = options("student", [Path(CONFIG_DIR)])
+    for name in (Path(path).name, Path(path).parent.name):
+        segments = name.split("_")
+        network = _network("_".join(segments[:3]) if segments[0] == "wrn" else segments[0])
+        if network in known:
+            return network
+    return None
+
+
 def _method(name: str) -> str:
     found = _METHODS.get(name.lower())
     if found is None:
@@ -97,12 +111,11 @@ def _repdistiller(words: Sequence[str]) -> Translation:
     made = Translation([f"dataset={given.dataset}", "schedule=crd240"])
     student = _network(given.model_s)
     if given.path_t:
-        segments = Path(given.path_t).parent.name.split("_")
-        name = "_".join(segments[:3]) if segments[0] == "wrn" else segments[0]
-        if name in ("", ".", ".."):  # "save/models/<network>_vanilla/ckpt_epoch_240.pth" names it by its folder
+        teacher = _network_at(given.path_t)
+        if teacher is None:
             made.notes.append(f"--path_t {given.path_t} does not name the teacher's network: add teacher=<network>")
         else:
-            made.words.append(f"teacher={_network(name)}")
+            made.words.append(f"teacher={teacher}")
         made.words.append(f"teacher.checkpoint={given.path_t}")
     made.words.append(f"student={student}")
     made.words += _sum_of(_method(given.distill), given)
@@ -161,7 +174,8 @@ def _mdistiller(tree: Mapping[str, object], changes: Sequence[str]) -> Translati
     else:
         made.words += [f"teacher={_network(str(flat.get('DISTILLER.TEACHER', 'ResNet50')))}", f"student={student}"]
         made.words += _method_of(kind, flat)
-        made.notes.append("its teacher's weights: teacher.checkpoint=download_ckpts/.../ckpt, trained here otherwise")
+        folder = f"download_ckpts/cifar_teachers/{flat.get('DISTILLER.TEACHER', 'ResNet50')}_vanilla"
+        made.notes.append(f"its teacher's weights: teacher.checkpoint={folder}, trained here otherwise")
     solver = {
         "SOLVER.EPOCHS": "schedule.epochs", "SOLVER.BATCH_SIZE": "schedule.batch_size", "SOLVER.LR": "schedule.lr",
         "SOLVER.LR_DECAY_RATE": "schedule.gamma", "SOLVER.MOMENTUM": "optimizer.momentum",

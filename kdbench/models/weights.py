@@ -9,7 +9,7 @@ import logging
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -134,13 +134,19 @@ def _in_folder(folder: Path) -> Path:
     own = folder / "student.safetensors"
     if own.is_file():
         raise UserError(f"{folder}: a folder, not a file of weights; its weights are in {own}")
-    named = [path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES or path.name in _MDISTILLER]
-    files = [path for path in named if path.is_file()]
+    files, below = (_weights(folder.glob(pattern)) for pattern in ("*", "*/*"))
     if len(files) != 1:
-        found = f"; it has {len(files)}: {_some(file.name for file in files)}" if files else ""
+        shown = files or below
+        where = "has" if files else "has none, its folders have"
+        found = f"; it {where} {len(shown)}: {_some(str(file.relative_to(folder)) for file in shown)}" if shown else ""
         raise UserError(f"{folder}: a folder, not a file of weights{found}")
     log.info("weights %s: read from %s", folder, files[0].name)
     return files[0]
+
+
+def _weights(paths: Iterable[Path]) -> list[Path]:
+    named = (path for path in sorted(paths) if path.suffix in _SUFFIXES or path.name in _MDISTILLER)
+    return [path for path in named if path.is_file()]
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import nn
 from kdbench.arguments import checked
 from kdbench.arguments.code import Code
 from kdbench.arguments.ranges import Count, Seed, from_to
-from kdbench.counted import RESULT_FORMAT
+from kdbench.counted import result_format
 from kdbench.data.bundle import Bundle
 from kdbench.engine.evaluate import KEPT
 from kdbench.engine.loggers import Logger
@@ -132,7 +132,7 @@ class Record:
     @property
     def identity(self) -> Identity:
         """As far as it is known before data and teacher are there."""
-        edition = RESULT_FORMAT if self.alone else 0
+        edition = result_format(self.tree) if self.alone else 0
         return Identity(self.hash, edition, self.named, self.code, settings=settings_of(self.choices, self.config))
 
     @property

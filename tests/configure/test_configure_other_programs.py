@@ -75,6 +75,22 @@ def test_what_is_not_understood_is_refused(line):
         translate(line, shlex.split(line))
 
 
+@pytest.mark.parametrize(
+    ("path", "network"),
+    [
+        ("save/models/wrn_40_2_vanilla/ckpt_epoch_240.pth", "wrn_40_2"),
+        ("download_ckpts/cifar_teachers/ResNet50_vanilla", "resnet50"),  # mdistiller's folder
+        ("save/models/resnet20_cifar100_lr_0.05_decay_0.0005_trial_0/", "resnet20"),
+        ("resnet8x4_best.pth", "resnet8x4"),
+        ("download_ckpts/cifar_teachers", None),
+        ("..", None),
+    ],
+)
+def test_a_teacher_is_named_by_its_file_or_its_folder(path, network):
+    made = translate("", shlex.split(f"python train_student.py --path_t {path} --distill kd -r 0.1 -a 0.9 -b 0"))
+    assert [word for word in made.words if word.startswith("teacher=")] == ([f"teacher={network}"] if network else [])
+
+
 def test_a_path_that_does_not_name_the_teacher_is_said():
     line = "python train_student.py --path_t ... --distill kd -r 0.1 -a 0.9 -b 0"
     made = translate(line, shlex.split(line))

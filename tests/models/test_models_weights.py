@@ -121,6 +121,15 @@ def test_the_only_file_of_a_folder_is_taken_and_several_are_named(state: State, 
         read_weights(tmp_path)
 
 
+def test_a_folder_of_such_folders_names_what_they_have(state: State, tmp_path: Path) -> None:
+    place = tmp_path / "resnet56_vanilla"
+    place.mkdir()
+    torch.save({"model": state, "epoch": 240}, place / "ckpt_epoch_240.pth")
+    assert weight_hash(read_weights(place)) == weight_hash(state)
+    with pytest.raises(UserError, match=r"it has none, its folders have 1: resnet56_vanilla/ckpt_epoch_240\.pth"):
+        read_weights(tmp_path)
+
+
 def test_a_flipped_bit_in_one_tensor_is_seen(state: State, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(state, path)

@@ -192,9 +192,24 @@ def test_a_run_that_teaches_counts_by_its_weights_and_names_the_student_it_taugh
 
 def test_an_edition_of_kdbench_with_other_figures_is_said(train, monkeypatch):
     assert train(*FAKE, *SHORT, *ALONE, HERE)[0] == 0
-    for module in ("kdbench.counted", "kdbench.runs.recipe", "kdbench.commands.train"):
-        monkeypatch.setattr(f"{module}.RESULT_FORMAT", 99)
+    monkeypatch.setattr("kdbench.counted.RESULT_FORMAT", 99)
     assert "figures have changed since (format 2 -> 99)" in train(*FAKE, *SHORT, *ALONE, HERE)[1]
+
+
+def test_a_revised_loss_is_another_edition_for_its_own_runs_alone(train, monkeypatch):
+    """Whether it is the loss itself or a part of a sum; both keep their hashes and folders."""
+    both = ["loss=sum", "+loss@loss.parts.own=ce", "loss.weights={task: 0, kl: 0, crd: 0}"]
+    losses = {"ce": ["loss=ce"], "bce": ["loss=bce"], "sum": both}
+    alone = [*FAKE, *SHORT, "teacher=none"]
+    lines = [[*alone, *loss, f"hydra.run.dir={name}"] for name, loss in losses.items()]
+    assert [train(*line)[0] for line in lines] == [0, 0, 0]
+    assert all("finished before" in train(*line)[1] for line in lines)
+    monkeypatch.setattr("kdbench.counted.REVISED", {"kdbench.losses.ce.CE": 3})
+    said = [train(*line) for line in lines]
+    assert [code for code, _ in said] == [1, 0, 1] and "finished before" in said[1][1]
+    assert all("kdbench's figures have changed since (format 2 -> 3)" in said[i][1] for i in (0, 2))
+    assert train(*lines[0], "force=true")[0] == 0
+    assert "finished before" in train(*lines[0])[1]
 
 
 def test_renamed_moved_and_copied_folders_keep_their_identity(train, tmp_path, monkeypatch):
