@@ -2,7 +2,7 @@
 # The CRD table: every published figure of scripts/crd_table.yaml, three seeds each, and which of them hold. Resumable:
 # finished runs and trained teachers are kept, unfinished runs go on.
 #
-#   scripts/reproduce_crd_table.sh                       all 13 pairs (500 figures; two GPU-weeks and more)
+#   scripts/reproduce_crd_table.sh                       all 13 pairs (513 figures; two GPU-weeks and more)
 #   scripts/reproduce_crd_table.sh resnet56_resnet20     some pairs
 #   METHODS=KD,DKD,CRD scripts/reproduce_crd_table.sh resnet56_resnet20             some methods
 #   WORDS='schedule.epochs=30' scripts/reproduce_crd_table.sh resnet56_resnet20     further words for every run
