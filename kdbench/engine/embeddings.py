@@ -51,6 +51,8 @@ def probed_classes(embeddings: Tensor, label: Tensor) -> Tensor:
     Ridge regression on the classes' indicators, whose answers with one image left out follow from one solution (Allen
     1974): y_i - r_i / (1 - h_ii). The ridge is the one of four with the least error left out. In float64.
     """
+    if embeddings.device.type == "mps":  # which has no float64
+        return probed_classes(embeddings.cpu(), label.cpu()).to(embeddings.device)
     x = embeddings.double()
     x = torch.cat([x - x.mean(0), x.new_ones(len(x), 1)], 1)
     y = F.one_hot(label).double()

@@ -16,7 +16,9 @@ from kdbench.tables.file import LogitTable
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import Batch, Outputs, Teacher
 
-WINDOW = 1024  # images whose logits are made ready at once, just before the first step that needs them
+# Images whose logits are made ready at once, just before the first step that needs them. On a GPU a teacher's pass is
+# of 512 images, and the last one of a window is padded: of those missing, half of them while a table is filled.
+WINDOW, WINDOWS = 1024, {"cuda": 8192}
 SLICE = 2048  # entries that are computed, then written, at once
 WAITING = 2  # slices that may wait to be written: with the one at work what a kill loses at most
 
@@ -172,10 +174,11 @@ class Fed:
         rows, view = self.batches.plan(epoch)
         entries = (rows * self.teacher.views + view).numpy()
         here = ready = 0
+        window = WINDOWS.get(torch.device(self.batches.device).type, WINDOW)
         for batch in self.batches.epoch(epoch, epochs):
             after = here + len(batch.view)
             if after > ready:  # whole batches, so that no entry is in two windows
-                ready = here + max(1, WINDOW // len(batch.view)) * len(batch.view)
+                ready = here + max(1, window // len(batch.view)) * len(batch.view)
                 self.teacher.prepare(entries[here:ready])
             here = after
             yield batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import time
@@ -16,10 +17,25 @@ from kdbench.engine.device import place
 from kdbench.engine.options import TrainerOptions
 
 SOLO, SWEEP = 180.0, 45.0  # seconds a run that are promised on one H100: alone, and in a cohort of 16
+# What 240 epochs of a first run have the teacher compute: the share of samples in one of 162 views not seen before. The
+# epochs that are timed are the first ones, in which nearly all are.
+FILLED = 162 / 240 * (1 - math.exp(-240 / 162))
 
 
 def run(check: Check) -> None:
-    _goal(check, "one run, table", ["teacher.table=on", f"trainer.cuda_graph={check.on}"], SOLO)
+    words = ["teacher.table=on", f"trainer.cuda_graph={check.on}"]
+    _goal(check, "one run, its table is filled", words, None)
+    _goal(check, "one run, table full", [*words, "dataset/augment=none"], SOLO)  # one view: full after an epoch
+    check.judge("a first run", lambda: _first(check))
+
+
+def _first(check: Check) -> Found:
+    """Of the time of an epoch that fills a table, and of one that finds it full."""
+    filled, full = (check.figures[f"one run, {name}"] for name in ("its table is filled", "table full"))
+    epoch = full["epoch"] + FILLED * max(0.0, filled["epoch"] - full["epoch"])
+    seconds = filled["start"] + 240 * epoch
+    ok = seconds <= SOLO if check.cuda and not check.quick else None
+    return ok, f"240 epochs {seconds:.0f} s (promised: {SOLO:.0f}), as {FILLED:.2f} of what is asked has to be computed"
 
 
 def live(check: Check) -> None:

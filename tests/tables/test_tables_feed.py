@@ -191,6 +191,20 @@ def test_what_is_computed_is_written_by_another_thread_and_all_of_it_before_the_
             pass
 
 
+def test_a_gpu_makes_larger_windows_ready(tmp_path, monkeypatch):
+    """Its teacher computes hundreds of images at once, and pads the last of them."""
+    live, data = make_live(), make_data()
+    batches, sizes = make_batches(data), []
+    teacher = TableTeacher(make_filler(tmp_path, live, data, batches), WindowLogits(CPU))
+    prepare = teacher.prepare
+    monkeypatch.setattr(teacher, "prepare", lambda entries: (sizes.append(len(entries)), prepare(entries)))
+    monkeypatch.setattr(feed, "WINDOW", 30)
+    monkeypatch.setitem(feed.WINDOWS, "cpu", IMAGES)
+    for _ in Fed(batches, teacher).epoch(0, 1):
+        pass
+    assert len(sizes) <= 2 and sum(sizes) == IMAGES and feed.WINDOWS["cuda"] > 1024
+
+
 def test_only_entries_that_are_there_are_read(tmp_path, monkeypatch):
     """A hole of the sparse file is a page fault each."""
     live, data = make_live(), make_data()
