@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
 
+_REFUSED = tuple(f"teacher.{key}" for key in ("checkpoint", "checkpoint_key", "run", "finetune"))  # by build
 _TRAINING = ("schedule.", "optimizer.", "seed", "stop_epoch", "label_smoothing")  # of a teacher
 
 
@@ -16,7 +17,8 @@ def idle(cfg: DictConfig, words: Sequence[str]) -> set[str]:
     """A sentence for each key typed in `words` that changes nothing; one in a sweep over what it goes with may do so
     in some points. `cfg`: the composed configuration, checked."""
     typed = [word.partition("=")[0].lstrip("+~") for word in words]
-    return {f"{key}: changes nothing {why}" for prefix, why in _idle(cfg) for key in typed if key.startswith(prefix)}
+    found = [(key, why) for prefix, why in _idle(cfg) for key in typed if key.startswith(prefix)]
+    return {f"{key}: changes nothing {why}" for key, why in found if key not in _REFUSED}
 
 
 def tell_idle(points: Sequence[set[str]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -107,7 +108,7 @@ def _say_how_keys_are_typed(arguments: Sequence[str]) -> None:
     """After argparse's own message, for what is a flag in other programs: --seed 3 and --seed=3 are seed=3."""
     _, unknown = get_args_parser().parse_known_args(list(arguments))
     for word, following in zip(arguments, [*arguments[1:], "-"]):
-        if word.startswith("--") and word in unknown:
+        if re.match("--?[a-z]", word) and word in unknown:
             value = word.partition("=")[2] or ("VALUE" if following.startswith("-") else following)
             print(f"kdbench: keys are typed without dashes: {typed_as(word.partition('=')[0], value)}", file=sys.stderr)
 

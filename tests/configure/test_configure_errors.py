@@ -118,11 +118,12 @@ def test_a_mistake_is_one_message(line, expected, monkeypatch, capsys):
     assert not list(Path.cwd().glob("outputs/runs/*/*")), "a refused run must leave no folder"
 
 
-def test_an_unknown_flag_shows_the_usage(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--epochs", "3"])
+@pytest.mark.parametrize("flag", ["--epochs", "-epochs"])
+def test_an_unknown_flag_shows_the_usage(flag, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", flag, "3"])
     assert cli.main() == 2
     err = capsys.readouterr().err
-    assert "unrecognized arguments: --epochs" in err and "keys are typed without dashes: schedule.epochs=3" in err
+    assert f"unrecognized arguments: {flag}" in err and "keys are typed without dashes: schedule.epochs=3" in err
 
 
 def test_traceback_on_request(monkeypatch, capsys):
