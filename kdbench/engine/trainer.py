@@ -14,10 +14,15 @@ from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.learner import Learner, cohort_graph, train_epoch
 from kdbench.engine.log import ProgressView, RunLog
 from kdbench.errors import UserError
+from kdbench.losses.base import DistillationLoss
 from kdbench.results.metrics import CLASSIFICATION, Task
 from kdbench.types import Epochs, Teacher
 
-_ADVICE = "Try a smaller optimizer.lr, a longer schedule.warmup, or trainer.clip=1."
+
+def remedies(loss: DistillationLoss) -> str:
+    """What to type for a student that its loss ruins."""
+    heavy = "".join(f" a smaller loss.{key} ({weight:g})," for key, weight in loss.heavy.items())
+    return f"Try a smaller optimizer.lr,{heavy} a longer schedule.warmup, or trainer.clip=1."
 
 
 class Diverged(UserError):
@@ -68,7 +73,7 @@ class Member:
             split = key.split("/")[0]
             if not math.isnan(values.get(f"{split}/top1", math.nan)):  # NaN, too, where nothing is labelled
                 what = f"what the network says of the {split} set is not a number after epoch {epoch + 1}"
-                raise Diverged(f"{what}, in {self.checkpoints.folder}. {_ADVICE}")
+                raise Diverged(f"{what}, in {self.checkpoints.folder}. {remedies(self.learner.distiller.loss)}")
 
     def _is_best(self) -> bool:
         """By the primary metric on the validation set; the test set is never looked at to choose."""
@@ -131,5 +136,5 @@ def _diverged(member: Member, epoch: int, bad: int) -> Diverged:
     step = epoch * member.learner.meters.steps + bad
     return Diverged(
         f"the loss is not a finite number from step {step + 1} on (epoch {epoch + 1}, step {bad + 1} of the epoch), in "
-        f"{member.checkpoints.folder}. {_ADVICE}"
+        f"{member.checkpoints.folder}. {remedies(member.learner.distiller.loss)}"
     )

@@ -123,6 +123,11 @@ class DistillationLoss(nn.Module):
         return 1
 
     @property
+    def heavy(self) -> dict[str, float]:
+        """Weights above 1 of what is no label's term, by key: what may be too much at a given rate."""
+        return {f"weights.{name}": w for name, w in self.weights.items() if w > 1 and name != "task"}
+
+    @property
     def formula(self) -> str:
         """The exact formula with its numbers, for the log and result.json."""
         raise NotImplementedError

@@ -84,6 +84,13 @@ class Sum(DistillationLoss):
         return max((part.least_classes for _, part in self.named_losses()), default=1)
 
     @property
+    def heavy(self) -> dict[str, float]:
+        found = super().heavy
+        for name, part in self.named_losses():
+            found |= {f"parts.{name}.{key}": weight for key, weight in part.heavy.items()}
+        return found
+
+    @property
     def formula(self) -> str:
         parts = {name: f"({part.formula})" for name, part in self.named_losses()}
         return self.written(task=self.task_text, **parts)

@@ -24,7 +24,7 @@ from kdbench.engine.evaluate import Evaluator
 from kdbench.engine.graph import learns
 from kdbench.engine.log import NoLog, ProgressView, RunLog
 from kdbench.engine.loggers import About, Guarded
-from kdbench.engine.trainer import Member, fit
+from kdbench.engine.trainer import Member, fit, remedies
 from kdbench.errors import Busy, UserError, require, under
 from kdbench.files import lock, read_object, remove_leftovers, write_json
 from kdbench.losses.base import DistillationLoss
@@ -43,6 +43,7 @@ from kdbench.runs.folder import (
     save_network,
 )
 from kdbench.runs.identity import keep, refuse_other
+from kdbench.runs.obtain import tell_of_chance
 from kdbench.runs.recipe import Record
 from kdbench.runs.serving import Served, serve
 from kdbench.runs.stage import (
@@ -367,6 +368,8 @@ def _finish(stage: Stage, member: Member, teacher: TaughtBy | None, train_images
     if predictions is not None:
         predictions.write(stage.folder)
     data, last = stage.data, dict(member.last)
+    if not stage.keeps_loss and recipe.trainer.limit_steps is None:
+        tell_of_chance(recipe.student.name, last, data, remedies(learner.distiller.loss))
     images = {"train": train_images, "val": len(data.val.wanted) if data.val else 0, "test": len(data.test.wanted)}
     versions = describe_versions()
     RunResult(

@@ -20,7 +20,7 @@ from kdbench.models.base import count_parameters, example_input
 from kdbench.models.fold import align_rows, fold_batchnorm
 from kdbench.models.interface import plain
 from kdbench.models.weights import weight_hash
-from kdbench.results.metrics import EMBEDDING, Task, metric_of
+from kdbench.results.metrics import CLASSIFICATION, EMBEDDING, Task, metric_of
 from kdbench.runs.recipe import Recipe, TeacherSpec
 from kdbench.runs.stage import eval_sets
 from kdbench.runs.taught import TaughtBy
@@ -112,6 +112,19 @@ def _counts(split: Split, data: Bundle) -> list[int]:
 def _shown(folder: Path) -> Path:
     here = Path.cwd()
     return folder.relative_to(here) if here in folder.parents else folder
+
+
+def tell_of_chance(name: str, values: Mapping[str, float], data: Bundle, advice: str) -> None:
+    """Warn of a network that guesses at the end of its training, there and on the test set; `advice`: what to do."""
+    if data.task is not CLASSIFICATION:
+        return
+    top1, parts = data.task.primary, {"train": data.transfer, "test": data.test}
+    counts, training = {split: _counts(part, data) for split, part in parts.items()}, _counts(data.train, data)
+    figures = {split: values.get(data.task.on(split)) for split in parts}
+    guesses = {split: v for split, v in figures.items() if v is not None and any(counts[split])}
+    if guesses and all(data.task.judge(v, counts[split], training) == "chance" for split, v in guesses.items()):
+        shown = " and ".join(f"{top1.text(value)} on {split}" for split, value in guesses.items())
+        log.warning("%s: %s is no better than guessing. %s", name, shown, advice)
 
 
 def _refuse_chance(given: TaughtBy, data: Bundle, longer: str) -> None:

@@ -202,6 +202,27 @@ def test_a_cohort_killed_in_first_trainings_goes_on_to_what_its_runs_give(monkey
             assert_same(Path("together", f"{loss}-{seed}", stage), Path("apart", f"{loss}-{seed}", stage))
 
 
+SUM = ["loss=sum", "loss.parts.kl.weights.distill=100", "loss.weights.crd=0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "strong"),
+    [
+        (["loss=ttm"], " a smaller loss.weights.distill (45),"),
+        (SUM, " a smaller loss.parts.kl.weights.distill (100),"),
+        (["loss=kl"], ""),
+    ],
+    ids=["ttm", "sum", "kl"],
+)
+def test_a_loss_that_ruins_its_student_is_told_what_to_try(words, strong, caplog):
+    tried = f"Try a smaller optimizer.lr,{strong} a longer schedule.warmup, or trainer.clip=1."
+    assert tried in refusal(*MLPS, *words, "schedule.lr=1e15")
+    if words == ["loss=ttm"]:  # finite, and at the end it guesses
+        train(*MLPS, *words, "schedule.lr=0", out="guesses")
+        said = [record.getMessage() for record in caplog.records][-1]
+        assert said.startswith("mlp: ") and f" on test is no better than guessing. {tried}" in said
+
+
 def stopped_in(loss: str, after: int) -> Callable[..., None]:
     """A learner's step that ends the process after so many steps under a loss."""
     take = Learner.step
