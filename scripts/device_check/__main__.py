@@ -43,6 +43,7 @@ LIMITS = {  # of each section, in seconds
     "run": 120, "sweep": 150, "live": 90, "eager": 90, "bench": 240, "equal": 240, "kernels": 60, "matrix": 150,
     "cohort": 150, "losses": 300, "follow": 180, "compile": 240,
 }  # fmt: skip
+NEEDED = ("torch", "numpy", "hydra", "omegaconf", "antlr4", "safetensors", "filelock", "rich", "tensorboard", "timm")
 GOALS = ("run", "sweep", "live", "eager", "bench")
 
 
@@ -119,6 +120,10 @@ def parsed() -> argparse.Namespace:
 def main() -> int:
     arguments = parsed()
     importable()
+    missing = [name for name in NEEDED if not found(name)]
+    if missing:
+        print(f"not to be imported here: {', '.join(missing)}; copies in a folder of PYTHONPATH do", file=sys.stderr)
+        return 2
     if arguments.section:
         from device_check.sections import run_section
 
@@ -138,6 +143,7 @@ def main() -> int:
             continue
         section = supervise([*command, *["--quick"] * arguments.quick], name, out, min(LIMITS[name], left))
         sections[name] = section
+        sections = {own: sections[own] for own in LIMITS if own in sections}  # the goals first, whenever they came
         bad = [verdict["name"] for verdict in section["verdicts"] if verdict["ok"] is False]
         said = f"failed: {', '.join(bad)}" if bad else "nothing failed"
         print(f"{name}: {section['seconds']:.0f} s, {said}", flush=True)

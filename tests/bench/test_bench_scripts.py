@@ -116,6 +116,23 @@ def test_the_device_check_reads_what_a_killed_one_left(device, tmp_path):
     assert read(tmp_path / "whole.json") == {"sections": {}} and [*tmp_path.glob("*.new")] == []
 
 
+def test_the_device_check_says_what_it_lacks_and_puts_the_goals_first(device, tmp_path, monkeypatch, capsys):
+    main = device("__main__")
+    found, path = main.found, [*sys.path]
+    monkeypatch.setattr(sys, "path", path)
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "argv", ["device_check", "--only", "equal,run", "--out", str(tmp_path)])
+    monkeypatch.setattr(main, "found", lambda name: name != "hydra" and found(name))
+    assert main.main() == 2 and "hydra; copies in a folder of PYTHONPATH" in capsys.readouterr().err
+    monkeypatch.setattr(main, "found", found)
+    section = {"verdicts": [], "figures": {}, "seconds": 1.0}
+    monkeypatch.setattr(main, "supervise", lambda *_: section)
+    assert main.main() == 0
+    assert [*json.loads((tmp_path / "device_check.json").read_text())["sections"]] == ["run", "equal"]
+    text = (tmp_path / "device_check.md").read_text()
+    assert text.index("## run") < text.index("## equal")
+
+
 def test_every_section_of_the_device_check_has_a_limit_and_is_explained(device):
     main = device("__main__")
     assert list(main.LIMITS) == list(device("sections").SECTIONS)
