@@ -224,7 +224,7 @@ def _report(error: Exception) -> int:
     if traced():
         traceback.print_exception(error)
     if isinstance(error, (UserError, OSError)):  # OSError: a full disk, a folder that may not be written
-        _say(printable(f"kdbench: {error}"))
+        _say(printable(f"kdbench: {_of_system(error) if isinstance(error, OSError) else error}"))
         return 1
     what = f"unexpected {type(error).__name__}"
     hint = "This should not happen. With KDBENCH_TRACEBACK=1 the same command shows where it did."
@@ -233,6 +233,16 @@ def _report(error: Exception) -> int:
     first = str(error).partition("\n")[0]
     _say(f"{printable(f'kdbench: {what}: {first}'.removesuffix(': '))}\n{hint}")
     return 1
+
+
+def _of_system(error: OSError) -> str:
+    """What the system says of a file: the file first, without the error's number."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    files = " -> ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if name)
+    kind = isinstance(error, (FileExistsError, NotADirectoryError))
+    said = f"a file stands where a folder has to be ({error.strerror})" if kind else error.strerror
+    return f"{files}: {said}"
 
 
 def _is_memory(error: Exception) -> bool:

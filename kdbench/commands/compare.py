@@ -50,7 +50,7 @@ def main() -> int:
             print(printable(f"warning: {warning}"), file=sys.stderr)
     for folder, reason in found.problems if arguments.format != "json" else ():
         print(printable(f"left out: {folder}: {reason}"), file=sys.stderr)
-    return 0
+    return 0 if found.runs else 1
 
 
 def print_runs(folders: Sequence[Path]) -> None:

@@ -66,7 +66,7 @@ def explain(key: str, chosen: dict[str, str], places: Sequence[Path]) -> list[Co
         if not below:
             names = [*root, *known]
             raise UserError(
-                f"{key}: there is no such key. {nearest(key, names, 'Did you mean {}? ')}Groups: {', '.join(known)}"
+                f"{key}: there is no such key. {nearest(group, names, 'Did you mean {}? ')}Groups: {', '.join(known)}"
             )
         return below
     found = _of_group(group, known[group], places)

@@ -109,7 +109,7 @@ def _say_how_keys_are_typed(arguments: Sequence[str]) -> None:
     _, unknown = get_args_parser().parse_known_args(list(arguments))
     for word, following in zip(arguments, [*arguments[1:], "-"]):
         if re.match("--?[a-z]", word) and word in unknown:
-            value = word.partition("=")[2] or ("VALUE" if following.startswith("-") else following)
+            value = word.partition("=")[2] or ("VALUE" if following.startswith("-") or "=" in following else following)
             print(f"kdbench: keys are typed without dashes: {typed_as(word.partition('=')[0], value)}", file=sys.stderr)
 
 

@@ -15,6 +15,7 @@ from kdbench.data.augment.views import Augment
 from kdbench.data.bundle import Bundle
 from kdbench.data.order import Order
 from kdbench.engine.apart import APART, refuse_apart
+from kdbench.engine.device import named_device, wants_graph
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError, require, under
@@ -101,6 +102,7 @@ def try_networks(recipe: Recipe) -> None:
     allowed = f"another with {classes} classes: it gives no gradient for fewer than {loss.least_classes}"
     require(classes >= loss.least_classes, recipe.loss.key, recipe.loss.name, allowed)
     recipe.refuse_uncalibrated(data)
+    wants_graph(recipe.trainer, named_device(recipe.trainer.device), recipe.optimizer)  # refuses, before any training
     if recipe.teacher is not None and recipe.teacher.table == "on":
         refuse_table(loss, recipe.loss.name, data.mix, data.augment)
     teacher = teacher if taught.single or MEMBERS in loss.needs else student

@@ -53,6 +53,7 @@ def test_help_with_a_key_explains_it(capsys):
     [
         (["trainer.clp"], "Did you mean trainer.clip?"),
         (["sead"], "Did you mean seed"),
+        (["los.tau"], "Did you mean loss?"),
         (["loss=kll"], "there is no such option"),
         ([], "which key?"),
     ],

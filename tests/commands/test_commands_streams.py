@@ -65,7 +65,7 @@ def test_a_log_file_on_a_full_disk_is_no_traceback():
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
 def test_a_full_disk_under_standard_output_is_named():
     done = shell("$KD list loss >/dev/full")
-    assert done.returncode == 1 and "No space left on device: 'standard output'" in done.stderr
+    assert done.returncode == 1 and "kdbench: standard output: No space left on device" in done.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once elsewhere")

@@ -126,6 +126,31 @@ def test_an_unknown_flag_shows_the_usage(flag, monkeypatch, capsys):
     assert f"unrecognized arguments: {flag}" in err and "keys are typed without dashes: schedule.epochs=3" in err
 
 
+def test_a_flag_before_nothing_takes_no_other_word_for_its_value(monkeypatch, capsys):
+    """`kdbench table build --foo` was told to type foo=hydra.run.dir=..., which kdbench itself adds."""
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--seed", "loss=kl"])
+    assert cli.main() == 2
+    assert "typed without dashes: seed=VALUE" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(monkeypatch, capsys):
+    Path("afile").write_text("x")
+    for word in ("hydra.run.dir=afile", "paths.runs=afile"):
+        monkeypatch.setattr(sys, "argv", ["kdbench", "train", "debug=smoke", "teacher=none", "loss=ce", word])
+        assert cli.main() == 1
+        err = capsys.readouterr().err
+        assert err.startswith("kdbench: afile") and "a file stands where a folder has to be" in err
+        assert "Errno" not in err
+
+
+def test_a_recording_that_cannot_be_is_refused_before_a_teacher_is_trained(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", "debug=smoke", "trainer.cuda_graph=on"])
+    assert cli.main() == 1
+    shown = capsys.readouterr()
+    assert "trainer.cuda_graph = on: must be auto or off: this run is on cpu" in shown.err
+    assert "trained now" not in shown.out + shown.err
+
+
 def test_traceback_on_request(monkeypatch, capsys):
     monkeypatch.setenv("KDBENCH_TRACEBACK", "1")
     monkeypatch.setattr(sys, "argv", ["kdbench", "train", "loss.taau=3"])

@@ -96,6 +96,13 @@ def test_unfinished_and_broken_folders_are_named(run_compare, sweep):
     assert "torn: result.json: not a readable JSON file" in err and "alien: result.json: no result of kdbench" in err
 
 
+def test_nothing_to_compare_is_no_success(run_compare, tmp_path):
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "result.json").write_text("{")
+    code, out, err = run_compare(tmp_path)
+    assert code == 1 and out == "" and "torn: result.json: not a readable JSON file" in err
+
+
 def test_stages_and_stored_teachers_are_no_runs_of_their_own(tmp_path):
     write(tmp_path / "runs" / "a", result(0.9))
     write(tmp_path / "runs" / "a" / "stages" / "1", result(0.8, loss__tau=1))
