@@ -55,11 +55,13 @@ def _reference(
     plain = compose(name, overrides=[*sources, *named], return_hydra_config=True)
     usual = group_choices(plain.hydra)
     wanted = {group: option for group, option in chosen if option is not None}
-    outer = {group: wanted[group] for group in wanted if not any(_inside(group, other) for other in wanted)}
     known = {*usual}  # and what an option that is added brings with it: the parts of a sum that is part of a sum
-    if wanted.keys() - outer.keys() - known:
-        more = compose(name, overrides=[*sources, *_typed(outer, known)], return_hydra_config=True)
-        known |= group_choices(more.hydra).keys() - outer.keys()
+    given: dict[str, str] = {}
+    while left := wanted.keys() - given.keys():
+        given |= {group: wanted[group] for group in wanted if group in left and not _inside_any(group, left)}
+        if wanted.keys() - given.keys() - known:
+            more = compose(name, overrides=[*sources, *_typed(given, known)], return_hydra_config=True)
+            known |= group_choices(more.hydra).keys() - given.keys()
     overrides = _typed(wanted, known)
     roots = frozenset(str(key) for key in plain) - {"hydra"}
     if usual == dict(chosen):
@@ -72,11 +74,12 @@ def _typed(chosen: Mapping[str, str], known: Collection[str]) -> list[str]:
     return [f"{'' if group in known else '+'}{group}={option}" for group, option in chosen.items()]
 
 
-def _inside(group: str, other: str) -> bool:
+def _inside_any(group: str, others: Collection[str]) -> bool:
     """Whether a group's place in the configuration lies within that of another: loss@loss.parts.d.parts.kl in
     loss@loss.parts.d."""
-    place, outer = (one.partition("@")[2] for one in (group, other))
-    return bool(outer) and place.startswith(f"{outer}.")
+    place = group.partition("@")[2]
+    outer = (other.partition("@")[2] for other in others)
+    return any(place.startswith(f"{one}.") for one in outer if one)
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:

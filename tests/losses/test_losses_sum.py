@@ -129,6 +129,6 @@ def test_parts_are_chosen_on_the_command_line(capfd):
 
 def test_a_sum_may_be_a_part_of_a_sum():
     parts = ["loss=sum", "+loss@loss.parts.d=sum", "+loss@loss.parts.d.parts.at=at", "loss.parts.d.parts.kl.tau=2"]
-    few = ["schedule.epochs=1", "loss.parts.crd.negatives=8", "loss.parts.d.parts.crd.negatives=8"]
-    folder = train(*parts, *few)
+    few = [f"loss.parts.{place}crd.negatives=8" for place in ("", "d.parts.", "d.parts.e.parts.")]
+    folder = train(*parts, "+loss@loss.parts.d.parts.e=sum", *few, "schedule.epochs=1")
     assert result(folder)["formula"].count("tau = 2") == 1
