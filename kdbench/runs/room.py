@@ -1,10 +1,11 @@
-"""How many students fit on a GPU at once: measured, by a step of each."""
+"""How many students fit on a GPU at once: measured, by a step of each that differs from the others."""
 
 from __future__ import annotations
 
 import gc
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,11 @@ def parts(
     if placement.device.type != "cuda" or len(stages) == 1:
         yield from (stages[i : i + size] for i in range(0, len(stages), size))
         return
-    needs = [measure(stage, teacher, placement) for stage in stages]
+    found: dict[str, Need] = {}
+    for stage in stages:
+        if memory_key(stage) not in found:
+            found[memory_key(stage)] = measure(stage, teacher, placement)
+    needs = [found[memory_key(stage)] for stage in stages]
     gc.collect()  # a training is freed by the cycle collector; what it held would count as taken
     torch.cuda.empty_cache()
     free = int(USABLE * torch.cuda.mem_get_info(placement.device)[0])
@@ -61,6 +66,13 @@ def lots(needs: Sequence[Need], free: int, size: int) -> Iterator[tuple[int, int
 def _beside(need: Need) -> Need:
     """Of a student whose steps are recorded: its step's memory is its own, for good."""
     return Need(need.kept + need.step, 0)
+
+
+def memory_key(stage: Stage) -> str:
+    """What the memory of a student in a cohort depends on. Seeds, learning rates and weight decays are not among it."""
+    recipe = stage.recipe
+    optimizer = replace(recipe.optimizer, lr=0.0, weight_decay=0.0)
+    return repr((recipe.student.config, recipe.loss.name, recipe.loss.config, optimizer, recipe.trainer))
 
 
 def measure(stage: Stage, teacher: TaughtBy | None, placement: Placement) -> Need:

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from kdbench.cohort import Run, plan, train_together
+from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError
 from kdbench.runs import room
 from kdbench.runs.room import Need, lots
@@ -100,10 +101,33 @@ def test_lots_fit_into_memory(needs, free, size, expected):
 @pytest.mark.parametrize(("recorded", "expected"), [(False, [4]), (True, [1, 1, 1, 1])])
 def test_the_steps_of_recorded_students_keep_their_memory(monkeypatch, recorded, expected):
     """A recording holds its step's activations for good, so that they add up."""
-    trainer = SimpleNamespace(recipe=SimpleNamespace(trainer=None, optimizer=None))
     monkeypatch.setattr(room, "place", lambda options: SimpleNamespace(device=torch.device("cuda:0")))
     monkeypatch.setattr(room, "measure", lambda *_: Need(10, 50))
     monkeypatch.setattr(room, "wants_graph", lambda *_: recorded)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (125, 200))  # of which 100 are used
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    assert [len(lot) for lot in room.parts([trainer] * 4, None)] == expected
+    assert [len(lot) for lot in room.parts([stage()] * 4, None)] == expected
+
+
+def stage(depth: int = 8, tau: float = 4.0, lr: float = 0.1, seed: int = 0) -> SimpleNamespace:
+    student, loss = SimpleNamespace(config={"depth": depth}), SimpleNamespace(name="kl", config={"tau": tau})
+    options = {"optimizer": OptimizerOptions("sgd", lr), "trainer": TrainerOptions(), "seeds": seed}
+    return SimpleNamespace(recipe=SimpleNamespace(student=student, loss=loss, **options))
+
+
+def test_students_that_need_the_same_memory_are_measured_once(monkeypatch):
+    """Each measurement takes a second: a minute for the 64 seeds of a sweep."""
+    measured: list[int] = []
+
+    def measure(one, *_) -> Need:
+        measured.append(one.recipe.student.config["depth"])
+        return Need(one.recipe.student.config["depth"], 0)
+
+    monkeypatch.setattr(room, "place", lambda options: SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr(room, "measure", measure)
+    monkeypatch.setattr(room, "wants_graph", lambda *_: False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (50, 200))  # of which 40 are used
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    stages = [stage(8), stage(8, lr=0.05), stage(8, seed=1), stage(20), stage(20, seed=1), stage(8, tau=2.0)]
+    assert [len(lot) for lot in room.parts(stages, None)] == [3, 2, 1]
+    assert measured == [8, 20, 8]
