@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,11 +17,14 @@ def measure_embeddings(embeddings: Tensor, label: Tensor, teacher: Tensor | None
     """Embeddings [N, D] of images with labels [N] (-1: none), and the teacher's [N, D] of the same images.
 
     knn: share that the nearest others name rightly; linear: that a linear probe does, each image left out of its own;
-    cosine: the mean cosine similarity to the teacher's.
+    cosine: the mean cosine similarity to the teacher's. NaN of embeddings that are no finite numbers: their neighbours
+    would be anyone, and no probe can be fitted.
     """
     known = label >= 0
     values: dict[str, Tensor] = {}
-    if known.sum() > 1:
+    if known.sum() > 1 and not embeddings.isfinite().all():
+        values = dict.fromkeys(("knn", "linear"), embeddings.new_tensor(math.nan))
+    elif known.sum() > 1:
         own, names = embeddings[known].float(), label[known]
         values["knn"] = (nearest_classes(own, names) == names).float().mean()
         values["linear"] = (probed_classes(own, names) == names).float().mean()

@@ -69,9 +69,9 @@ class Member:
 
     def _refuse_ruined(self, epoch: int, values: dict[str, float]) -> None:
         """Raise Diverged for a network that its last step ruined: no later loss tells, and NaN has some accuracy."""
-        for key in (key for key in values if key.endswith("/nll") and math.isnan(values[key])):
-            split = key.split("/")[0]
-            if not math.isnan(values.get(f"{split}/top1", math.nan)):  # NaN, too, where nothing is labelled
+        lost = [key.split("/") for key in values if key.endswith(("/nll", "/knn")) and math.isnan(values[key])]
+        for split, name in lost:
+            if name == "knn" or not math.isnan(values.get(f"{split}/top1", math.nan)):  # NaN where nothing is labelled
                 what = f"what the network says of the {split} set is not a number after epoch {epoch + 1}"
                 raise Diverged(f"{what}, in {self.checkpoints.folder}. {remedies(self.learner.distiller.loss)}")
 

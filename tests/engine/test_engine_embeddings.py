@@ -61,3 +61,10 @@ def test_good_embeddings_are_better_than_noise_and_unlabelled_images_do_not_coun
 def test_a_handful_of_images_is_enough(count):
     found = measure_embeddings(torch.eye(count, 5), torch.arange(count) % 2)
     assert all(0 <= value <= 1 for value in found.values()) and set(found) == {"knn", "linear"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_finite_number_has_no_neighbours(bad):
+    x, label = clusters(30)
+    x[4, 2] = bad
+    assert all(value != value for value in measure_embeddings(x, label, x).values())

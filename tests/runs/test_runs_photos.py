@@ -43,15 +43,19 @@ def words() -> list[str]:
 BOTH = ["+loss@loss.parts.a=cosine", "+loss@loss.parts.b=relational", "loss.weights={task: 0, kl: 0, crd: 0}"]
 
 
-@pytest.mark.parametrize(
-    ("loss", "more"), [("cosine", []), ("feature_mse", []), ("relational", []), ("sum", BOTH)]
-)
+@pytest.mark.parametrize(("loss", "more"), [("cosine", []), ("feature_mse", []), ("relational", []), ("sum", BOTH)])
 def test_one_command_gives_a_k_nn_figure(words, loss, more):
     assert kdbench("train", *words, f"loss={loss}", *more, "hydra.run.dir=run") == 0
     found = result(Path("run"))
     assert {"test/knn", "test/linear", "test/cosine"} <= found["last"].keys()
     assert found["teacher"]["test/knn"] > 0.9
     assert 0.33 <= found["last"]["test/knn"] <= 1 and found["task"] == "embedding"
+
+
+def test_embeddings_that_the_last_step_ruined_have_diverged(words, capsys):
+    one_step = ["schedule.epochs=1", "schedule.batch_size=36", "schedule.lr=1e15", "student.hidden=[16,16,16]"]
+    assert kdbench("train", *words, "loss=feature_mse", *one_step, "hydra.run.dir=run") == 1
+    assert "of the test set is not a number after epoch 1" in capsys.readouterr().err
 
 
 def test_embeddings_are_predicted_as_such(words, capsys):

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from kdbench.runs import origin
 from kdbench.tables import key as keys
@@ -55,8 +56,14 @@ def test_the_key_of_a_stored_teacher_is_the_first_editions(monkeypatch):
     assert make(network, spec, recipe, make_data()) == expected
 
 
+def shown(norm: nn.BatchNorm2d) -> str:
+    numbers = f"{norm.num_features}, eps={norm.eps}, momentum={norm.momentum}"
+    return f"{numbers}, affine=True, bias=True, track_running_stats=True"
+
+
 def test_the_key_of_a_table_is_the_first_editions(monkeypatch):
     any_machine(monkeypatch)
+    monkeypatch.setattr(nn.BatchNorm2d, "extra_repr", shown)  # older torch shows no bias, and has keys of its own
     live, data = make_live(), make_data()
     key, shape = table_key(live, "weights", data, make_batches(data), "fp32")
     assert key_name(key) == "42918f3cdaf7006e" and shape == (300, 18, 5, torch.float32)
