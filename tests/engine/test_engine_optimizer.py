@@ -152,3 +152,11 @@ def test_what_an_optimizer_does_not_take_is_refused_by_its_key(options, said):
 def test_an_optimizer_of_a_library_that_is_not_here_is_refused():
     with pytest.raises(UserError, match="name = bnbadam: must be an optimizer that can be had here: CUDA"):
         make_optimizer(OptimizerOptions("bnbadam", 0.1), [torch.nn.Linear(2, 2)])
+
+
+def test_steps_that_are_not_recorded_are_not_warned_of():
+    """Those before a recording are like that, and all where nothing is recorded: torch would advise against it."""
+    optimizer = make_optimizer(OptimizerOptions("adamw", 0.1), [torch.nn.Linear(2, 2)], on_device=True)
+    assert optimizer.param_groups[0]["capturable"]
+    # By this torch remembers that it has warned; it asks for a device first, which is not here.
+    assert optimizer._warned_capturable_if_run_uncaptured

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
 from kdbench.losses.ofa import TokenBranch
+from kdbench.losses.ofd import margins
 from kdbench.losses.rkd import differences, distances
 from kdbench.types import Outputs, Target
 from tests.support.losses import C, attach, batch, build, cast, ready, settings
@@ -318,3 +321,20 @@ def test_ofa_takes_students_whose_maps_are_equally_large():
     assert [len(branch.blocks) for branch in loss.branches] == [3, 2, 1, 1]
     loss(student, teacher, target).total.backward()
     assert all(map.grad is not None and map.grad.isfinite().all() for map in maps.values())
+
+
+def test_margins_are_computed_in_float64_where_every_machine_has_it():
+    """MPS has no float64: only what lies on the CPU may be of it."""
+    seen: set[tuple[torch.dtype, str]] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            seen.add((out.dtype, out.device.type))
+            return out
+
+    with FakeTensorMode(), torch.device("cuda"):
+        norm = torch.nn.BatchNorm2d(4)
+        with Watch():
+            margins(norm)
+    assert (torch.float64, "cpu") in seen and (torch.float64, "cuda") not in seen
