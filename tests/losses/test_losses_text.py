@@ -1,5 +1,5 @@
-"""Every loss beside networks that read text: it is refused in a sentence before any work, or trains. Each file of
-configs/loss is tested by existing."""
+"""Every loss beside networks that read text: it is refused in a sentence before any work, or trains. And beside
+networks of images as a run tries it first, without memory. Each file of configs/loss is tested by existing."""
 
 from __future__ import annotations
 
@@ -45,13 +45,15 @@ REFUSED = {
 MAPS = {"ab", "afd", "at", "diffkd", "fitnet", "fitnet_hints", "fsp", "ft", "ickd", "kdsvd", "mgd", "nst", "ofa", "ofd",
         "semckd", "vid", "wkd_f"}  # fmt: skip
 
+IMAGES = ["dataset=fake", "dataset.n=20", "teacher=resnet8", "student=resnet8"]
+ALONE = ("cosine", "feature_mse", "relational", "aekd", "camkd", "deit", "vitkd")  # what wants other networks or data
 CRD = {"negatives": 16, "dimensions": 1}  # of the memory of 842,356 tokens
 QUICK = {"crd": CRD, "sum": {"parts": {**settings("sum")["parts"], "crd": {**settings("crd"), **CRD}}}}
 
 
 @functools.cache
 def experiment(pair: str) -> Recipe:
-    root = composed("trainer.device=cpu", *PAIRS[pair])
+    root = composed("trainer.device=cpu", *PAIRS.get(pair, IMAGES))
     with in_hydra():
         return make_recipe(without_hydra(root), [], root.hydra.runtime.choices)
 
@@ -96,6 +98,13 @@ def step(loss: DistillationLoss, recipe: Recipe) -> None:
     trained = (*student.parameters(), *loss.parameters())
     found = [parameter.grad for parameter in trained if parameter.grad is not None]
     assert total.isfinite() and any(gradient.abs().sum() > 0 for gradient in found)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ALONE])
+def test_it_is_tried_without_memory_beside_networks_of_images(name):
+    recipe = replace(experiment("images"), loss=make_loss(name, settings(name)))
+    with in_hydra():
+        try_networks(recipe)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
