@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
@@ -330,7 +331,7 @@ def test_margins_are_computed_in_float64_where_every_machine_has_it():
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            seen.add((out.dtype, out.device.type))
+            seen.update((t.dtype, t.device.type) for t in tree_leaves(out) if isinstance(t, torch.Tensor))
             return out
 
     with FakeTensorMode(), torch.device("cuda"):
