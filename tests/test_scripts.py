@@ -301,10 +301,12 @@ def test_few_of_the_crd_table_are_run_into_folders_of_their_own(crd_table, tmp_p
         (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / program).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    few = {"METHODS": "KD,KD++", "WORDS": "schedule.epochs=1", "OUTPUTS": str(tmp_path / "out")}
-    done = subprocess.run(
-        ["bash", script, "resnet56_resnet20"], env={**os.environ, "PATH": path, **few}, capture_output=True, text=True
-    )
+    environment = {**os.environ, "PATH": path, "OUTPUTS": str(tmp_path / "out")}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["bash", script, *words], env=environment, capture_output=True, text=True)
+
+    done = run("full", "pair=resnet56_resnet20", "method=KD,KD++", "schedule.epochs=1")
     begun = [line.split() for line in said.read_text().splitlines()]
     top = f"{tmp_path}/out/crd_table"
     assert done.returncode == 0 and done.stdout.startswith("pair  method  published"), done.stderr
@@ -315,9 +317,10 @@ def test_few_of_the_crd_table_are_run_into_folders_of_their_own(crd_table, tmp_p
     assert (
         f"paths.runs={top}/tian2020_resnet56_resnet20/KD++" in begun[1] and "loss.parts.kd.weights.tckd=1" in begun[1]
     )
-    few |= {"METHODS": "KDD"}
-    refused = subprocess.run(["bash", script], env={**os.environ, "PATH": path, **few}, capture_output=True, text=True)
+    refused = run("full", "method=KDD")
     assert refused.returncode and "KDD: must be one of" in refused.stderr
+    small = run("small", "debug=smoke")
+    assert small.returncode == 2 and "kdbench reproduce tian2020" in small.stderr
     assert len(said.read_text().splitlines()) == 2
 
 
