@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from kdbench.errors import require, under
+from kdbench.errors import UserError, require, under
 from kdbench.losses.base import DistillationLoss, Extension, First, Seen, Smoothing, Weights
 from kdbench.types import Calibration, LossTerms, Outputs, Parts, Target
 
 T = TypeVar("T")
+
+
+@contextmanager
+def _placed(part: str) -> Iterator[None]:
+    """What a part refuses is said of its place; what it says of itself as a `loss`, of the part."""
+    place = f"parts.{part}"
+    try:
+        with under(place):
+            yield
+    except UserError as error:
+        if error.key == f"{place}.loss":
+            raise UserError(place, error.value, error.allowed, error.hint, error.said) from error
+        raise
 
 
 class Sum(DistillationLoss):
@@ -103,11 +117,14 @@ class Sum(DistillationLoss):
 
     def attach(self, student: Parts, teacher: Parts | None) -> None:
         for name, part in self.named_losses():
-            with under(f"parts.{name}"):
+            with _placed(name):
                 part.attach(student, teacher)
 
     def extension(self, student: Outputs, teacher: Outputs) -> Extension | None:
-        found = {name: part.extension(student, teacher) for name, part in self.named_losses()}
+        found: dict[str, Extension | None] = {}
+        for name, part in self.named_losses():
+            with _placed(name):
+                found[name] = part.extension(student, teacher)
         return self._only({name: made for name, made in found.items() if made}, "extends the student")
 
     def _only(self, found: Mapping[str, T], does: str) -> T | None:
@@ -118,7 +135,7 @@ class Sum(DistillationLoss):
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         for name, part in self.named_losses():
             part.train_rows, part.epochs, part.batch_size = self.train_rows, self.epochs, self.batch_size
-            with under(f"parts.{name}"):
+            with _placed(name):
                 part.setup(student, teacher)
 
     @property

@@ -90,9 +90,13 @@ def with_extension(stage: Stage, teacher: TaughtBy | None) -> Stage:
         by = loss.extension(*(sketched(network, info) for network, info in zip((student, taught), infos, strict=True)))
     if by is None:
         return stage
-    own = stage.start or Start({})
-    start = Start({**by.weights, **own.weights}, (*own.frozen, *by.frozen), own.loss)
+    own, plain = stage.start or Start({}), student.state_dict()
     recipe = replace(recipe, student=extended(recipe.student, by, recipe.catalogue))
+    weights = own.weights
+    if weights.keys() <= plain.keys():  # of a training before, whose student was not extended yet
+        known = recipe.student.sketch(stage.data.info).state_dict()
+        weights = {name: value for key, value in weights.items() if (name := f"network.{key}") in known}
+    start = Start({**by.weights, **weights}, (*own.frozen, *by.frozen), own.loss)
     return replace(stage, recipe=recipe, start=start, added=by.text)
 
 

@@ -8,6 +8,7 @@ import torch
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
 from kdbench.losses.sum import Sum
+from kdbench.types import Parts
 from tests.support.losses import attach, batch, build, cast, ready, settings
 from tests.support.shell import TINY, kdbench, result, train
 
@@ -88,6 +89,9 @@ def test_what_a_part_refuses_bears_its_place():
     loss.parts["crd"].images = 49
     with pytest.raises(UserError, match=r"^parts\.crd\.images = 49: must be null, or 50 or more"):
         loss.setup(student, teacher)
+    beside = build("sum", parts={"it": settings("fcfd")}, weights={})
+    with pytest.raises(UserError, match=r"^parts\.it = fcfd: must be another here: it enters networks"):
+        beside.attach(Parts(None, {}, torch.nn.Identity()), Parts(None, {}, torch.nn.Identity()))
 
 
 @pytest.mark.parametrize("name", ["sskd", "hsakd", "vitkd", "fcfd"])

@@ -61,6 +61,16 @@ def test_an_extended_student_is_evaluated_and_teaches(simkd, capsys):
     assert again["student"]["added"]
 
 
+def test_an_extended_student_goes_on_from_a_training_before():
+    """The boundaries' student is the plain one; SimKD's has it inside, without its classifier."""
+    both = ["loss=sum", *(f"+loss@loss.parts.{name}={name}" for name in ("simkd", "ab"))]
+    more = ["loss.weights={task: 0, kl: 0, crd: 0}", "loss.parts.ab.epochs=1", "loss.parts.ab.lr=0.01"]
+    run = train(*both, *more, "schedule.lr=0", "schedule.epochs=1")
+    first, kept = (load_file(run / place / "student.safetensors") for place in ("stages/1-first", ""))
+    assert torch.equal(kept["network.conv1.weight"], first["conv1.weight"])
+    assert not torch.equal(kept["classifier.weight"], first["fc.weight"])
+
+
 HUGE = [("inputs", 10**7), ("outputs", 10**7), ("widths", [10**6] * 4), ("outputs", 10**12), ("inputs", 10**30)]
 
 
