@@ -21,7 +21,8 @@ def margins(norm: nn.Module) -> Tensor:
     """E[x | x < 0] of each channel x ~ N(bias, weight^2) of a batch norm [D], or -3 |weight| where fewer than one value
     in a thousand is negative (Heo et al. 2019, margin ReLU and the authors' code)."""
     pair: list[Tensor] = [norm.bias.detach(), norm.weight.detach()]  # type: ignore[union-attr, operator, list-item]
-    mean, std = (value.to("cpu" if value.device.type == "mps" else value.device).double() for value in pair)
+    # MPS has no float64; what is tried without memory cannot be copied.
+    mean, std = (value.double() if value.is_meta else value.cpu().double() for value in pair)
     std = std.abs().clamp_min(1e-12)
     below = torch.special.ndtr(-mean / std)
     density = torch.exp(-((mean / std) ** 2) / 2) / math.sqrt(2 * math.pi)
