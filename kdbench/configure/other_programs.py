@@ -30,7 +30,7 @@ _SLOW = ("mobilenetv2_half", "mobilenetv2", "shufflenetv1", "shufflenetv2")  # R
 _METHODS = {
     "kd": "kl", "hint": "fitnet", "attention": "at", "similarity": "sp", "correlation": "cc", "vid": "vid",
     "crd": "crd", "fsp": "fsp", "rkd": "rkd", "pkt": "pkt", "nst": "nst", "fitnet": "fitnet", "at": "at", "sp": "sp",
-    "dkd": "dkd", "reviewkd": "reviewkd",
+    "dkd": "dkd", "reviewkd": "reviewkd", "factor": "ft", "kdsvd": "kdsvd",
 }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ LINES = {
     "loss.weights.distill=0.9 loss.tau=4 schedule=crd240",
     f"{REP} --distill kd --kd_T 2 -a 1 --trial 3": "loss.tau=2 loss.weights.task=1 seed=3",
     f"{REP} --distill attention -a 0 -b 1000": "loss=at loss.weights.distill=1000",
+    f"{REP} --distill factor -a 0 -b 200": "loss=ft loss.weights.distill=200",
+    f"{REP} --distill kdsvd -a 0 -b 1": "loss=kdsvd loss.weights.distill=1",
     f"{REP} --distill similarity -a 1 -b 3000": "loss=sum loss@loss.parts.crd=sp loss.parts.kl.weights.distill=1 "
     "loss.parts.crd.weights.distill=3000",
     f"{REP} --distill crd -a 1 -b 0.8 --nce_k 4096": "loss=sum loss.parts.crd.negatives=4096",
