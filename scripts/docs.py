@@ -114,8 +114,9 @@ def python_page() -> str:
     for name in ("train", "sweep", "load", "read_runs", "compose"):
         lines += _signature(f"kdbench.{name}", getattr(api, name))
     lines += ["## Student", "", _text(Student), ""]
-    public = {name: thing for name, thing in vars(Student).items() if not name.startswith("_") and thing.__doc__}
-    for name, thing in public.items():
+    for name, thing in vars(Student).items():
+        if name.startswith("_") or thing is None or not thing.__doc__:  # None has a docstring since Python 3.13
+            continue
         lines += _signature(f"Student.{name}", thing.fget if isinstance(thing, property) else thing)
     return "\n".join(lines)
 

@@ -22,7 +22,10 @@ def test_ruff(repository):
 
 
 def test_mypy(repository, tmp_path):
-    run(repository, "mypy", "--cache-dir", str(tmp_path))
+    # As the oldest Python that kdbench runs on, so that names which it lacks are found; the annotations of a numpy for
+    # 3.12 or newer cannot be read so.
+    oldest = ["--python-version", "3.10"] if sys.version_info < (3, 12) else []
+    run(repository, "mypy", "--cache-dir", str(tmp_path), *oldest)
 
 
 def test_floors(repository):

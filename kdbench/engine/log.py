@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 import zlib
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from kdbench.files import naming, write_atomically
 from kdbench.results.metrics import CLASSIFICATION, Task, metric_of
 
 log = logging.getLogger(__name__)
+_WRITER = "_AsyncWriterThread"  # TensorBoard's, that writes the file
 PLAIN_EVERY = 5.0  # seconds between plain lines: a log file stays readable
 
 
@@ -46,8 +48,7 @@ class RunLog:
         self._lines = open(self._file, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         purge = resume_epoch + 1 if resume_epoch else None
         with naming(folder):
-            self._board = SummaryWriter(str(folder), purge_step=purge, flush_secs=5)
-        _keep_quiet(self._board)
+            self._board = _quiet_board(folder, purge)
 
     def write(self, epoch: int, values: dict[str, float]) -> None:
         """One line and one point a curve; `epoch` counts from 1."""
@@ -145,11 +146,19 @@ def board_tag(name: str) -> str:
     return f"time/{name}" if name == "images_per_second" else name
 
 
-def _keep_quiet(board: SummaryWriter) -> None:
-    """What stops TensorBoard's thread (a full disk) is raised at the next point: no traceback beside it."""
-    with suppress(AttributeError):
-        thread: Any = board._get_file_writer().event_writer._async_writer._worker
-        thread._invoke_excepthook = lambda _thread: None
+def _quiet_board(folder: Path, purge: int | None) -> SummaryWriter:
+    """TensorBoard's writer. What stops its thread (a full disk) is raised at the next point: no traceback beside it,
+    also where its first words do not fit, while this process is still making it."""
+    told = threading.excepthook
+    threading.excepthook = lambda args: None if type(args.thread).__name__ == _WRITER else told(args)
+    try:
+        board = SummaryWriter(str(folder), purge_step=purge, flush_secs=5)
+        with suppress(AttributeError):
+            thread: Any = board._get_file_writer().event_writer._async_writer._worker
+            thread._invoke_excepthook = lambda _thread: None
+    finally:
+        threading.excepthook = told
+    return board
 
 
 def _hparam(value: Any) -> bool | int | float | str:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -167,3 +168,27 @@ def test_a_disk_that_fills_up_under_the_curves_is_said_with_the_folder(tmp_path,
                     time.sleep(0.002)
             assert str(caught.value.filename).startswith(str(tmp_path))
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_board_whose_first_words_do_not_fit_prints_no_traceback(tmp_path, monkeypatch):
+    """The thread that writes may end before the writer is made."""
+    from tensorboard.summary.writer import event_file_writer
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    make = event_file_writer._AsyncWriter.__init__
+
+    def made(self, *given: object) -> None:
+        make(self, *given)
+        self._writer.write = full
+        self._byte_queue.put(b"words")
+        self._worker.join(10)
+
+    monkeypatch.setattr(event_file_writer._AsyncWriter, "__init__", made)
+    printed: list[object] = []
+    hook = printed.append
+    monkeypatch.setattr("threading.excepthook", hook)
+    with pytest.raises(OSError, match="No space left"):
+        RunLog(tmp_path).write(1, {"loss": 1.0})
+    assert threading.excepthook is hook and not printed
