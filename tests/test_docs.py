@@ -145,7 +145,7 @@ def test_every_module_and_name_of_kdbench_that_a_text_names_exists(repository):
     assert dotted("`kdbench.engine.trainer.run_steps`, engine/device.py, my/own.py") == {
         "kdbench.engine.trainer.run_steps", "kdbench/engine/device.py",
     }  # fmt: skip
-    assert there("kdbench.engine.learner.train_epoch") and not there("kdbench.engine.trainer.run_steps")
+    assert there("kdbench.engine.loop.train_epoch") and not there("kdbench.engine.trainer.run_steps")
     assert there("kdbench/engine/device.py") and not there("kdbench/engine/lanes.py")
 
 

@@ -14,7 +14,8 @@ from kdbench.bench.timing import Contender
 from kdbench.data.batches import EvaluationBatches, TrainingBatches
 from kdbench.data.bundle import Bundle
 from kdbench.engine.device import Placement, own_stream, place
-from kdbench.engine.learner import Learner, cohort_graph, train_epoch
+from kdbench.engine.learner import Learner
+from kdbench.engine.loop import cohort_graph, train_epoch
 from kdbench.errors import require
 from kdbench.models.base import count_parameters
 from kdbench.runs.obtain import live_teacher, reading

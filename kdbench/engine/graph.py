@@ -10,169 +10,25 @@ and no Python for each student.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from kdbench.engine.ahead import Ahead, tensors_of
+from kdbench.engine.learner import Learner
+from kdbench.engine.recording import Counting, Recording, drawn_on_host, host_waits, recording, side_stream, unrecorded
 from kdbench.errors import UserError
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import ANSWER, Batch, Outputs, Teacher
 
-if TYPE_CHECKING:
-    from kdbench.engine.learner import Learner
-
 log = logging.getLogger(__name__)
 
 WARM_UP = 3  # eager steps before a recording: lazily made buffers (momentum, cuDNN handles) must exist by then
-_WORD = 8  # bytes
-_APART = 32  # words: where tensors begin in a row, as in memory of their own. cuDNN chooses its kernels by that, too
 AHEAD = 256 * 2**20  # bytes of inputs, targets and teacher's outputs that are made ready at once ...
 MOST = 8192  # ... and samples
-
-
-class Recording(Protocol):
-    """A function's device work, recorded when this is made."""
-
-    def replay(self) -> None: ...
-
-
-class CudaRecording:
-    """torch.cuda.CUDAGraph of a function without arguments, with a memory pool and a stream of its own.
-
-    Its memory and its cuBLAS workspaces die with it: both are cleared around the capture, since a workspace that was
-    allocated in one capture would be used by the next one that has the same stream, after the memory is gone.
-    Raises what the function raises, or what torch says of a capture that broke otherwise.
-    """
-
-    def __init__(self, function: Callable[[], object], device: torch.device) -> None:
-        self.graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-        stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
-        raised: list[BaseException] = []
-        torch._C._cuda_clearCublasWorkspaces()
-        try:
-            # thread_local: another thread (checkpoint writer, pinning) may call CUDA meanwhile.
-            with (
-                torch.cuda.device(device),
-                warnings.catch_warnings(),
-                uncollected(),
-                torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
-            ):
-                warnings.filterwarnings("error", "The CUDA Graph is empty")
-                try:
-                    function()
-                except BaseException as error:
-                    raised.append(error)
-                    raise
-        except BaseException as error:
-            torch.cuda.set_stream(here)  # torch leaves the capture's stream current
-            if raised and error is not raised[0]:  # the end of a broken capture raises its own, of unjoined streams
-                raise raised[0] from error
-            raise
-        finally:
-            torch._C._cuda_clearCublasWorkspaces()
-
-    def replay(self) -> None:
-        self.graph.replay()
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """A block in which Python's collector rests: what it frees, another training's graph, say, may call CUDA in a way
-    that breaks a capture."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def recording(function: Callable[[], object], device: torch.device) -> Recording:
-    """A function's work, recorded."""
-    return CudaRecording(function, device)
-
-
-class Ahead:
-    """The data of some steps, batch and teacher's outputs, in memory that stays where it is.
-
-    All steps' data have the shapes and strides of `example`. A step is a row of words of eight bytes, each tensor a
-    part of it in its own order, aligned as memory of its own is: one kernel reads it all, and what is read has the
-    layout of what was put.
-    """
-
-    def __init__(self, example: tuple[Batch, Outputs | None], steps: int) -> None:
-        every, self._spec = tree_flatten(_whole(example))
-        self._absent = [place for place, leaf in enumerate(every) if leaf is None]
-        self._layouts: list[tuple[torch.Size, tuple[int, ...]]] = []
-        self._parts: list[tuple[slice, torch.dtype]] = []  # of a row, in words
-        words = 0
-        for tensor in map(_dense, _tensors(example)):
-            first, words = words, words - (-tensor.numel() * tensor.element_size() // (_WORD * _APART)) * _APART
-            self._parts.append((slice(first, words), tensor.dtype))
-            self._layouts.append((tensor.shape, tensor.stride()))
-        self.steps = steps
-        self._rows = torch.empty(steps, words, dtype=torch.int64, device=example[0].input.device)
-
-    def put(self, data: Sequence[tuple[Batch, Outputs | None]]) -> None:
-        """The data of the next steps, at most `steps`. Two kernels a tensor, whatever their number."""
-        columns = zip(*map(_tensors, data), strict=True)
-        for (part, dtype), (shape, stride), tensors in zip(self._parts, self._layouts, columns, strict=True):
-            found = torch.stack([_bytes_of(t, shape, stride) for t in tensors])
-            self._rows[: len(data), part].view(dtype)[:, : found.shape[1]].copy_(found)
-
-    def at(self, step: Tensor) -> tuple[Batch, Outputs | None]:
-        """The data of step [1] int64, which is read on the device."""
-        row = self._rows.index_select(0, step)[0]
-        found: list[Tensor | None] = []
-        for (part, dtype), (shape, stride) in zip(self._parts, self._layouts, strict=True):
-            found.append(row[part].view(dtype).as_strided(shape, stride))
-        for place in self._absent:
-            found.insert(place, None)
-        batch, *answer = tree_unflatten(found, self._spec)
-        return batch, answer[0] if answer else None
-
-
-class Counting(TorchFunctionMode):
-    """A block in which ones that are added to some counters are added at its end, to all at once.
-
-    Every batch norm counts its batches: 21 kernels a step of resnet20, and one in here. What reads a counter within the
-    block (a moving average) finds it as it should be. For a recording alone: it costs the host a look at every call.
-    """
-
-    def __init__(self, counters: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._counters = {id(counter): counter for counter in counters}
-        self._added: Counter[int] = Counter()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is Tensor.add_ and id(args[0]) in self._counters and args[1:] == (1,):
-            self._added[id(args[0])] += 1
-            return args[0]
-        if any(id(leaf) in self._added for leaf in tree_leaves((args, kwargs))):
-            self._add()
-        return func(*args, **(kwargs or {}))
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        super().__exit__(kind, error, at)
-        if self._added and error is None:
-            self._add()
-
-    def _add(self) -> None:
-        torch._foreach_add_([self._counters[key] for key in self._added], [*self._added.values()])
-        self._added.clear()
 
 
 class CohortGraph:
@@ -256,7 +112,7 @@ class CohortGraph:
         with host_waits(self._device, watched) as seen:
             learner.step(*self._next)
         why = [f"waits for the device ({one})" for one in seen]
-        if watched and _drawn_on_host(before, learner.random_state):
+        if watched and drawn_on_host(before, learner.random_state):
             why.append("draws random numbers on the host")
         if why and learner.failure is None:
             said = f"{type(learner.distiller.loss).__name__}'s step {why[0]}"
@@ -270,7 +126,7 @@ class CohortGraph:
 
     def _load(self, data: Sequence[tuple[Batch, Outputs | None]], teacher: Teacher) -> None:
         if self._data is None:
-            size = sum(t.numel() * t.element_size() for t in _tensors(data[0]))
+            size = sum(t.numel() * t.element_size() for t in tensors_of(data[0]))
             most = max(1, min(AHEAD // max(size, 1), MOST // self._size))
             self._data = Ahead(data[0], 1 if learns(teacher) else most)
         rates = [[one.lr * one.factors[one.steps_done + s] for one in self._learners] for s in range(len(data))]
@@ -295,7 +151,7 @@ class CohortGraph:
             try:
                 self._recordings.append(recording(lambda: self._work(number, group, streams), self._device))
             except (RuntimeError, UserWarning) as error:  # the warning: nothing was recorded
-                raise _unrecorded(error, len(group)) from error
+                raise unrecorded(error, len(group)) from error
         self._recordings[number].replay()
         if drawing:
             group[0].leave()
@@ -320,40 +176,6 @@ class CohortGraph:
             torch.cuda.current_stream(self._device).wait_stream(stream)
         if number == len(self._groups) - 1:
             self._step += 1
-
-
-@contextlib.contextmanager
-def host_waits(device: torch.device, watched: bool) -> Iterator[list[str]]:
-    """What in the block makes the host wait for the GPU; nothing is stopped by it. Empty where it is not `watched`."""
-    seen: list[str] = []
-    if not watched or device.type != "cuda":
-        yield seen
-        return
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")  # which says of itself that it is a prototype
-        try:
-            yield seen
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-    seen += [str(one.message).splitlines()[0] for one in caught if "called a synchroniz" in str(one.message)]
-
-
-def _drawn_on_host(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    """Whether the CPU's random numbers moved on between two states of a learner that is on a GPU."""
-    return len(before) > 1 and not torch.equal(before[0], after[0])
-
-
-def _unrecorded(error: Exception, students: int) -> UserError:
-    """That a step cannot be recorded, why, and what to type. torch is not fit to go on after a capture that broke."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    short = isinstance(error, torch.OutOfMemoryError) and students > 1
-    ways = f"{'hydra.launcher.max_members=<fewer> or ' if short else ''}trainer.cuda_graph=off"
-    said = (
-        f"trainer.cuda_graph: the step cannot be recorded ({reason}). {ways} continues the training from its checkpoint"
-    )
-    return UserError(said)
 
 
 def learns(teacher: Teacher) -> bool:
@@ -397,39 +219,11 @@ def _answered(said: Sequence[Outputs]) -> list[Outputs]:
     return [Outputs(own.logits, {**own.features, ANSWER: part}) for own, part in zip(said, answers, strict=True)]
 
 
-def _whole(data: tuple[Batch, Outputs | None]) -> tuple[Batch, Outputs] | tuple[Batch]:
-    """Without the answer of a teacher that there is not."""
-    batch, answer = data
-    return (batch,) if answer is None else (batch, answer)
-
-
-def _tensors(data: tuple[Batch, Outputs | None]) -> list[Tensor]:
-    """What there is of a step's data, in one order."""
-    return [leaf for leaf in tree_leaves(_whole(data)) if leaf is not None]
-
-
 def _split(answers: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """Answers to many inputs by batch; of texts each input has one for every position."""
     each = len(answers) // sum(sizes)
     return answers.split([each * size for size in sizes])
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-    return tensor if dense else tensor.contiguous()
-
-
-def _bytes_of(tensor: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    """A tensor's numbers [n] in the order of memory that `stride` asks for."""
-    if tensor.stride() != stride:
-        tensor = torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-    return tensor.as_strided((tensor.numel(),), (1,))
-
-
 def _pinned(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory() if device.type == "cuda" else values
-
-
-def side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream for one branch of a recording. torch has 32 of them, in turn: more branches share some, and wait."""
-    return torch.cuda.Stream(device) if device.type == "cuda" else None

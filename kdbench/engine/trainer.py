@@ -11,8 +11,9 @@ from kdbench.engine.checkpoint import Checkpoints, MemberState, Writer
 from kdbench.engine.cost import added, counters, spent
 from kdbench.engine.device import own_stream
 from kdbench.engine.evaluate import Evaluator
-from kdbench.engine.learner import Learner, cohort_graph, train_epoch
+from kdbench.engine.learner import Learner
 from kdbench.engine.log import ProgressView, RunLog
+from kdbench.engine.loop import cohort_graph, train_epoch
 from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
 from kdbench.results.metrics import CLASSIFICATION, Task

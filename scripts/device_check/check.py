@@ -24,7 +24,8 @@ from kdbench.build import load_data, make_recipe
 from kdbench.configure import register
 from kdbench.engine.device import own_stream
 from kdbench.engine.evaluate import all_logits
-from kdbench.engine.learner import Learner, cohort_graph, train_epoch
+from kdbench.engine.learner import Learner
+from kdbench.engine.loop import cohort_graph, train_epoch
 from kdbench.paths import CONFIG_DIR
 
 SMALL = [

@@ -18,7 +18,7 @@ from kdbench.bench.machine import measure_roofline
 from kdbench.bench.timing import Contender
 from kdbench.bench.workbench import Workbench
 from kdbench.engine.device import own_stream
-from kdbench.engine.graph import recording
+from kdbench.engine.recording import recording
 
 
 def kernels(check: Check) -> None:

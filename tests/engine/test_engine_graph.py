@@ -14,10 +14,12 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from kdbench.engine import device as placement
+from kdbench.engine.ahead import Ahead
 from kdbench.engine.device import wants_graph
 from kdbench.engine.distiller import Distiller
-from kdbench.engine.graph import WARM_UP, Ahead
-from kdbench.engine.learner import Learner, cohort_graph, train_epoch
+from kdbench.engine.graph import WARM_UP
+from kdbench.engine.learner import Learner
+from kdbench.engine.loop import cohort_graph, train_epoch
 from kdbench.engine.metrics import Meters
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.errors import UserError

@@ -12,7 +12,9 @@ import torch
 from kdbench.engine import device as placement
 from kdbench.engine import graph
 from kdbench.engine.graph import WARM_UP
-from kdbench.engine.learner import Learner, cohort_graph, train_epoch
+from kdbench.engine.learner import Learner
+from kdbench.engine.loop import cohort_graph, train_epoch
+from kdbench.engine.recording import CudaRecording, uncollected
 from kdbench.errors import UserError
 from kdbench.teachers.constant import NoTeacher
 from tests.support.engine import Stream, make_learner
@@ -54,7 +56,7 @@ class Calls:
 def test_every_recording_has_a_pool_and_a_stream_of_its_own_and_no_workspace_outlives_it(monkeypatch):
     cuda = Calls(monkeypatch)
     for number in (1, 2):
-        graph.CudaRecording(lambda: cuda.made.append(f"work in {cuda.current}"), torch.device("cuda:1"))
+        CudaRecording(lambda: cuda.made.append(f"work in {cuda.current}"), torch.device("cuda:1"))
         *_, before, capture, work, after = cuda.made
         assert (before, after) == ("clear", "clear") and work == f"work in Stream {number}"
         assert capture == f"capture CUDAGraph {number}, graph_pool_handle {number}, Stream {number}, thread_local"
@@ -63,7 +65,7 @@ def test_every_recording_has_a_pool_and_a_stream_of_its_own_and_no_workspace_out
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        graph.CudaRecording(broken, torch.device("cuda:1"))
+        CudaRecording(broken, torch.device("cuda:1"))
     assert cuda.current == "here" and cuda.made[-1] == "clear"
 
 
@@ -71,9 +73,9 @@ def test_nothing_is_collected_while_a_step_is_recorded(monkeypatch):
     """Another training's graph that is freed in the middle of a capture breaks it (torch before 2.12)."""
     Calls(monkeypatch)
     collecting: list[bool] = []
-    graph.CudaRecording(lambda: collecting.append(gc.isenabled()), torch.device("cuda"))
+    CudaRecording(lambda: collecting.append(gc.isenabled()), torch.device("cuda"))
     assert collecting == [False] and gc.isenabled()
-    with pytest.raises(RuntimeError), graph.uncollected():
+    with pytest.raises(RuntimeError), uncollected():
         raise RuntimeError
     assert gc.isenabled()
 

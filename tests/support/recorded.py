@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from kdbench.engine.learner import Learner, cohort_graph, train_epoch
+from kdbench.engine.learner import Learner
+from kdbench.engine.loop import cohort_graph, train_epoch
 from kdbench.engine.options import TrainerOptions
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import Batch, Target

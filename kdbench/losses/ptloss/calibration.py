@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import UserError
-from kdbench.losses.ptloss.candidates import Candidate, SearchOptions, draw
+from kdbench.losses.ptloss.candidates import Candidate, Ranked, SearchOptions, draw, ranked
 from kdbench.losses.ptloss.criteria import IMPROPER
 from kdbench.losses.ptloss.fitting import fit_path
 from kdbench.losses.ptloss.scoring import score_all, score_exactly
@@ -71,7 +71,7 @@ def calibrate(
     record |= _exact(best, candidates[0], images, options, tau)._asdict()
     record |= {"count": len(candidates), "seed": options.seed, "classes": classes, "images": images.sizes(method)}
     record["seconds"] = round(time.perf_counter() - began, 3)
-    table = [_ranked(rank, candidates[k], choose[k], held_out[k]) for rank, k in enumerate(ranking, 1)]
+    table = [ranked(rank, candidates[k], choose[k], held_out[k]) for rank, k in enumerate(ranking, 1)]
     figures = _figures(best, options.criterion, table)
     return best.epsilon, Calibration("epsilon", record, [one.row() for one in table], figures)
 
@@ -110,20 +110,6 @@ class Gain(NamedTuple):
     residual: float
 
 
-class Ranked(NamedTuple):
-    """A candidate's line of the table."""
-
-    rank: int  # 1: the best
-    origin: str
-    choose: float  # the criterion where it was chosen
-    held_out: float  # and on the images that had no say
-    coefficients: dict[str, float]
-
-    def row(self) -> dict[str, object]:
-        *known, coefficients = self
-        return dict(zip(self._fields, known)) | coefficients
-
-
 def _exact(best: Candidate, teacher: Candidate, images: Images, options: SearchOptions, tau: float) -> Gain:
     """Teacher and chosen set on both halves in float64, how hard the loss pulls, and whether it helps."""
     first, chosen = (
@@ -148,17 +134,6 @@ def _exact(best: Candidate, teacher: Candidate, images: Images, options: SearchO
             found.held_out_stderr,
         )
     return found
-
-
-def _ranked(rank: int, candidate: Candidate, choose: Tensor, held_out: Tensor) -> Ranked:
-    """A line of the table; of a set per class, the coefficients' means over the classes and their widest range."""
-    epsilon = candidate.epsilon
-    per_class = epsilon.dim() == 2
-    means = epsilon.mean(dim=0) if per_class else epsilon
-    values = {f"eps_{m}": round(float(value), 6) for m, value in enumerate(means, 1)}
-    if per_class:
-        values["range"] = round(float((epsilon.amax(dim=0) - epsilon.amin(dim=0)).max()), 6)
-    return Ranked(rank, candidate.origin, float(choose), float(held_out), values)
 
 
 def _figures(best: Candidate, criterion: str, table: list[Ranked]) -> dict[str, Figure]:

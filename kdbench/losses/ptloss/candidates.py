@@ -30,6 +30,31 @@ class Candidate(NamedTuple):
     epsilon: Tensor  # [M] or [C, M] float64, M the loss's order (zeros beyond its own)
 
 
+class Ranked(NamedTuple):
+    """A candidate's line of the table."""
+
+    rank: int  # 1: the best
+    origin: str
+    choose: float  # the criterion where it was chosen
+    held_out: float  # and on the images that had no say
+    coefficients: dict[str, float]
+
+    def row(self) -> dict[str, object]:
+        *known, coefficients = self
+        return dict(zip(self._fields, known)) | coefficients
+
+
+def ranked(rank: int, candidate: Candidate, choose: Tensor, held_out: Tensor) -> Ranked:
+    """A line of the table; of a set per class, the coefficients' means over the classes and their widest range."""
+    epsilon = candidate.epsilon
+    per_class = epsilon.dim() == 2
+    means = epsilon.mean(dim=0) if per_class else epsilon
+    values = {f"eps_{m}": round(float(value), 6) for m, value in enumerate(means, 1)}
+    if per_class:
+        values["range"] = round(float((epsilon.amax(dim=0) - epsilon.amin(dim=0)).max()), 6)
+    return Ranked(rank, candidate.origin, float(choose), float(held_out), values)
+
+
 def _ends(low: float, included: bool) -> Range:
     """Two numbers, the first of them the smaller, and no smaller than `low`."""
 

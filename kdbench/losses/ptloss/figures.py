@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kdbench.losses.ptloss.calibration import Ranked
+from kdbench.losses.ptloss.candidates import Ranked
 from kdbench.losses.ptloss.functional import horner
 
 LINES = 12  # classes drawn one by one; more are drawn as a band
