@@ -102,7 +102,8 @@ def prepare(recipe: Recipe, data: Bundle, scratch: Path) -> Workbench:
     allowed = "data of separate samples: the blocks of a running text are not timed"
     require(data.blocks is None, "dataset", data.name, allowed)
     placement = place(recipe.trainer)
-    silent = replace(recipe, trainer=replace(recipe.trainer, progress="none"))
+    # A turn takes as many steps as it needs, whatever debug=short says: counted, they would have been made.
+    silent = replace(recipe, trainer=replace(recipe.trainer, progress="none", limit_steps=None))
     stage = student_stage(silent, data, scratch)
     batches = train_batches(stage, placement)
     sets = eval_sets(data, recipe.trainer, placement)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from kdbench.errors import UserError, printable
 from kdbench.files import in_bytes, is_locked, on_disk
-from kdbench.results.read import read_runs
-from kdbench.results.result import is_finished
+from kdbench.results.result import RESULT, is_finished
 from kdbench.results.status import LOCK
 
 _SHOWN = 20  # paths that are printed
+RECORDS = (RESULT, "run.json", "epsilon.json")  # what says which network a run, or a search, is of
 
 
 class Spare(NamedTuple):
@@ -53,36 +53,37 @@ def checkpoints(folder: Path) -> Iterator[Spare]:
 
 
 def tables(folder: Path, every: bool) -> Iterator[Spare]:
-    """Tables of logits of teachers that no run below the folder had; with `every`, all of them: they are computed again
-    when they are needed. A broken one can serve nobody."""
+    """Tables of logits of networks that no run, stage or teacher below the folder is of or has as its teacher; with
+    `every`, all of them: they are computed again when they are needed. A broken one can serve nobody."""
     if not any(folder.rglob("*.table")):
         return
     from kdbench.tables.store import find_tables  # loads torch
 
-    known = _weights(folder)
+    found = []
     for path, header in find_tables(folder):
         key = header.get("key")
-        weights = key.get("weights") if isinstance(key, dict) else None
-        if is_locked(path.with_name(f"{path.name}.lock")):
-            continue
-        if every or weights is None or weights not in known:
-            why = "table, computed again when it is needed" if weights in known else "table of a teacher that is gone"
+        if not is_locked(path.with_name(f"{path.name}.lock")):
+            found.append((path, str(key["weights"]) if isinstance(key, dict) and "weights" in key else None))
+    known = _named(folder, {weights for _, weights in found if weights})
+    for path, weights in found:
+        why = "broken table" if weights is None else "table, computed again when it is needed"
+        if every or weights is None:
             yield Spare(path, why, on_disk(path))
+        elif weights not in known:
+            yield Spare(path, f"{why}: no run here names its teacher", on_disk(path))
 
 
-def _weights(folder: Path) -> set[str]:
-    """The hashes of all networks that runs and teachers below the folder are of."""
-    places = [folder, *(place for place in folder.rglob("teachers") if place.is_dir())]
+def _named(folder: Path, weights: set[str]) -> set[str]:
+    """Those hashes of networks that a file of a run, unfinished ones, stages of procedures and teachers among them, or
+    of a search for an epsilon has in it."""
     known: set[str] = set()
-    for place in places:
-        try:
-            runs = read_runs([place]).runs
-        except UserError:  # no run in it
-            continue
-        for run in runs:
-            teacher = run.result.teacher
-            known |= {run.result.student.weights, *([teacher.weights] if teacher else ())}
-            known |= {member.weights for member in (teacher.members if teacher else ())}
+    for name in RECORDS:
+        for path in folder.rglob(name):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError):
+                continue
+            known |= {one for one in weights - known if one in text}
     return known
 
 

@@ -44,8 +44,9 @@ def students(bench, served, turns):
     return learner.distiller.state_dict()
 
 
-def test_a_turn_trains_and_table_and_live_teacher_train_the_same(recipe, tmp_path):
-    made = recipe()
+@pytest.mark.parametrize("words", [(), ("trainer.limit_steps=3",)], ids=["whole epochs", "debug=short"])
+def test_a_turn_trains_and_table_and_live_teacher_train_the_same(recipe, tmp_path, words):
+    made = recipe(*words)
     bench = prepare(made, made.data(), tmp_path)
     fresh = bench.learner().distiller.state_dict()
     live, table = students(bench, bench.live(), [3, 9]), students(bench, bench.table(), [3, 9])  # an epoch has 4 steps

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import torch
+
+from kdbench.commands.clean import tables
+from kdbench.tables.file import LogitTable, Shape
 from tests.support.shell import kdbench, train
 
 
@@ -30,6 +35,7 @@ def test_what_may_go_goes_and_the_run_stays_what_it_was(capsys):
     assert kdbench("clean") == 1, "no answer, and no --yes"
     out = capsys.readouterr()
     assert "checkpoint of a finished run" in out.out and "--yes removes them" in out.err
+    assert "1 x broken table" in out.out
     assert (run / "checkpoint.pt").exists()
     assert kdbench("clean", "--yes") == 0
     kept = {"outputs/runs/two/checkpoint.pt", f"{stage}/checkpoint.pt", f"{stage}/result.json"}
@@ -39,3 +45,20 @@ def test_what_may_go_goes_and_the_run_stays_what_it_was(capsys):
     assert not list(Path("outputs").rglob("*.table"))
     assert kdbench("evaluate", str(run)) == 0
     assert kdbench("clean", "nowhere") == 1
+
+
+@pytest.mark.parametrize("name", ["stages/1-generation1/result.json", "run.json", "epsilon.json"])
+def test_a_table_stays_whose_teacher_a_stage_an_unfinished_run_or_a_search_names(name, tmp_path):
+    """born_again's generations teach and are stages of one run; a run that was killed wants its table again."""
+    table = tmp_path / "teachers" / "tables" / "00.table"
+    LogitTable(table, {"weights": "ab" * 32}, Shape(2, 1, 3, torch.float32))
+    record = tmp_path / "runs" / "one" / name
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"student": {"weights": "ab" * 32}}))
+    assert list(tables(tmp_path, every=False)) == []
+    assert [one.path for one in tables(tmp_path, every=True)] == [table]
+    record.unlink()
+    (one,) = tables(tmp_path, every=False)
+    assert one.path == table and one.why.endswith("no run here names its teacher")
+    table.write_bytes(b"no table")
+    assert [one.why for one in tables(tmp_path, every=False)] == ["broken table"]
