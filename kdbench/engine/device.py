@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kdbench import world
 from kdbench.engine.options import DEVICES, OptimizerOptions, TrainerOptions
+from kdbench.engine.proof import proven
 from kdbench.errors import UserError, require
 from kdbench.types import CorpusInfo, Info
 
@@ -25,8 +26,7 @@ log = logging.getLogger(__name__)
 
 # `auto` keeps off what scripts/device_check has not passed on a GPU yet: it was written and tested without one, and
 # a training that is fast and wrong is worth nothing. `on` asks for it all the same. The script's page names the flags
-# that its results justify.
-PROVEN_GRAPHS = False  # trainer.cuda_graph: a cohort's step as one launch
+# that its results justify. Of recorded steps every machine finds out for itself (kdbench/engine/proof.py).
 PROVEN_COMPILE = False  # trainer.compile: fused kernels of the student's network
 GRAPHED_OPTIMIZERS = ("sgd", "adam", "adamw")  # torch's own; most of timm's count their steps in Python
 AUTO_PRECISION = "bf16"  # of trainer.precision=auto on a GPU that is quick in it: not measured against tf32 yet
@@ -122,8 +122,8 @@ def wants_graph(options: TrainerOptions, device: torch.device, optimizer: Optimi
         # It reads the random state before each block, which torch refuses in a recording.
         require(kept, "trainer.cuda_graph", "on", "auto or off with trainer.grad_checkpointing=true")
         return True
-    wanted = options.cuda_graph == "auto" and PROVEN_GRAPHS and world.size() == 1
-    return wanted and can_record(device) and fits and kept
+    wanted = options.cuda_graph == "auto" and world.size() == 1
+    return wanted and can_record(device) and fits and kept and proven(device)
 
 
 def can_record(device: torch.device) -> bool:

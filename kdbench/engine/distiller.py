@@ -55,6 +55,10 @@ class Distiller(nn.Module):
     def compiled(self) -> bool:
         return self._compiled is not None
 
+    def plain(self) -> None:
+        """Run the network as it is, compiled no more."""
+        self._compiled = None
+
     def compile_student(self, strict: bool = False) -> None:
         """Let torch.compile fuse the kernels of the network, not of the loss: students of one network under many losses
         share a compilation. `strict`: what cannot be compiled any more raises instead of running plainly.

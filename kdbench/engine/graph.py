@@ -20,6 +20,7 @@ from torch import Tensor
 from kdbench.engine.ahead import Ahead, tensors_of
 from kdbench.engine.learner import Learner
 from kdbench.engine.recording import Counting, Recording, drawn_on_host, host_waits, recording, side_stream, unrecorded
+from kdbench.engine.twin import Twin
 from kdbench.errors import UserError
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import ANSWER, Batch, Outputs, Teacher
@@ -27,6 +28,7 @@ from kdbench.types import ANSWER, Batch, Outputs, Teacher
 log = logging.getLogger(__name__)
 
 WARM_UP = 3  # eager steps before a recording: lazily made buffers (momentum, cuDNN handles) must exist by then
+TRIED = 3  # replays that are compared with plain steps: the data of the third lie ahead, at the second place
 AHEAD = 256 * 2**20  # bytes of inputs, targets and teacher's outputs that are made ready at once ...
 MOST = 8192  # ... and samples
 
@@ -36,9 +38,10 @@ class CohortGraph:
 
     The first `WARM_UP` steps run eagerly; the last of them tells whether a learner waits for the device, or draws
     random numbers on the host, which every replay would repeat. It goes on eagerly then, with a warning. Learners that
-    draw on the device have a graph each, replayed after the others', because a graph has one random state. A batch of
-    another size than the first runs eagerly, and so does a text of which not every position counts. It belongs to one
-    training: the graphs and their memory go when it goes.
+    draw on the device have a graph each, replayed after the others', because a graph has one random state. The first
+    `TRIED` replays are compared with plain steps from the same state, and a learner that ends elsewhere goes on eagerly
+    from where the plain step ends. A batch of another size than the first runs eagerly, and so does a text of which not
+    every position counts. It belongs to one training: the graphs and their memory go when it goes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,6 +52,7 @@ class CohortGraph:
         self._drawing: set[int] = set()  # learners that draw random numbers, by id
         self._groups: list[list[Learner]] = []  # those of one graph
         self._recordings: list[Recording] = []
+        self._tried = 0  # replays of these groups so far, up to TRIED
         self._data: Ahead | None = None
         self._lr = torch.empty(0)  # [steps, learners]
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
@@ -63,8 +67,8 @@ class CohortGraph:
         """Batches with what the teacher says of them: those of many steps at once, where the teacher allows that."""
         moved_by = [learner.set_lr for learner in learners]
         if moved_by != self._moved_by:  # one has failed, has caught up with the others, or has other momentum buffers
-            self._learners, self._groups, self._recordings, self._warm = list(learners), [], [], 0
-            self._moved_by = moved_by
+            self._learners, self._warm, self._moved_by = list(learners), 0, moved_by
+            self._forget()
             self._data = None  # what they need of the teacher may be something else
         stream = iter(batches)
         while data := _asked(islice(stream, self._steps()), teacher, self._needs()):
@@ -96,15 +100,53 @@ class CohortGraph:
         if not self._ready:
             return False
         if any(learner.failure for group in self._groups for learner in group):
-            self._groups, self._recordings = [], []
+            self._forget()
         self._groups = self._groups or self._grouped()
+        twins = self._twins() if self._tried < TRIED else []
         for number, group in enumerate(self._groups):
             self._replay(number, group)
         recorded = {id(learner) for group in self._groups for learner in group}
         for learner in self._learners:
             if id(learner) not in recorded:
                 learner.step(*self._next)
+        self._compare(twins)
         return True
+
+    def _forget(self) -> None:
+        """Record anew at the next step."""
+        self._groups, self._recordings, self._tried = [], [], 0
+
+    def _twins(self) -> list[Twin]:
+        """The plain steps beside the next ones. A learner that can take none is not recorded, unless that is asked."""
+        assert self._next is not None
+        self._tried += 1
+        twins = []
+        for learner in [learner for group in self._groups for learner in group]:
+            try:
+                twins.append(Twin(learner, self._next))
+            except Exception as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                if learner.trainer.cuda_graph != "on":
+                    self._refuse(learner, f"cannot be compared with its recording ({reason})")
+        if any(id(learner) in self._refused for group in self._groups for learner in group):
+            self._groups, self._recordings = self._grouped(), []
+        return [twin for twin in twins if id(twin.learner) not in self._refused]
+
+    def _compare(self, twins: Sequence[Twin]) -> None:
+        for twin in twins:
+            far = twin.strays()
+            if far is not None:
+                self._refuse(twin.learner, f"ends elsewhere where it is recorded ({far:.2g} of the step away)")
+                twin.learner.take(twin.plain)
+                self._forget()
+
+    def _refuse(self, learner: Learner, why: str) -> None:
+        """Let a learner step eagerly from now on; one that was to be recorded fails. `why`: what its step does."""
+        said = f"{type(learner.distiller.loss).__name__}'s step {why}"
+        if learner.trainer.cuda_graph == "on":
+            learner.fail(UserError("trainer.cuda_graph", "on", f"auto or off: {said}"))
+        log.warning("%s: not recorded, it runs step by step", said)
+        self._refused.add(id(learner))
 
     def _eager(self, learner: Learner, watched: bool) -> None:
         assert self._next is not None
@@ -115,11 +157,7 @@ class CohortGraph:
         if watched and drawn_on_host(before, learner.random_state):
             why.append("draws random numbers on the host")
         if why and learner.failure is None:
-            said = f"{type(learner.distiller.loss).__name__}'s step {why[0]}"
-            if learner.trainer.cuda_graph == "on":
-                learner.fail(UserError("trainer.cuda_graph", "on", f"auto or off: {said}"))
-            log.warning("%s: not recorded, it runs step by step", said)
-            self._refused.add(id(learner))
+            self._refuse(learner, why[0])
 
     def _needs(self) -> set[str]:
         return {key for learner in self._learners for key in learner.distiller.loss.needs}

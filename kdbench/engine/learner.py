@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from typing import cast
 
@@ -154,6 +155,21 @@ class Learner:
     def draws(self) -> bool:
         """Whether its steps in this epoch drew random numbers on the device."""
         return not torch.equal(self.fresh_state[-1], self.random_state[-1])
+
+    def copied(self) -> Learner:
+        """The same learner in memory of its own, its network not compiled."""
+        own = copy.copy(self)
+        parts = (self.distiller, self.optimizer, self.scaler, self.average, self.meters)
+        # At once: the optimizer's parameters are the network's, in the copy too.
+        own.distiller, own.optimizer, own.scaler, own.average, own.meters = copy.deepcopy(parts)
+        own.distiller.plain()
+        own.set_lr, own.parameters = lr_setter(own.optimizer), list(own.distiller.parameters())
+        return own
+
+    def take(self, other: Learner) -> None:
+        """Go on from where a copy of it has come to."""
+        self.restore(other.state())
+        self.meters, self.random_state = other.meters, other.random_state
 
     def state(self) -> LearnerState:
         """All that a bit-exact continuation needs; random states are functions of (seed, epoch)."""

@@ -64,8 +64,9 @@ def lots(needs: Sequence[Need], free: int, size: int) -> Iterator[tuple[int, int
 
 
 def _beside(need: Need) -> Need:
-    """Of a student whose steps are recorded: its step's memory is its own, for good."""
-    return Need(need.kept + need.step, 0)
+    """Of a student whose steps are recorded: its step's memory is its own, for good. Its first ones are compared with
+    plain ones of copies of it, which step one after the other."""
+    return Need(4 * need.kept + need.step, need.step)
 
 
 def memory_key(stage: Stage) -> str:

@@ -24,6 +24,7 @@ from kdbench.build import load_data, make_recipe
 from kdbench.configure import register
 from kdbench.engine.device import own_stream
 from kdbench.engine.evaluate import all_logits
+from kdbench.engine.graph import TRIED, WARM_UP
 from kdbench.engine.learner import Learner
 from kdbench.engine.loop import cohort_graph, train_epoch
 from kdbench.paths import CONFIG_DIR
@@ -116,7 +117,7 @@ class Check:
         def ready() -> Found:
             bench = self.bench(*words, whole=True)
             turn = bench.steps(bench.table() or bench.live(), [bench.learner() for _ in range(count)])
-            turn(5)
+            turn(WARM_UP + TRIED)
             contenders[name] = turn
             return True, "runs"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 MARKS = {True: "ok", False: "**failed**", None: "n/a"}
-FLAGS = {  # of kdbench/engine/device.py: the sections that have checks of each
-    "PROVEN_GRAPHS": ("graphs", ("equal", "matrix", "losses")),
+FLAGS = {  # what may be relied on, or a flag of kdbench/engine/device.py: the sections that have checks of each
+    "recorded steps": ("graphs", ("equal", "matrix", "losses")),
     "PROVEN_COMPILE": ("compile", ("compile",)),
 }
 
@@ -21,7 +21,7 @@ def replace(file: Path, text: str) -> None:
 
 
 def justified(sections: dict[str, Any]) -> dict[str, str]:
-    """What the flags of kdbench/engine/device.py may be, and why. A section that did not end proves nothing."""
+    """What may be relied on, what the flags may be, and why. A section that did not end proves nothing."""
     verdicts = [verdict for section in sections.values() for verdict in section["verdicts"]]
     found = {}
     for constant, (flag, needed) in FLAGS.items():
@@ -64,7 +64,7 @@ def page(sections: dict[str, Any]) -> str:
         lines += [f"## {name} ({section['seconds']:.0f} s)", "", "| check | | detail |", "|---|---|---|"]
         lines += [f"| {v['name']} | {MARKS[v['ok']]} | {v['detail']} |" for v in section["verdicts"]]
         lines += [*_ways(section["figures"].get("ways", {})), *_kernels(section["figures"].get("top", [])), ""]
-    lines += ["## Flags that these results justify", ""]
+    lines += ["## What these results justify", ""]
     lines += [f"- `{constant} = {value}`" for constant, value in justified(sections).items()]
     return "\n".join(lines) + "\n"
 

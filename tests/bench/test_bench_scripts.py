@@ -75,12 +75,12 @@ def test_the_device_check_keeps_what_it_found_of_sections_that_end_early(device,
     assert oks["live"] == [True, False] and oks["sweep"] == [False]
     written = page(sections)
     assert "ended with 7" in written and "stopped after" in written and "ended with -11" in written
-    assert "`PROVEN_GRAPHS = False (did not end: equal)`" in written
+    assert "`recorded steps = False (did not end: equal)`" in written
     del sections["equal"]
-    assert "`PROVEN_GRAPHS = False (not run: equal)`" in page(sections)
+    assert "`recorded steps = False (not run: equal)`" in page(sections)
     sections["equal"] = sections["run"] | {"verdicts": [*sections["run"]["verdicts"]]}
     written = page(sections)
-    assert "`PROVEN_GRAPHS = True (" in written
+    assert "`recorded steps = True (" in written
     assert "`PROVEN_COMPILE = False (not run: compile; not tried on a GPU)`" in written
     assert "`AUTO_PRECISION = bf16 (not tried on a GPU)`" in written
     sections["run"]["verdicts"].append({"name": "b", "ok": False, "detail": "", "flag": "graphs"})
@@ -88,7 +88,7 @@ def test_the_device_check_keeps_what_it_found_of_sections_that_end_early(device,
     times["bf16, graph, cudnn.benchmark"] = 0.6  # no run of kdbench searches for kernels
     ways = {name: {"median": 1e-3 * ms, "low": 0.0, "high": 0.0, "n": 3} for name, ms in times.items()}
     sections["matrix"] = {"verdicts": [], "figures": {"ways": ways}, "seconds": 1.0}
-    assert "`PROVEN_GRAPHS = False (failed: b)`" in page(sections)
+    assert "`recorded steps = False (failed: b)`" in page(sections)
     assert "`AUTO_PRECISION = tf32 (tf32, contiguous, graph: 0.700 ms)`" in page(sections)
     time.sleep(0.8)
     assert not (tmp_path / "late").exists()  # what a stopped section started is stopped too

@@ -251,12 +251,14 @@ def test_a_text_of_which_not_every_position_counts_runs_eagerly(tapes):
     assert_same(one, alone)
 
 
-def test_a_recorded_step_counts_at_once_and_its_meters_are_three_kernels(tapes):
+def test_a_recorded_step_counts_at_once_and_its_meters_are_three_kernels(tapes, monkeypatch):
     """Every batch norm's counter and the meters' own are one kernel; the other three: the student's answers, the row of
     all that is kept, its copy. Nothing of a step runs in Python once it is recorded."""
     one, calls = make_learner(stream=Stream(64), trainer=replace(ON, ema=0.9)), []
-    update = one.update
-    one.update = lambda *data: (calls.append(None), update(*data))[1]
+    update = Learner.update
+    monkeypatch.setattr(
+        Learner, "update", lambda self, *data: (self is one and calls.append(None), update(self, *data))[1]
+    )
     train([one])
     assert len(calls) == WARM_UP + 1 + 3  # warm-up, recording, and an epoch's smaller last batch
     counters = [*one.counters]
@@ -304,8 +306,9 @@ def test_all_that_lies_ahead_is_read_by_one_kernel():
 
 def test_where_a_step_is_recorded(monkeypatch):
     cuda, cpu, sgd = torch.device("cuda"), torch.device("cpu"), OptimizerOptions("sgd", 0.1)
-    assert not wants_graph(OPTIONS, cuda, sgd)  # not proven on a GPU yet
-    monkeypatch.setattr(placement, "PROVEN_GRAPHS", True)
+    monkeypatch.setattr(placement, "proven", lambda device: False)  # recorded steps have strayed on this GPU
+    assert not wants_graph(OPTIONS, cuda, sgd) and wants_graph(ON, cuda, sgd)
+    monkeypatch.setattr(placement, "proven", lambda device: True)
     assert wants_graph(OPTIONS, cuda, sgd) and not wants_graph(OPTIONS, cpu, sgd)
     assert not wants_graph(OPTIONS, cuda, OptimizerOptions("lamb", 0.1))
     assert not wants_graph(OFF, cuda, sgd)

@@ -114,10 +114,16 @@ def test_every_branch_has_a_stream_of_its_own_after_the_data_and_all_are_joined(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
     monkeypatch.setattr(torch.cuda, "stream", inside)
     cohort = [make_learner(stream=Stream(64), trainer=ON, seed=seed) for seed in range(3)]
+    update = Learner.update
+
+    def watched(self, *data) -> None:
+        if self in cohort:  # and not a copy of one
+            seen.append(f"step in {current[-1].name}")
+        update(self, *data)
+
+    monkeypatch.setattr(Learner, "update", watched)
     for learner in cohort:
         learner.distiller.student.body[3].p = 0.0
-        update = learner.update
-        learner.update = lambda *data, update=update: (seen.append(f"step in {current[-1].name}"), update(*data))[1]
     train(cohort, epochs=1)
     before = WARM_UP * len(cohort)
     at = seen.index(f"branch 1 after main with {before} steps")
@@ -147,7 +153,7 @@ def test_a_student_that_waits_for_the_device_is_not_recorded(tapes, monkeypatch,
 
     monkeypatch.setattr(graph, "host_waits", waits)
     auto = replace(OPTIONS, cuda_graph="auto")
-    monkeypatch.setattr(placement, "PROVEN_GRAPHS", True)
+    monkeypatch.setattr(placement, "proven", lambda device: True)
     one, alone = make_learner(stream=Stream(64), trainer=auto), make_learner(stream=Stream(64), trainer=OFF)
     train([one])
     train([alone])
@@ -171,7 +177,7 @@ def test_a_student_that_draws_on_the_host_is_not_recorded(tapes, monkeypatch, ca
 
     monkeypatch.setattr(Learner, "leave", on_a_gpu)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
-    monkeypatch.setattr(placement, "PROVEN_GRAPHS", True)
+    monkeypatch.setattr(placement, "proven", lambda device: True)
     auto = replace(OPTIONS, cuda_graph="auto")
     drawing, other, strict = (make_learner(stream=Stream(64), trainer=mode) for mode in (auto, auto, ON))
     other.distiller.student.body[3].p = 0.0

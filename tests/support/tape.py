@@ -30,7 +30,7 @@ class Waits(RuntimeError):
 
 
 class Tape:
-    """A Recording (kdbench.engine.graph) that runs anywhere."""
+    """A Recording (kdbench.engine.recording) that runs anywhere."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.calls: list[tuple[Any, tuple, dict, list[torch.Tensor]]] = []

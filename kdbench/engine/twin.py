@@ -1,0 +1,68 @@
+"""A recorded step beside the plain one, from the same state: it is believed when both end in the same place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.engine.learner import Learner
+from kdbench.types import Batch, Outputs
+
+CLOSE = 1e-3  # of the way that a step goes ...
+NOISE = 10  # ... or so many times as far as two plain steps end apart, whose kernels add up in no fixed order
+
+State = tuple[list[Tensor], list[Tensor]]  # weights and buffers
+
+
+class Twin:
+    """Copies of a learner that have taken a step of the data plainly, made before it takes the recorded one.
+
+    Costs two plain steps, and the memory of what a learner keeps twice over while it lives, three times while it is
+    made. Raises what a plain step or the copying of a loss raises.
+    """
+
+    def __init__(self, learner: Learner, data: tuple[Batch, Outputs | None]) -> None:
+        weights, buffers = state_of(learner.distiller)
+        self.learner, self._start = learner, ([t.clone() for t in weights], [t.clone() for t in buffers])
+        self.plain, again = learner.copied(), learner.copied()
+        for one in (self.plain, again):
+            one.step(*data)
+            if one.failure is not None:
+                raise one.failure
+        self._end = state_of(self.plain.distiller)
+        self._limit = max(CLOSE, NOISE * apart(state_of(again.distiller), self._end, self._start))
+
+    def strays(self) -> float | None:
+        """How far the learner, its recorded step taken, is from the plain step's end, in parts of that step; None if it
+        is where it should be. Waits for the device."""
+        far = apart(state_of(self.learner.distiller), self._end, self._start)
+        return far if far > self._limit else None
+
+
+def state_of(module: nn.Module) -> State:
+    return [t.detach() for t in module.parameters()], [*module.buffers()]
+
+
+def apart(one: State, other: State, start: State) -> float:
+    """How far two ends of a way from `start` lie apart, in parts of the way to the `other`: of the weights or of the
+    buffers, whichever is more. 0 where the other end is no number: its loss tells."""
+    return max(_parts(*tensors) for tensors in zip(one, other, start, strict=True))
+
+
+def _parts(one: list[Tensor], other: list[Tensor], start: list[Tensor]) -> float:
+    between, way = _norm(_differences(one, other)), _norm(_differences(other, start))
+    if between == 0 or not math.isfinite(way):
+        return 0.0
+    return between / way if way and math.isfinite(between) else math.inf
+
+
+def _differences(one: list[Tensor], other: list[Tensor]) -> Iterator[Tensor]:
+    return (a.double() - b.double() for a, b in zip(one, other, strict=True) if a.numel())
+
+
+def _norm(tensors: Iterator[Tensor]) -> float:
+    norms = [torch.linalg.vector_norm(tensor) for tensor in tensors]
+    return float(torch.stack(norms).norm()) if norms else 0.0
