@@ -33,8 +33,8 @@ KEY = "trainer.cuda_graph=auto"
 def proven(device: torch.device) -> bool:
     """Whether recorded steps have been plain steps on this GPU, with these versions and this code.
 
-    Tried now where it is not known, some ten seconds at a guess. What a rehearsal finds is kept in the user's folder for caches;
-    one that comes to no end proves nothing and is tried again by the next training.
+    Tried now where it is not known, some ten seconds at a guess. What a rehearsal finds is kept in the user's folder
+    for caches; one that comes to no end proves nothing and is tried again by the next training.
     """
     about = _about(device)
     kept = _folder() / f"recorded-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
