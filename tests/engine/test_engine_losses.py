@@ -159,9 +159,15 @@ def test_a_member_is_as_its_solo_run_that_was_resumed(name, cohort, tmp_path):
     alone = member(name, tmp_path)
     assert alone.epochs_done == 1
     before = {key: value.clone() for key, value in alone.learner.distiller.state_dict().items()}
+    twin = alone.learner.copied()
+    twin.begin_epoch(1)
+    batch = next(Views(int(kind(name)[0])).epoch(1, EPOCHS))
+    twin.step(batch, teacher(kind(name))(batch))
     train([alone], kind(name))
     assert alone.learner.failure is None and together.learner.failure is None
     mine, other = (one.learner.distiller.state_dict() for one in (alone, together))
     assert mine.keys() == other.keys() and all(torch.equal(mine[key], other[key]) for key in mine)
     assert any(not torch.equal(before[key], mine[key]) for key in mine)
+    copied = twin.distiller.state_dict()  # a plain step beside a recorded one is taken by a copy
+    assert all(torch.equal(mine[key], copied[key]) for key in mine)
     assert alone.last["train/loss"] == together.last["train/loss"]
