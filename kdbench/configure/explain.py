@@ -52,6 +52,11 @@ _KEYS_ELSEWHERE = {
     "distill": "loss", "method": "loss", "kd_T": "tau", "kd_temp": "tau", "num_workers": "workers",
     "teacher_model": "teacher", "student_model": "student", "model_s": "student", "model_t": "teacher",
     "path_t": "teacher.checkpoint", "learning_rates": "lr", "clip_grad": "clip", "model_ema_decay": "ema",
+    "max_epochs": "epochs", "gpu": "device", "gpus": "device", "gpu_id": "device", "devices": "device",
+    "accelerator": "device", "gradient_clip_val": "clip", "accumulate_grad_batches": "accumulate",
+    "wandb": "logger=wandb", "use_wandb": "logger=wandb", "mlflow": "logger=mlflow", "exp_name": "name",
+    "trial": "seed", "random_seed": "seed", "output_dir": "paths.outputs", "save_dir": "paths.outputs",
+    "outputs": "paths.outputs", "data_dir": "dataset.root", "data_path": "dataset.root", "img_size": "size",
 }  # fmt: skip
 _OPTIONS_ELSEWHERE = {
     "loss": {
@@ -59,6 +64,8 @@ _OPTIONS_ELSEWHERE = {
         "attention": "at", "hint": "fitnet", "hints": "fitnet", "l2": "mse", "jsd": "js",
     },
     "optimizer": {"adam": "timm optimizer.name=adam"},
+    "schedule": {"cosine_annealing": "cosine", "multistep": "step"},
+    "trainer.device": {"gpu": "cuda", **{str(number): f"cuda:{number}" for number in range(8)}},
 }  # fmt: skip
 _TYPED_GROUPS = ("schedule", "loss", "optimizer", "student", "dataset", "trainer", "procedure", "paths")
 
@@ -224,7 +231,7 @@ def _key_fault(override: Override, cfg: DictConfig, places: Sequence[Path]) -> s
     node = OmegaConf.select(cfg, owner) if owner else cfg
     if not isinstance(node, DictConfig):
         return f"{typed}: {owner} is a value and has no keys"
-    return f"{typed}: {_unknown(parts, depth, node, cfg.hydra.runtime.choices, places, override)}"
+    return f"{typed}: {_unknown(parts, depth, cfg, places, override)}"
 
 
 def _existing_fault(override: Override, cfg: DictConfig) -> str | None:
@@ -249,27 +256,16 @@ def _has(cfg: DictConfig, parts: Sequence[str]) -> bool:
     return isinstance(node, DictConfig) and parts[-1] in node
 
 
-def _unknown(
-    parts: Sequence[str],
-    depth: int,
-    node: DictConfig,
-    choices: Mapping[str, object],
-    places: Sequence[Path],
-    override: Override,
-) -> str:
+def _unknown(parts: Sequence[str], depth: int, cfg: DictConfig, places: Sequence[Path], override: Override) -> str:
     """Why a key does not exist, and where one like it does."""
     owner, missing = ".".join(parts[:depth]), parts[depth]
-    group, choice = parts[0], choices.get(parts[0]) if parts[0] != "hydra" else None
+    node = OmegaConf.select(cfg, owner) if owner else cfg
+    group, choice = parts[0], cfg.hydra.runtime.choices.get(parts[0]) if parts[0] != "hydra" else None
     chosen = f"{group}={choice} has no key '{'.'.join(parts[1:])}'."
     words = [chosen if choice and depth else f"there is no key '{missing}'."]
-    place = "" if depth else _place(_KEYS_ELSEWHERE.get(missing, missing), node)
-    other = _KEYS_ELSEWHERE.get(missing, "").removeprefix(f"{owner}.") if depth else ""
-    if other and OmegaConf.select(node, other, default=...) is not ...:
-        place = f"{owner}.{other}"
+    place = _where(missing, owner, cfg)
     if place:
-        value = _written(override)
-        value = _OPTIONS_ELSEWHERE.get(place, {}).get(value.lower(), value)
-        words.append(f"Did you mean {place}={value}?")
+        words.append(f"Did you mean {_assigned(place, _written(override))}?")
     names = options(group, places)
     if choice and _written(override) in names and len(parts) == 2:
         words.append(f"Did you mean {group}={_written(override)}?")
@@ -292,6 +288,8 @@ def _unknown(
 
 def _place(name: str, cfg: DictConfig) -> str:
     """Where a key of this name is: the dotted key, that of the first group whose values are usually typed; or ""."""
+    if "=" in name:  # a choice
+        return name
     if name == "augment":
         return "dataset/augment"
     if name in cfg or OmegaConf.select(cfg, name, default=...) is not ...:
@@ -300,17 +298,33 @@ def _place(name: str, cfg: DictConfig) -> str:
     return next((f"{owner}.{name}" for owner in owners if name in cfg[owner]), "")
 
 
+def _where(name: str, owner: str, cfg: DictConfig) -> str:
+    """Where a key that `owner` does not have is, in the words of other programs too: in it, below it, or elsewhere."""
+    known = _KEYS_ELSEWHERE.get(name, name)
+    if owner and known != name:
+        own = f"{owner}.{known.removeprefix(f'{owner}.')}"
+        if OmegaConf.select(cfg, own, default=...) is not ...:
+            return own
+    if owner == "teacher" and known in cfg.teacher.get("schedule", {}):
+        return f"teacher.schedule.{known}"
+    return "" if owner and owner not in _TYPED_GROUPS else _place(known, cfg)
+
+
+def _assigned(place: str, value: str) -> str:
+    return place if "=" in place else f"{place}={_OPTIONS_ELSEWHERE.get(place, {}).get(value.lower(), value)}"
+
+
 def typed_as(flag: str, value: str) -> str:
     """What somebody who writes --lr 0.1 types here: schedule.lr=0.1; the words of other programs are understood."""
     name = flag.lstrip("-").replace("-", "_")
     if name in ("kd_model_name", "teacher_name"):  # timm
         return f"teacher=timm teacher.name={value}"
     name = _KEYS_ELSEWHERE.get(name, name)
-    if name not in _TYPED_GROUPS and "." not in name:
+    if name not in _TYPED_GROUPS and "." not in name and "=" not in name:
         chosen = usual([Path(CONFIG_DIR)])
         owners = [group for group in _TYPED_GROUPS if group in chosen]
         name = next((k for g in owners if (k := f"{g}.{name}") in of_option(g, chosen[g], [Path(CONFIG_DIR)])), name)
-    return f"{name}={_OPTIONS_ELSEWHERE.get(name, {}).get(value.lower(), value)}"
+    return _assigned(name, value)
 
 
 def _unreadable(error: OverrideParseException) -> str:

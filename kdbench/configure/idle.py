@@ -7,6 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
+from kdbench.arguments import locate, parameters
+from kdbench.configure.check import RATES
+from kdbench.errors import UserError, show
+
 log = logging.getLogger(__name__)
 
 _REFUSED = tuple(f"teacher.{key}" for key in ("checkpoint", "checkpoint_key", "run", "finetune"))  # by build
@@ -38,7 +42,10 @@ def _idle(cfg: DictConfig) -> Iterator[tuple[str, str]]:
         if given and single and not _value(cfg, "teacher.finetune"):
             yield from ((f"{teacher}{key}", f"with teacher.{given}, which is not trained") for key in _TRAINING)
         yield from _of_schedule(cfg, f"{teacher}schedule")
+        yield from _of_rates(cfg, teacher)
     yield from _of_schedule(cfg, "schedule")
+    yield from _of_rates(cfg, "")
+    yield from _of_reader(cfg)
     for part in ("mix", "noise"):
         if _value(cfg, f"dataset.{part}.kind") == "none":
             yield f"dataset.{part}.", f"with dataset.{part}.kind=none"
@@ -53,6 +60,27 @@ def _of_schedule(cfg: DictConfig, place: str) -> Iterator[tuple[str, str]]:
     yield from ((f"{place}.{key}", f"with {place}.shape={shape}") for key in (*others, *flat))
     if not _value(cfg, f"{place}.warmup"):
         yield from ((f"{place}.{key}", f"without {place}.warmup") for key in ("warmup_from", "warmup_overlaps"))
+
+
+def _of_rates(cfg: DictConfig, place: str) -> Iterator[tuple[str, str]]:
+    """A rate of the schedule's that is typed with the value that stands there: another one is refused by the check."""
+    name = _value(cfg, f"{place}optimizer.name")
+    for rate in RATES:
+        own = f"{place}optimizer.{rate}"
+        takes, value = _value(cfg, own), _value(cfg, f"{place}schedule.{rate}")
+        if takes != value:
+            counts = f", which takes none from the schedule: {own}={show(takes)} counts" if takes is not None else ""
+            yield f"{place}schedule.{rate}", f"with {place}optimizer {name}{counts}"
+
+
+def _of_reader(cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """Where the data lie, of data that kdbench brings itself or makes up."""
+    try:
+        reads = parameters(locate(_value(cfg, "dataset.reader")))
+    except UserError:  # said when it is read
+        return
+    if "root" not in reads:
+        yield "dataset.root", f"with dataset {_value(cfg, 'dataset.name')}, which reads no file of yours"
 
 
 def _value(cfg: DictConfig, key: str) -> object:

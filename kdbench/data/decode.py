@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from kdbench.errors import UserError
 
 _CHUNK = 128  # images that a worker process hands over at once
 _MANY = 5000  # images that are worth starting processes for: half a second of decoding
+_NAMED = 20  # broken images that are named before the rest of a set is left unread
 Key = tuple[int, int]  # row, seed
+T = TypeVar("T")
 
 
 class Decoding(Protocol):
@@ -136,13 +138,54 @@ class FileSet(Dataset[Tensor]):
 class MarkedSet(FileSet):
     """The middle of each image and its mark, for reading a whole set."""
 
-    def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, list[int]] | UserError:  # type: ignore[override]
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, list[int]] | Broken:  # type: ignore[override]
         """A batch [B, C, size, size] and B marks."""
+        read = read_each(self._marked, keys)
+        return read if isinstance(read, Broken) else (torch.stack([one for one, _ in read]), [mark for _, mark in read])
+
+    def _marked(self, row: int) -> tuple[Tensor, int]:
+        pixels, mark = self.read(row)
+        return self.fitted(row, pixels), mark
+
+
+class Broken(NamedTuple):
+    """What stands for a batch in which images cannot be read, so that all of them are named at once."""
+
+    faults: list[UserError]
+
+
+def read_each(read: Callable[[int], T], keys: Sequence[Key]) -> list[T] | Broken:
+    """`read` of each row, or what is wrong with those that cannot be read."""
+    made, faults = [], []
+    for row, _ in keys:
         try:
-            read = [(row, *self.read(row)) for row, _ in keys]
-            return torch.stack([self.fitted(row, pixels) for row, pixels, _ in read]), [mark for *_, mark in read]
+            made.append(read(row))
         except UserError as error:
-            return error
+            faults.append(error)
+    return Broken(faults) if faults else made
+
+
+def whole_set(images: FileSet, chunk: int) -> Iterator[tuple[range, Any]]:
+    """All rows of a set in batches of `chunk`, each with its rows.
+
+    Raises UserError that names the images that cannot be read, twenty at most: whoever has thirty broken files in a
+    hundred thousand does not decode the set thirty times.
+    """
+    count, faults = len(images.files.paths), []
+    rows = [range(first, min(first + chunk, count)) for first in range(0, count, chunk)]
+    keys = [[(row, 0) for row in part] for part in rows]
+    for part, batch in zip(rows, loader(images, keys, workers_for(images.files))):
+        if isinstance(batch, Broken):
+            faults += batch.faults
+            if len(faults) >= _NAMED or faults[0].allowed:  # of another size: so may be all that follow
+                break
+        elif not faults:
+            yield part, batch
+    if len(faults) == 1 or (faults and faults[0].allowed):
+        raise faults[0]
+    if faults:
+        many = f"{len(faults)} images" if len(faults) < _NAMED else f"at least {len(faults)} of {count:,} images"
+        raise UserError("\n  ".join([f"{many} cannot be read:", *map(str, faults[:_NAMED])]))
 
 
 def loader(images: FileSet, batches: Iterable[Sequence[Key]], workers: int, pinned: bool = False) -> DataLoader[Any]:
@@ -180,16 +223,13 @@ def workers_for(files: ImageFiles) -> int:
 def read_images(files: ImageFiles) -> tuple[Tensor, Marked]:
     """All files decoded: uint8 [N, C, size, size], and how many are marked; size 0 keeps the images as they are.
 
-    Raises UserError naming a file that cannot be read, or the first one of another size if none is asked for.
+    Raises UserError naming the files that cannot be read, or the first one of another size if none is asked for.
     """
-    count, images = len(files.paths), MarkedSet(files)
-    result, marks = torch.empty((count, *images.shape), dtype=torch.uint8), []
-    chunks = [[(row, 0) for row in range(first, min(first + _CHUNK, count))] for first in range(0, count, _CHUNK)]
-    for chunk, batch in zip(chunks, loader(images, chunks, workers_for(files))):
-        if isinstance(batch, UserError):
-            raise batch
-        result[chunk[0][0] : chunk[-1][0] + 1] = batch[0]
-        marks += batch[1]
+    images = MarkedSet(files)
+    result, marks = torch.empty((len(files.paths), *images.shape), dtype=torch.uint8), []
+    for rows, (pixels, marked) in whole_set(images, _CHUNK):
+        result[rows.start : rows.stop] = pixels
+        marks += marked
     return result, Marked.of(marks)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdbench.data.bundle import ImageFiles, Pack, stamp
 from kdbench.data.cache import keep
-from kdbench.data.decode import FileSet, Key, loader, workers_for
+from kdbench.data.decode import Broken, FileSet, Key, read_each, whole_set
 from kdbench.data.resize import shorter_side
 from kdbench.errors import UserError
 from kdbench.files import lock
@@ -31,11 +31,8 @@ _CHUNK = 32  # images that a worker process hands over at once
 class _Resized(FileSet):
     """Images [C, H, W] with `files.resize` pixels on the shorter side, a list a batch."""
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[Tensor] | UserError:  # type: ignore[override]
-        try:
-            return [shorter_side(self.read(row)[0], self.files.resize) for row, _ in keys]
-        except UserError as error:
-            return error
+    def __getitems__(self, keys: Sequence[Key]) -> list[Tensor] | Broken:  # type: ignore[override]
+        return read_each(lambda row: shorter_side(self.read(row)[0], self.files.resize), keys)
 
 
 def packed_files(files: ImageFiles, root: str | Path, cache: str | Path) -> ImageFiles:
@@ -66,16 +63,13 @@ def packed_files(files: ImageFiles, root: str | Path, cache: str | Path) -> Imag
 def _build(files: ImageFiles, path: Path, index: Path) -> None:
     count, shapes, began = len(files.paths), np.empty((len(files.paths), 2), np.int32), time.perf_counter()
     log.info("packing %s images once, into %s", f"{count:,}", path)
-    chunks = [[(row, 0) for row in range(first, min(first + _CHUNK, count))] for first in range(0, count, _CHUNK)]
     for left in path.parent.glob(f"{path.stem}.*.partial"):
         left.unlink(missing_ok=True)
 
     def write(partial: Path) -> None:
         with open(partial, "wb") as file:
-            for chunk, images in zip(chunks, loader(_Resized(files), chunks, workers_for(files))):
-                if isinstance(images, UserError):
-                    raise images
-                for (row, _), image in zip(chunk, images):
+            for rows, images in whole_set(_Resized(files), _CHUNK):
+                for row, image in zip(rows, images):
                     shapes[row] = image.shape[1:]
                     file.write(image.permute(1, 2, 0).contiguous().numpy().data)
 

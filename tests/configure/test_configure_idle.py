@@ -26,6 +26,10 @@ def said(*words: str) -> set[str]:
         (["+teacher.schedule.milestones=[3]"], "teacher.schedule.milestones", "with teacher.schedule.shape=cosine"),
         (["schedule.warmup=0", "schedule.warmup_from=0.1"], "schedule.warmup_from", "without schedule.warmup"),
         (["dataset=fake", "dataset.validation=0", "dataset.split_seed=3"], "dataset.split_seed", "without dataset.val"),
+        (["optimizer=adamw", "schedule.lr=0.1"], "schedule.lr", "with optimizer adamw, which takes none from the s"),
+        (["teacher.optimizer.lr=0.2", "teacher.schedule.lr=0.1"], "teacher.schedule.lr", "with teacher.optimizer sgd"),
+        (["optimizer=adamw", "schedule.nesterov=true"], "schedule.nesterov", "with optimizer adamw"),
+        (["dataset.root=photos"], "dataset.root", "with dataset digits, which reads no file of yours"),
     ],
 )
 def test_a_typed_key_that_nothing_reads_is_said(words, key, why):
@@ -40,6 +44,7 @@ def test_a_typed_key_that_nothing_reads_is_said(words, key, why):
         ["teacher.seed=1", "teacher.schedule.epochs=3", "dataset.mix.kind=mixup", "dataset.mix.alpha=0.2"],
         ["teacher.checkpoint=x.pt", "teacher.finetune=true", "teacher.schedule.epochs=3"],
         ["teacher.run=x", "procedure=meta_pseudo_labels", "teacher.optimizer.lr=0.1"],
+        ["schedule.lr=0.1", "teacher.schedule.lr=0.1", "dataset=imagefolder", "dataset.root=photos"],
         ["schedule=step", "schedule.gamma=0.2", "dataset.noise.kind=symmetric", "dataset.noise.rate=0.2"],
     ],
 )

@@ -154,6 +154,12 @@ def test_many_images_are_decoded_by_processes(tmp_path, monkeypatch):
     (root / "dog" / "7.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"^cannot read the image .*dog/7.png"):
         decode.read_images(files)
+    (root / "owl" / "3.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"^2 images cannot be read:\n  .*dog/7.png: the file is.*\n  .*owl/3.png"):
+        decode.read_images(files)
+    monkeypatch.setattr(decode, "_NAMED", 2)
+    with pytest.raises(UserError, match=r"^at least 2 of 90 images cannot be read:"):
+        decode.read_images(files)
 
 
 def streamed(root, **keys):
