@@ -36,8 +36,11 @@ class UserError(ValueError):
         """Say that its key stands below `prefix`; one that begins with it already stays as it is."""
         if self.key == prefix or (self.key.startswith(prefix) and self.key[len(prefix)] in ".[ :="):
             return
-        self.key = joined(prefix, self.key) if self.allowed or self.said else f"{prefix}: {self.key}"
-        self.args = (self.key, *self.args[1:])
+        if self.allowed or self.said:
+            self.key = joined(prefix, self.key)
+        else:
+            self.key, self.said = prefix, self.key
+        self.args = (self.key, self.value, self.allowed, self.hint, self.said)
 
 
 def require(ok: bool, key: str, value: object, allowed: str) -> None:
@@ -55,7 +58,7 @@ def under(prefix: str) -> Iterator[None]:
         error.move_under(prefix)
         raise
     except ValueError as error:
-        raise UserError(f"{prefix}: {error}") from error
+        raise UserError(prefix, said=str(error)) from error
 
 
 @contextmanager

@@ -10,7 +10,12 @@ from typing import Any, Literal, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from kdbench.arguments import fit, fit_arguments, keys, locate, parameters, unknown_key
 from kdbench.arguments.ranges import Seed, Text
@@ -120,13 +125,32 @@ def resolved(cfg: DictConfig) -> dict[str, object]:
         raise UserError(f"{error.full_key}: needs a value") from error
     except OmegaConfBaseException as error:
         _refuse_options(task)
-        raw = flat(task, resolve=False).get(str(error.full_key), "")
-        reason = str(error.msg or error).splitlines()[0]
-        if isinstance(error, InterpolationKeyError):
-            reason = "it refers to a key that the configuration does not have"
-        raise UserError(f"{error.full_key} = {raw}: {reason}") from error
+        raise UserError(unresolved(task, error)) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
+
+
+_HYDRAS = re.compile(r"^hydra\.(?!run|sweep)|\$\{kd\.")  # that follow from what is typed elsewhere
+
+
+def unresolved(cfg: DictConfig, error: OmegaConfBaseException) -> str:
+    """Which key's interpolation leads nowhere, as it was typed, and why: that of the key that others only refer to."""
+    typed, failed = flat(cfg, resolve=False), dict[str, OmegaConfBaseException]()
+    for name in (name for name, raw in typed.items() if "${" in str(raw) and not _HYDRAS.search(f"{name}={raw}")):
+        try:
+            OmegaConf.select(cfg, name)
+        except InterpolationToMissingValueError:  # of Hydra's, which knows its run's folder later
+            continue
+        except OmegaConfBaseException as found:
+            failed[name] = found
+    own = (name for name in failed if failed.keys().isdisjoint(re.findall(r"\$\{([\w.]+)\}", str(typed[name]))))
+    key = next(own, str(error.full_key))
+    error = failed.get(key, error)
+    reason = str(error.msg or error).splitlines()[0]
+    if isinstance(error, InterpolationKeyError):
+        reason = "it refers to a key that the configuration does not have"
+    reason = reason.partition("raised while resolving interpolation: ")[2].strip("'\"") or reason
+    return f"{key} = {typed.get(key, '')}: {reason}"
 
 
 def _refuse_options(task: DictConfig) -> None:
@@ -171,6 +195,8 @@ def _compare(node: Mapping[str, object], usual: Mapping[str, object], prefix: st
                 known = options(group, [Path(CONFIG_DIR)])
                 hint = f". Did you mean {group}={own}?" if str(own) in known else ""
                 raise UserError(f"{full_key} = {show(own)}: must be a mapping with the keys {keys}{hint}")
+            if key == "weights" and isinstance(parts := node.get("parts"), dict):  # of a sum: one that was added too
+                ordinary = ordinary | {name: 1.0 for name in parts if name in own}
             if key != "options":
                 _compare(own, ordinary, full_key)
 

@@ -150,8 +150,17 @@ def tell_left_out(points: Sequence[Sequence[str]]) -> None:
             log.info("not the experiment's (or debug's), as other options were chosen than its own: %s", keys)
 
 
+def tell_stand_in(words: Sequence[str], error: UserError) -> None:
+    """Say in a refusal of data, or of what works on them, that they stand in for the experiment's own."""
+    loader = GlobalHydra.instance().config_loader()
+    made_up = isinstance(loader, Loader) and loader.left_out.get(tuple(words), "").endswith(OWN_DATA)
+    if made_up and error.key.startswith(("dataset", "procedure")) and not error.hint:
+        error.hint = "The images are debug=smoke's; debug=short has the experiment's own data"
+
+
 KEPT = 100  # points of a sweep that are held between their check and their run
 LAID_OVER = ("experiment", "debug")  # groups whose options are meant to be laid over each other
+OWN_DATA = ". debug=short has an experiment's own data"
 STAYS = ("dataset.transfer", "dataset.noise")  # of an experiment's dataset where a debug option's stands in for it
 
 
@@ -268,7 +277,7 @@ class Loader(ConfigLoaderImpl):
         if as_typed != overrides:
             cfg = super().load_configuration(config_name, as_typed, *rest)
         _refuse_empty(overrides, cfg)
-        own = ". debug=short has an experiment's own data" if self._dropped and self._stand_in else ""
+        own = OWN_DATA if self._dropped and self._stand_in else ""
         self.left_out[tuple(_lines(cfg.hydra.overrides.task))] = ", ".join(self._dropped) + own
         _find_home(cfg)
         return cfg

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from kdbench.arguments import locate, parameters
-from kdbench.configure.check import OPTIONS
+from kdbench.configure.check import OPTIONS, unresolved
 from kdbench.configure.comments import of_option, usual
 from kdbench.configure.compose import together
 from kdbench.configure.options import folders, has_key, options
@@ -101,6 +101,8 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str = "trai
     try:
         with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
             found = _diagnose(line)
+            if found is None and isinstance(error, InterpolationResolutionError):
+                found = _unresolved(line, error)
     except Exception:  # the fault is not on the command line, but in a configuration file
         found = None
     finally:
@@ -109,26 +111,39 @@ def explain(error: Exception, arguments: Sequence[str], config_name: str = "trai
 
 
 def _diagnose(line: _Line) -> str | None:
-    usual = compose(line.config_name, overrides=line.search, return_hydra_config=True).hydra.runtime.choices
-    groups = []
-    for override in line.overrides:
-        if not _is_group(override, usual, line):
-            continue
-        fault = _group_fault(override, usual, line)
-        if fault:
-            return fault
-        groups.append(_spelled(override))
+    usual: Mapping[str, object] = {}
+    groups: list[list[str]] = []
+    for parts in (False, True):  # loss@loss.parts.crd has its place where loss=sum is typed, too
+        usual = _composed(line, [one[0] for one in groups]).hydra.runtime.choices
+        for override in line.overrides:
+            if (override.package is not None) != parts or not _is_group(override, usual, line):
+                continue
+            fault = _group_fault(override, usual, line)
+            if fault:
+                return fault
+            groups.append(_spelled(override))
     if not line.multirun:
         several = next((o for o in line.overrides if o.is_sweep_override()), None)
         if several is not None:
             return _several(several)
     values = [o for o in line.overrides if not _is_group(o, usual, line)]
     for chosen in itertools.islice(itertools.product(*groups), 50):  # a key may exist in only some runs of a sweep
-        cfg = compose(line.config_name, overrides=[*line.search, *filter(None, chosen)], return_hydra_config=True)
+        cfg = _composed(line, chosen)
         fault = next(filter(None, (_key_fault(o, cfg, line.places) for o in values)), None)
         if fault:
             return fault
     return None
+
+
+def _unresolved(line: _Line, error: OmegaConfBaseException) -> str:
+    """A value that cannot be resolved (${oc.env:NAME}), by its key, also where it stands in a folder's path."""
+    typed = [o.input_line for o in line.overrides if not o.is_sweep_override()]
+    return unresolved(_composed(line, map(str, typed)), error)
+
+
+def _composed(line: _Line, chosen: Iterable[str]) -> DictConfig:
+    overrides = [*line.search, *filter(None, chosen)]
+    return compose(line.config_name, overrides=overrides, return_hydra_config=True)
 
 
 def _is_group(override: Override, usual: Mapping[str, object], line: _Line) -> bool:
@@ -279,6 +294,8 @@ def _unknown(parts: Sequence[str], depth: int, cfg: DictConfig, places: Sequence
         words.append(f"It is a key of {shown}{' and others' if len(holders) > 5 else ''}.")
     elif owner in OPTIONS and missing in parameters(locate(OPTIONS[owner])):
         words.append(f"It can be added (+{override.input_line}).")
+    elif depth and parts[depth - 1] == "weights" and missing in (OmegaConf.select(node, "..parts") or ()):
+        words.append(f"It can be added (+{override.input_line}).")  # the weight of a part that was added to a sum
     elif owner and not keys:
         words.append(f"Keys of {owner} are added with a +: +{override.input_line}")
     if keys:

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kdbench.configure.check import check
-from kdbench.configure.compose import register, tell_left_out
+from kdbench.configure.compose import register, tell_left_out, tell_stand_in
 from kdbench.configure.explain import explain, typed_as
 from kdbench.configure.idle import idle, tell_idle
 from kdbench.configure.sweep import Better, Finished, Sweep, Task
@@ -127,6 +127,7 @@ def _job(task: Task, failures: list[Exception], finished: Finished | None) -> Ta
         hydra_config = HydraConfig.get()
         out = Path(hydra_config.runtime.output_dir)
         sweeping = hydra_config.mode == RunMode.MULTIRUN
+        words: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
         os.chdir(hydra_config.runtime.cwd)  # hydra.job.chdir: kdbench's paths count from where the command was typed
         try:
             left = finished(cfg, out) if finished else None
@@ -134,11 +135,12 @@ def _job(task: Task, failures: list[Exception], finished: Finished | None) -> Ta
                 return left()
             check(cfg)
             if not sweeping:
-                typed: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-                tell_left_out([typed])
-                tell_idle([idle(cfg, typed)])
+                tell_left_out([words])
+                tell_idle([idle(cfg, words)])
             return task(cfg)
         except Exception as error:
+            if isinstance(error, UserError):
+                tell_stand_in(words, error)
             if sweeping and not isinstance(error, Busy):
                 log.error("failed: %s", error)
             if sweeping and traced():

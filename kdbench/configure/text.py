@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -30,14 +31,22 @@ def readable(word: str) -> str:
     try:
         word.encode()
     except UnicodeEncodeError as error:
-        shown = os.fsencode(word).decode("utf-8", "replace")
-        raise UserError(f"{shown}: is no UTF-8 text, so a run could not keep it; rename the file or folder") from error
+        raise UserError(_why_unreadable(os.fsencode(word))) from error
     key, equals, value = word.partition("=")
     if not equals or word.startswith(("-", "~")) or value[:1] in ("'", '"'):
         return word
     if not _READABLE.fullmatch(value) and value and os.path.exists(os.path.expanduser(value)):
         return f"{key}={quoted(value)}"
     return _HOME.sub(lambda match: quoted(match[0]), word)
+
+
+def _why_unreadable(word: bytes) -> str:
+    """Why a word cannot be kept: the locale cannot write it (LC_ALL=C), or it is no UTF-8."""
+    shown = word.decode("utf-8", "replace")
+    if shown.encode() != word:
+        return f"{shown}: is no UTF-8 text, so a run could not keep it; rename the file or folder"
+    encoding = sys.getfilesystemencoding()
+    return f"{shown}: the locale's encoding ({encoding}) has not all of these characters: type LC_ALL=C.UTF-8 before it"
 
 
 def quoted(text: str) -> str:

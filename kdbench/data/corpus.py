@@ -83,4 +83,5 @@ def _refuse_of_samples(others: Mapping[str, object]) -> None:
         if value not in (None, "none", 0, Identity()):
             allowed = "left as it is for running text, which is no set of separate samples"
             allowed = "0: dataset.val sets the end of a text aside" if key == "validation" else allowed
-            raise UserError(f"dataset.{key}", value, allowed)
+            shown = type(value).__name__ if key in ("augment", "teacher_augment") else value
+            raise UserError(f"dataset.{key}", shown, allowed)

@@ -189,10 +189,23 @@ def _write_pt2(student: Student, path: Path) -> None:
     shapes = {"inputs": {0: torch.export.Dim("batch", min=1)}}
     with _quiet():
         program = torch.export.export(student.portable(), (student.example(2),), dynamic_shapes=shapes)
+        refuse_fixed(program)
         about = {"about.json": json.dumps(_inside(student))}
         made = io.BytesIO()
         torch.export.save(program, made, extra_files=about)
     write_atomically(path, lambda temporary: temporary.write_bytes(made.getvalue()))
+
+
+def refuse_fixed(program: torch.export.ExportedProgram) -> None:
+    """Raise a ValueError for a program whose inputs or logits have a number of rows of their own: which code makes them
+    so differs between torch's versions, and so does whether its exporter says it."""
+    for node in program.graph.nodes:
+        ends = node.all_input_nodes if node.op == "output" else [node]
+        if node.op == "output" or node.name in program.graph_signature.user_inputs:
+            rows = [end.meta["val"].shape[0] for end in ends if isinstance(end.meta.get("val"), Tensor)]
+            fixed = next((row for row in rows if not isinstance(row, torch.SymInt)), None)
+            if fixed is not None:
+                raise ValueError(f"it is made for {fixed} inputs at a time")
 
 
 def _write_torchscript(student: Student, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -173,6 +174,19 @@ def test_a_path_that_is_there_needs_no_quotes(name):
 def test_what_is_no_utf8_is_refused_by_name():
     with pytest.raises(UserError, match="is no UTF-8 text"):
         readable("dataset.root=" + os.fsdecode(b"caf\xe9"))
+
+
+def test_what_the_locale_cannot_write_is_refused_with_what_to_type(monkeypatch):
+    """Under LC_ALL=C PYTHONUTF8=0 the bytes of a UTF-8 word come as surrogates; its folder could not be written."""
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(UserError, match=r"name=ünï: the locale's encoding \(ascii\).*LC_ALL=C.UTF-8"):
+        readable("name=" + "ünï".encode().decode("ascii", "surrogateescape"))
+
+
+def test_the_weight_of_a_part_that_was_added_is_typed_with_a_plus():
+    words = ["loss=sum", "+loss@loss.parts.js=js", "+loss.weights.js=2", "loss.weights.crd=0", "hydra.run.dir=run"]
+    assert kdbench_command("train", "debug=smoke", "student=mlp", "teacher=mlp", *words) == 0
+    assert "2 (" in json.loads(Path("run/result.json").read_text(encoding="utf-8"))["formula"]
 
 
 @pytest.fixture

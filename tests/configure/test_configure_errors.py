@@ -32,6 +32,23 @@ MISTAKES = [
     ("train loss=sum ~loss.parts.crd", ["loss.parts.crd: was removed", "loss.weights.crd=0 leaves it out"]),
     ("train ~teacher", ["teacher: was removed", "kdbench list teacher"]),
     ("train +loss@foo=kl", ["foo: there is no such key"]),
+    ("train loss=sum loss@loss.parts.crd=nd logger=none", ["logger=none: logger has no option 'none'"]),
+    ("train loss=sum loss@loss.parts.crd=ndd", ["loss@loss.parts.crd=ndd", "Did you mean loss@loss.parts.crd=nd"]),
+    ("train loss=sum loss@loss.parts.kd=kl", ["add it with a +: +loss@loss.parts.kd=kl"]),
+    ("train loss=sum +loss@loss.parts.kd=kl loss.weights.kd=2", ["It can be added (+loss.weights.kd=2)"]),
+    ("train loss=sum +loss@loss.parts.kd=kl +loss.weights.kx=2", ["loss.weights.kx: there is no such key"]),
+    ("train loss=sum loss@loss.parts.crd=at student=mlp teacher=mlp", ["kdbench: loss.parts.crd: loss=at compares"]),
+    ("train paths.outputs=${oc.env:NOPE}", ["paths.outputs = ${oc.env:NOPE}: Environment variable 'NOPE' not found"]),
+    ("train paths.runs=${oc.env:NOPE}/x", ["paths.runs = ${oc.env:NOPE}/x: Environment variable"]),
+    ("train -m paths.outputs=${nope} seed=0,1", ["paths.outputs = ${nope}: it refers to a key that"]),
+    (
+        "train experiment=kim2016_sequence_kd_small debug=smoke",
+        ["procedure = sequence_level", "debug=short has the experiment's own data"],
+    ),
+    (
+        "train experiment=tang2019_bilstm_small debug=smoke",
+        ["dataset.augment = TokenDropout", "debug=short has the experiment's own data"],
+    ),
     # names of other programs and papers
     ("train tau=4", ["there is no key 'tau'", "Did you mean loss.tau=4?"]),
     ("train temperature=4", ["Did you mean loss.tau=4?"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench.data.augment.views import CropFlip
 from kdbench.data.batches import EvaluationBatches, Loading, TrainingBatches
 from kdbench.data.blocks import Blocks, Offset, next_tokens
 from kdbench.data.bundle import Bundle
@@ -150,6 +151,7 @@ def test_one_file_is_cut_at_lines_and_any_names_do(tmp_path):
         ({"noise": {"kind": "symmetric", "rate": 0.1}}, "dataset.noise.kind = symmetric: must be left"),
         ({"mix": {"kind": "mixup"}}, "dataset.mix.kind = mixup: must be left"),
         ({"transfer": {"fraction": 0.5}}, "dataset.transfer.fraction = 0.5: must be left"),
+        ({"augment": CropFlip(pad=4)}, "dataset.augment = CropFlip: must be left"),
         ({"mean": 0.5}, "dataset.mean = 0.5: must be left"),
         ({"predicted": 200}, "dataset.predicted = 200: must be at most a third of the training text"),
         ({"tokenizer": "letters"}, "dataset.tokenizer = letters"),

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from kdbench.arguments import Trust, trusting
 from kdbench.deploy import export as exporting
-from kdbench.deploy.export import export, read_back
+from kdbench.deploy.export import export, read_back, refuse_fixed
 from kdbench.deploy.latency import latencies, size_of
 from kdbench.deploy.student import load
 from kdbench.errors import UserError
@@ -95,7 +95,7 @@ class Counted(torch.nn.Module):
         self.network = network
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.network(inputs).logits + torch.zeros(1, 2).expand(len(inputs), 2)
+        return self.network(inputs).logits + torch.zeros(1, 2).expand(int(inputs.shape[0]), 2)
 
 
 @pytest.mark.parametrize("name", ["pt2", "torchscript"])
@@ -105,6 +105,19 @@ def test_a_network_for_one_number_of_inputs_is_refused(name, photo_run, tmp_path
     with pytest.raises(UserError, match=rf"^--{name}: resnet8 cannot be exported for any number of inputs: .*x.shape"):
         export(student, [name], tmp_path, trusting())
     assert not list(tmp_path.iterdir())
+
+
+class Plain(torch.nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * 2
+
+
+def test_a_program_for_one_number_of_inputs_is_known_by_its_shapes():
+    """Torch 2.7 exports what later versions refuse to: the program itself says whether its batch has a fixed size."""
+    example, shapes = (torch.zeros(2, 3),), {"inputs": {0: torch.export.Dim("batch", min=1)}}
+    refuse_fixed(torch.export.export(Plain(), example, dynamic_shapes=shapes))
+    with pytest.raises(ValueError, match="it is made for 2 inputs at a time"):
+        refuse_fixed(torch.export.export(Plain(), example))
 
 
 def test_without_its_data_a_student_is_checked_on_made_up_inputs(photo_run, tmp_path):
