@@ -6,6 +6,7 @@ import gc
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from device_check.check import CLOSE, SMALL, Check, Found, distance, kdbench, set_aside, state
 from kdbench.engine.learner import Learner
+from kdbench.engine.rehearsal import why_not
 from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR
 from kdbench.tables import store
@@ -31,6 +33,7 @@ CASES: dict[str, tuple[list[str], int]] = {  # words, and how many students
 
 def equal(check: Check) -> None:
     check.judge("eager steps repeat themselves", lambda: _repeats(check))
+    check.judge("what trainer.cuda_graph=auto tries", lambda: _trial(check), GRAPHS)
     for name, (words, count) in CASES.items():
         check.on_cuda(f"recorded: {name}", lambda w=words, k=count: _recorded(check, w, k), GRAPHS)  # type: ignore[misc]
     check.on_cuda("recorded: a table of windows", lambda: _windows(check), GRAPHS)
@@ -38,6 +41,15 @@ def equal(check: Check) -> None:
     check.on_cuda("a checkpoint of eager steps goes on recorded", lambda: _resumed_recorded(check), GRAPHS)
     check.on_cuda("no step waits for the device", lambda: _sync(check))
     check.on_cuda("a step that waits is not recorded and harms nothing", lambda: _waits(check), GRAPHS)
+
+
+def _trial(check: Check) -> Found:
+    """In this process, so that what breaks is seen."""
+    if not check.cuda:
+        return None, "needs a CUDA device"
+    begin = time.perf_counter()
+    why = why_not("cuda")
+    return not why, why or f"ends where plain steps end, {time.perf_counter() - begin:.1f} s and the start of a process"
 
 
 def _recorded(check: Check, words: Sequence[str], count: int) -> Found:
