@@ -30,8 +30,22 @@ _SLOW = ("mobilenetv2_half", "mobilenetv2", "shufflenetv1", "shufflenetv2")  # R
 _METHODS = {
     "kd": "kl", "hint": "fitnet", "attention": "at", "similarity": "sp", "correlation": "cc", "vid": "vid",
     "crd": "crd", "fsp": "fsp", "rkd": "rkd", "pkt": "pkt", "nst": "nst", "fitnet": "fitnet", "at": "at", "sp": "sp",
-    "dkd": "dkd", "reviewkd": "reviewkd", "factor": "ft", "kdsvd": "kdsvd",
+    "dkd": "dkd", "reviewkd": "reviewkd", "factor": "ft", "kdsvd": "kdsvd", "abound": "ab", "ofd": "ofd",
 }  # fmt: skip
+# mdistiller's keys of a method that are kdbench's of the same loss; those in _FOLLOW follow from the networks here.
+_OF_METHOD = {
+    "LOSS.CE_WEIGHT": "weights.task", "CE_WEIGHT": "weights.task", "LOSS.KD_WEIGHT": "weights.distill",
+    "LOSS.FEAT_WEIGHT": "weights.distill", "REVIEWKD_WEIGHT": "weights.distill", "TEMPERATURE": "tau", "T": "tau",
+    "ALPHA": "tckd", "BETA": "nckd", "P": "power", "NCE.K": "negatives", "NCE.MOMENTUM": "momentum",
+    "NCE.TEMPERATURE": "tau", "FEAT.DIM": "dimensions", "K": "vectors", "DISTANCE_WEIGHT": "distance",
+    "ANGLE_WEIGHT": "angle", "INIT_PRED_VAR": "variance", "MAX_MID_CHANNEL": "middle",
+}  # fmt: skip
+_FOLLOW = (
+    "FEAT.STUDENT_DIM", "FEAT.TEACHER_DIM", "INPUT_SIZE", "SHAPES", "OUT_SHAPES", "IN_CHANNELS", "OUT_CHANNELS",
+)  # fmt: skip
+# What kdbench has no word for, and does as mdistiller's defaults say.
+_AS_THERE = {"CONNECTOR.KERNEL_SIZE": 1, "HINT_LAYER": 2, "MODE": "exact", "EPS": 1e-5, "STU_PREACT": False,
+             "PDIST.EPSILON": 1e-12, "PDIST.SQUARED": False}  # fmt: skip
 
 
 @dataclass
@@ -98,6 +112,7 @@ def _repdistiller_flags() -> argparse.ArgumentParser:
         ("--lr_decay_epochs", None), ("--kd_T", "4"), ("--epochs", None), ("--batch_size", None),
         ("--learning_rate", None), ("--lr_decay_rate", None), ("--weight_decay", None), ("--momentum", None),
         ("--nce_k", None), ("--nce_t", None), ("--nce_m", None), ("--feat_dim", None), ("--hint_layer", None),
+        ("--init_epochs", None),
     ):  # fmt: skip
         parser.add_argument(name, default=default)
     parser.add_argument("-r", "--gamma", default="1")
@@ -118,9 +133,10 @@ def _repdistiller(words: Sequence[str]) -> Translation:
             made.words.append(f"teacher={teacher}")
         made.words.append(f"teacher.checkpoint={given.path_t}")
     made.words.append(f"student={student}")
-    made.words += _sum_of(_method(given.distill), given)
     if student in _SLOW:
         given.learning_rate = "0.01"  # whatever was typed
+    _two_stages(given, made)
+    made.words += _sum_of(_method(given.distill), given)
     _keys(made, given, {
         "epochs": "schedule.epochs", "batch_size": "schedule.batch_size", "learning_rate": "schedule.lr",
         "weight_decay": "schedule.weight_decay", "momentum": "optimizer.momentum", "lr_decay_rate": "schedule.gamma",
@@ -128,14 +144,35 @@ def _repdistiller(words: Sequence[str]) -> Translation:
     })  # fmt: skip
     if given.lr_decay_epochs:
         made.words.append(f"'schedule.milestones=[{given.lr_decay_epochs}]'")
-    where = "loss.parts.crd" if float(given.alpha) and given.distill == "crd" else "loss"
+    where = "loss.parts.crd" if float(given.alpha) else "loss"
     if given.distill == "crd":
-        _keys(made, given, {"nce_k": f"{where}.negatives", "nce_t": f"{where}.tau", "nce_m": f"{where}.momentum"})
+        _keys(made, given, {"nce_k": f"{where}.negatives", "nce_t": f"{where}.tau", "nce_m": f"{where}.momentum",
+                            "feat_dim": f"{where}.dimensions"})  # fmt: skip
+    if given.distill == "factor":
+        _keys(made, given, {"init_epochs": f"{where}.epochs"})
+        if not re.match("resnet|wrn", student) or given.model_s == "ResNet50":  # for which the rate is the training's
+            made.words.append(f"{where}.lr={given.learning_rate or 0.05}")
+    if given.distill == "abound":
+        _keys(made, given, {"init_epochs": f"{'loss.parts.ab' if float(given.alpha) else 'loss'}.epochs"})
     if given.distill == "hint" and given.hint_layer:
         made.notes.append(f"--hint_layer {given.hint_layer}: layers have names here; see kdbench explain loss=fitnet")
     made.notes += _left(unknown)
     made.notes.append("RepDistiller reports the best epoch by the test set; kdbench's test figure is the last epoch's")
     return made
+
+
+def _two_stages(given: argparse.Namespace, made: Translation) -> None:
+    """`abound` and `fsp` have a first training of their own, and -b no effect: their second stage is CE and KL."""
+    if given.distill in ("abound", "fsp") and float(given.beta):
+        made.notes.append(f"-b {given.beta}: of no effect with --distill {given.distill}, there as here")
+    if given.distill == "fsp":  # its first epochs stand in front, here they are a share of all
+        first, then = int(given.init_epochs or 30), int(given.epochs or 240)
+        given.epochs = str(first + then)
+        falls = (given.lr_decay_epochs or "150,180,210").split(",")
+        given.lr_decay_epochs = ",".join(str(int(epoch) + first) for epoch in falls)
+        where = "loss.parts.crd" if float(given.alpha) else "loss"
+        made.words.append(f"{where}.switch={first / (first + then):.4g}")
+        given.beta = "1"
 
 
 def _sum_of(loss: str, given: argparse.Namespace) -> list[str]:
@@ -145,7 +182,14 @@ def _sum_of(loss: str, given: argparse.Namespace) -> list[str]:
         tau = f"loss.tau={float(given.kd_T):g}"
         return ["loss=kl", f"loss.weights.task={gamma}", f"loss.weights.distill={alpha}", tau]
     if float(alpha) == 0:
-        return [f"loss={loss}", f"loss.weights.task={gamma}", f"loss.weights.distill={beta}"]
+        own = [] if loss == "ab" else [f"loss.weights.distill={beta}"]
+        return [f"loss={loss}", f"loss.weights.task={gamma}", *own]
+    if loss == "ab":  # whose only term is the label's
+        return [
+            "loss=sum", "+loss@loss.parts.ab=ab", "loss.weights.crd=0", "loss.weights.task=0",
+            f"loss.parts.ab.weights.task={gamma}", f"loss.parts.kl.weights.distill={alpha}",
+            f"loss.parts.kl.tau={float(given.kd_T):g}",
+        ]  # fmt: skip
     part = [] if loss == "crd" else [f"loss@loss.parts.crd={loss}"]
     return [
         "loss=sum", *part, f"loss.weights.task={gamma}", f"loss.parts.kl.weights.distill={alpha}",
@@ -173,7 +217,7 @@ def _mdistiller(tree: Mapping[str, object], changes: Sequence[str]) -> Translati
         made.words += ["teacher=none", f"student={student}", "loss=ce"]
     else:
         made.words += [f"teacher={_network(str(flat.get('DISTILLER.TEACHER', 'ResNet50')))}", f"student={student}"]
-        made.words += _method_of(kind, flat)
+        made.words += _method_of(kind, flat, made)
         folder = f"download_ckpts/cifar_teachers/{flat.get('DISTILLER.TEACHER', 'ResNet50')}_vanilla"
         made.notes.append(f"its teacher's weights: teacher.checkpoint={folder}, trained here otherwise")
     solver = {
@@ -182,29 +226,29 @@ def _mdistiller(tree: Mapping[str, object], changes: Sequence[str]) -> Translati
     }  # fmt: skip
     made.words += [f"{key}={flat[name]:g}" for name, key in solver.items() if name in flat]
     made.words.append(f"schedule.weight_decay={flat.get('SOLVER.WEIGHT_DECAY', 1e-4):g}")
+    if flat.get("SOLVER.TRAINER") == "dot":
+        delta = flat.get("SOLVER.DOT.DELTA", flat.get("DOT.DELTA", 0.075))
+        made.words += ["optimizer=dot", f"optimizer.options.delta={delta:g}"]
     stages = flat.get("SOLVER.LR_DECAY_STAGES")
     if stages and list(stages) != [150, 180, 210]:
         made.words.append(f"'schedule.milestones=[{','.join(map(str, stages))}]'")
     return made
 
 
-def _method_of(kind: str, flat: Mapping[str, Any]) -> list[str]:
+def _method_of(kind: str, flat: Mapping[str, Any], made: Translation) -> list[str]:
     loss, start = _method(kind), f"{kind.upper()}."
     own = {key.removeprefix(start): value for key, value in flat.items() if key.startswith(start)}
-    names = {
-        "LOSS.CE_WEIGHT": "weights.task", "CE_WEIGHT": "weights.task", "LOSS.KD_WEIGHT": "weights.distill",
-        "LOSS.FEAT_WEIGHT": "weights.distill", "REVIEWKD_WEIGHT": "weights.distill", "TEMPERATURE": "tau", "T": "tau",
-        "ALPHA": "tckd", "BETA": "nckd", "P": "power", "NCE.K": "negatives", "NCE.MOMENTUM": "momentum",
-        "NCE.TEMPERATURE": "tau", "FEAT.DIM": "dimensions",
-    }  # fmt: skip
     usual = {"kl": ["weights.task=0.1", "weights.distill=0.9", "tau=4"], "reviewkd": ["weights.distill=1"]}.get(
         loss, []
     )
-    typed = [f"{names[name]}={value:g}" for name, value in own.items() if name in names]
+    typed = [f"{_OF_METHOD[name]}={value:g}" for name, value in own.items() if name in _OF_METHOD]
     known = {word.partition("=")[0] for word in typed}
     warm = own.get("WARMUP", own.get("WARMUP_EPOCHS"))
     if warm is not None:
         typed.append(f"warmup={float(warm) / float(flat.get('SOLVER.EPOCHS', 240)):.4g}")
+    for name in own.keys() - {*_OF_METHOD, *_FOLLOW, "WARMUP", "WARMUP_EPOCHS"}:
+        if name not in _AS_THERE or own[name] != _AS_THERE[name]:
+            made.notes.append(f"not translated: {start}{name} {own[name]}")
     return [f"loss={loss}", *(f"loss.{w}" for w in [*(u for u in usual if u.partition("=")[0] not in known), *typed])]
 
 

@@ -17,6 +17,16 @@ DISTILLER: {TYPE: "DKD", TEACHER: "resnet32x4", STUDENT: "ShuffleV2"}
 SOLVER: {BATCH_SIZE: 64, EPOCHS: 240, LR: 0.01, LR_DECAY_STAGES: [150, 180, 210], WEIGHT_DECAY: 0.0005}
 DKD: {CE_WEIGHT: 1.0, ALPHA: 1.0, BETA: 6.0, T: 4.0, WARMUP: 20}
 """
+OFD = """
+DISTILLER: {TYPE: "OFD", TEACHER: "resnet32x4", STUDENT: "resnet8x4"}
+SOLVER: {EPOCHS: 240, WEIGHT_DECAY: 0.0005}
+OFD: {LOSS: {CE_WEIGHT: 1.0, FEAT_WEIGHT: 0.002}, CONNECTOR: {KERNEL_SIZE: 1}}
+"""
+RKD = """
+DISTILLER: {TYPE: "RKD", TEACHER: "resnet32x4", STUDENT: "resnet8x4"}
+SOLVER: {TRAINER: "dot", DOT: {DELTA: 0.09}}
+RKD: {DISTANCE_WEIGHT: 20, ANGLE_WEIGHT: 40, PDIST: {SQUARED: false}}
+"""
 REP = "python train_student.py --path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --model_s resnet8x4"
 LINES = {
     f"{REP} --distill kd -r 0.1 -a 0.9 -b 0": "teacher=resnet32x4 student=resnet8x4 loss=kl loss.weights.task=0.1 "
@@ -25,6 +35,15 @@ LINES = {
     f"{REP} --distill attention -a 0 -b 1000": "loss=at loss.weights.distill=1000",
     f"{REP} --distill factor -a 0 -b 200": "loss=ft loss.weights.distill=200",
     f"{REP} --distill kdsvd -a 0 -b 1": "loss=kdsvd loss.weights.distill=1",
+    f"{REP} --distill abound -a 0 -b 1 --init_epochs 20": "loss=ab loss.weights.task=1 loss.epochs=20",
+    f"{REP} --distill abound -r 0.5 -a 1 --init_epochs 20": "loss=sum +loss@loss.parts.ab=ab loss.weights.crd=0 "
+    "loss.weights.task=0 loss.parts.ab.weights.task=0.5 loss.parts.kl.weights.distill=1 loss.parts.ab.epochs=20",
+    f"{REP.replace('resnet8x4', 'vgg8')} --distill factor -a 0 -b 200 --init_epochs 9": "loss=ft loss.epochs=9 "
+    "loss.lr=0.05",
+    f"{REP} --distill fsp -a 0 -b 50": "loss=fsp loss.weights.distill=1 loss.switch=0.1111 schedule.epochs=270 "
+    "schedule.milestones=[180,210,240]",
+    "ofd.yaml": "loss=ofd loss.weights.task=1 loss.weights.distill=0.002 schedule.weight_decay=0.0005",
+    "rkd.yaml": "loss=rkd loss.distance=20 loss.angle=40 optimizer=dot optimizer.options.delta=0.09",
     f"{REP} --distill similarity -a 1 -b 3000": "loss=sum loss@loss.parts.crd=sp loss.parts.kl.weights.distill=1 "
     "loss.parts.crd.weights.distill=3000",
     f"{REP} --distill crd -a 1 -b 0.8 --nce_k 4096": "loss=sum loss.parts.crd.negatives=4096",
@@ -52,11 +71,21 @@ LINES = {
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_translation_says_what_the_line_said_and_composes(line):
-    Path("dkd.yaml").write_text(DKD)
+    for name, text in (("dkd", DKD), ("ofd", OFD), ("rkd", RKD)):
+        Path(f"{name}.yaml").write_text(text)
     made = translate(line, shlex.split(line))
     words = shlex.split(made.line)[2:]
     assert set(LINES[line].split()) <= set(words), made.line
     package.compose(words)
+
+
+def test_a_setting_of_mdistillers_without_a_word_here_is_named():
+    Path("ofd.yaml").write_text(OFD.replace("KERNEL_SIZE: 1", "KERNEL_SIZE: 3"))
+    assert "not translated: OFD.CONNECTOR.KERNEL_SIZE 3" in translate("", ["ofd.yaml"]).notes
+    Path("ofd.yaml").write_text(OFD)
+    assert not any("not translated" in note for note in translate("", ["ofd.yaml"]).notes)
+    line = f"{REP} --distill abound -a 0 -b 2"
+    assert "-b 2: of no effect with --distill abound, there as here" in translate(line, shlex.split(line)).notes
 
 
 def test_the_command_prints_it_and_what_it_left_out(capsys):
@@ -71,7 +100,7 @@ def test_an_open_quote_is_a_mistake_of_the_line(capsys):
     assert "must be words as a shell parts them: no closing quotation" in err and "unexpected" not in err
 
 
-@pytest.mark.parametrize("line", [f"{REP} --distill abound", "make", "nowhere.yaml", "python train_student.py --kd_T"])
+@pytest.mark.parametrize("line", [f"{REP} --distill none", "make", "nowhere.yaml", "python train_student.py --kd_T"])
 def test_what_is_not_understood_is_refused(line):
     with pytest.raises(UserError):
         translate(line, shlex.split(line))
