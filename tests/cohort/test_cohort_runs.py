@@ -11,12 +11,14 @@ import yaml
 from hydra_plugins import kdbench_cohort
 
 from kdbench.configure.launch import Sweep
+from kdbench.engine import device, graph
 from kdbench.engine.learner import Learner
 from kdbench.runs import lifecycle as stages
 from kdbench.tables.file import LogitTable
 from kdbench.teachers.live import LiveTeacher
 from tests.support.killing import KILLED, in_its_own_process
 from tests.support.shell import TINY, kdbench, result
+from tests.support.tape import Tape
 
 COHORT = "hydra/launcher=cohort"
 STEPS = 6  # of a run: two epochs of three batches
@@ -204,3 +206,20 @@ def test_a_killed_cohort_goes_on_where_it_was(asked):
     assert len(asked) == STEPS  # both epochs, for the one; the other joins in the second
     assert sweep("loss.tau=1,2", COHORT, outputs="whole") == 0
     assert_same_runs("cut", "whole", 2)
+
+
+def test_a_recorded_cohort_has_the_runs_of_a_plain_one(monkeypatch, capfd):
+    """On a GPU that has proven itself, by tapes. A recorded learning rate is float32, a plain one is not."""
+    points = (COHORT, "loss=kl,dkd")
+    assert sweep(*points, outputs="plain") == 0
+    tapes: list[Tape] = []
+    monkeypatch.setattr(graph, "recording", lambda function, _: tapes.append(Tape(function)) or tapes[-1])
+    monkeypatch.setattr(device, "can_record", lambda _: True)
+    monkeypatch.setattr(device, "proven", lambda _: True)
+    assert sweep(*points, outputs="recorded") == 0
+    assert len(tapes) == 1 and "not recorded" not in capfd.readouterr().err
+    mine, theirs = runs("plain"), runs("recorded")
+    assert mine.keys() == theirs.keys() and len(mine) == 2
+    for name in mine:
+        for one, other in zip(numbers(mine[name]), numbers(theirs[name]), strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-5), name
