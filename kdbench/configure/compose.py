@@ -13,23 +13,25 @@ Before it composes, Hydra must know the teachers derived from the students, and 
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
+import pickle
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import hydra._internal.defaults_list
 import hydra._internal.hydra
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.defaults_list import Overrides
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.default_element import GroupDefault, InputDefault, ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -45,6 +47,7 @@ from kdbench.errors import UserError
 from kdbench.paths import CONFIG_DIR, are_configs
 
 log = logging.getLogger(__name__)
+_every_choice = hydra._internal.defaults_list._create_interpolation_map
 
 
 def register(arguments: Sequence[str] = ()) -> None:
@@ -89,11 +92,13 @@ def _derive_teachers(places: Sequence[Path]) -> None:
     into the teacher's node, and a plain path (not a group) keeps them from being choices themselves.
     """
     store = ConfigStore.instance()
+    derived = [name for name, file in options("teacher", places).items() if file.parent.name == "student"]
+    if list(store.repo.get("teacher", ())) == [f"{name}.yaml" for name in derived]:
+        return
     store.repo.pop("teacher", None)  # those of an earlier call with other folders
-    for name, file in options("teacher", places).items():
-        if file.parent.name == "student":
-            node = {"defaults": ["shared/base@_here_", f"/student/{name}@_here_", "_self_"]}
-            store.store(group="teacher", name=name, node=node, provider="kdbench")
+    for name in derived:
+        node = {"defaults": ["shared/base@_here_", f"/student/{name}@_here_", "_self_"]}
+        store.store(group="teacher", name=name, node=node, provider="kdbench")
 
 
 def _point(*_unused: str, _root_: DictConfig) -> str:
@@ -137,6 +142,15 @@ def composed_here(words: Sequence[str]) -> DictConfig:
 def install() -> None:
     """Let Hydra compose with the rules above. Other programs' configurations are composed as ever."""
     hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
+    hydra._internal.defaults_list._create_interpolation_map = _choices_to_name
+
+
+def _choices_to_name(overrides: Overrides, defaults_list: list[InputDefault], self_added: bool) -> DictConfig:
+    """The choices that ${...} in a defaults list may name. Hydra collects them for every file, a quarter of the time
+    that composing takes; here they are for the lists that have one."""
+    if any(one.is_interpolation() or "${" in (getattr(one, "group", None) or "") for one in defaults_list):
+        return _every_choice(overrides, defaults_list, self_added)
+    return DictConfig({})
 
 
 def tell_left_out(points: Sequence[Sequence[str]]) -> None:
@@ -187,7 +201,7 @@ class _Files(CachingConfigRepository):
     """The files that a composition reads. Each is parsed once a process while it stays the same: half of the time that
     composing takes. Hydra's own copies the whole search path for every composition."""
 
-    parsed: dict[tuple[str, str], tuple[tuple[int, int], ConfigResult]] = {}  # by folder and name; size and change
+    parsed: dict[tuple[str, str], tuple[tuple[int, int], bytes]] = {}  # by folder and name; size and change, pickled
 
     def __init__(self, search_path: ConfigSearchPath) -> None:
         self.delegate: ConfigRepository = ConfigRepository(search_path)
@@ -226,8 +240,8 @@ class _Files(CachingConfigRepository):
         if key not in self.parsed or self.parsed[key][0] != state:
             loaded = self.delegate.load_config(config_path)
             assert loaded is not None
-            self.parsed[key] = state, loaded
-        return copy.deepcopy(self.parsed[key][1])  # composing changes it
+            self.parsed[key] = state, pickle.dumps(loaded)
+        return pickle.loads(self.parsed[key][1])  # composing changes it; a deep copy takes five times as long
 
 
 class Loader(ConfigLoaderImpl):
