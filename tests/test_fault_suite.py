@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import random
@@ -15,18 +15,16 @@ import pytest
 
 from tests.support.killing import PATHS, REPOSITORY
 
-SCRIPT = REPOSITORY / "scripts" / "fault_suite.py"
+SCRIPT = REPOSITORY / "scripts" / "fault_suite"
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
 
 @pytest.fixture(scope="module")
 def faults():
-    spec = importlib.util.spec_from_file_location("fault_suite", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fault_suite"] = module
-    spec.loader.exec_module(module)
-    return module
+    """The module of the scenarios, which has what the others define."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        yield importlib.import_module("fault_suite.scenario")
 
 
 @pytest.fixture
@@ -102,7 +100,7 @@ def test_a_process_dies_at_its_moment(faults, tmp_path, monkeypatch):
             pass
         return 0
 
-    monkeypatch.setattr(faults.cli, "main", work)
+    monkeypatch.setattr(sys.modules["fault_suite.process"].cli, "main", work)
     before = faults.Process(["train"], tmp_path, faults.Moment(change=7)).wait()
     assert before.code == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 7
     later = faults.Process(["train"], tmp_path, faults.Moment(seconds=0.2)).wait()
