@@ -143,6 +143,7 @@ class Source(NamedTuple):
     task: Task = CLASSIFICATION  # what networks are asked to do with it
     blocks: Blocks | None = None  # of a running text, whose inputs are windows of it (kdbench.data.blocks)
     trim: bool = False  # whether a student may leave out what is padding in a whole batch
+    columns: tuple[str, ...] = ()  # names of a table's inputs in order, before neighbours are joined to them
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ class Bundle:
     tokeniser: Tokeniser | None = None  # as in Source
     reading: Reading | None = None  # as in Source
     trim: bool = False  # as in Source
+    columns: tuple[str, ...] = ()  # as in Source
 
     @property
     def vocabulary(self) -> str:

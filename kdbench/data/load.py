@@ -99,7 +99,7 @@ def load_bundle(dataset: Dataset, options: Mapping[str, object]) -> Bundle:
         workers=min(os.cpu_count() or 1, 16) if dataset.workers is None else dataset.workers,
         resize=(source.files.resize or None) if source.files is not None else None,
         posterior=source.posterior, task=source.task, vocab_size=source.vocab_size, tokeniser=source.tokeniser,
-        reading=source.reading, trim=source.trim,
+        reading=source.reading, trim=source.trim, columns=source.columns,
     )  # fmt: skip
 
 

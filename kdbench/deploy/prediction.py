@@ -133,7 +133,8 @@ def _of_rows(student: Student, place: Path) -> Iterator[Prediction]:
         raise UserError("file", str(place), f"a file of vectors ({', '.join(ENDINGS)}), as {student.folder} is of such")
     node = options_of(student)
     before, after = node.get("context") or (0, 0)
-    vectors = torch.from_numpy(vectors_in(place, node.get("keys"), (before, after)))
+    columns = student.interface.columns
+    vectors = torch.from_numpy(vectors_in(place, node.get("keys"), (before, after), columns))
     wanted = student.info[-1]
     if vectors.shape[1] != wanted:
         raise UserError(

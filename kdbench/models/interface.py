@@ -39,18 +39,21 @@ class Interface:
     size: int | None = None  # pixels a side
     resize: int | None = None  # pixels of the shorter side before the middle is cut out
     vocabulary: str | None = None  # what token ids mean: the tokeniser's name
+    columns: tuple[str, ...] | None = None  # a table's inputs by name, in order, before neighbours are joined to them
     published: bool = False
 
     def kept(self) -> dict[str, object]:
-        """As network.json and the header of a safetensors file hold it; those of images say nothing of tokens."""
-        left_out = {"published"} if self.vocabulary else {"published", "vocabulary"}
+        """As network.json and the header of a safetensors file hold it; those of images say nothing of tokens, those
+        of all but tables nothing of columns."""
+        left_out = {"published"} | {key for key in ("vocabulary", "columns") if not getattr(self, key)}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     @classmethod
     def read(cls, about: Mapping[str, object], source: str) -> Interface:
         """What was kept; what older files lack is not known. Raises UserError naming `source` for what is damaged."""
-        classes, mean, std = (_listed(about, key, source) for key in ("classes", "mean", "std"))
-        _refuse(not all(isinstance(name, str) for name in classes or ()), source, "classes")
+        classes, columns, mean, std = (_listed(about, key, source) for key in ("classes", "columns", "mean", "std"))
+        for key, names in (("classes", classes), ("columns", columns)):
+            _refuse(not all(isinstance(name, str) for name in names or ()), source, key)
         _refuse(not all(map(_is_finite, (*(mean or ()), *(std or ())))), source, "mean or std")
         _refuse(len(mean or ()) != len(std or ()) or min(std or (1,)) <= 0, source, "std")
         size, resize = (
@@ -60,7 +63,7 @@ class Interface:
         vocabulary = about.get("vocabulary")
         if not isinstance(vocabulary, str | None):
             raise _damaged(source, "vocabulary")
-        return cls(str(about.get("dataset") or ""), classes, mean, std, size, resize, vocabulary)
+        return cls(str(about.get("dataset") or ""), classes, mean, std, size, resize, vocabulary, columns)
 
 
 class Adapted(nn.Module):
@@ -113,7 +116,7 @@ def adapt(network: nn.Module, own: Interface, data: Interface, key: str, value: 
     """The network for these data, and in words what was done or is not known; the same object if nothing was to do.
 
     Raises UserError for classes that the network does not know, naming them and the key whose value the network is, and
-    for token ids that mean something else.
+    for token ids and columns of a table that mean something else.
     """
     if own.vocabulary and data.vocabulary and own.vocabulary != data.vocabulary:
         raise UserError(
@@ -122,6 +125,7 @@ def adapt(network: nn.Module, own: Interface, data: Interface, key: str, value: 
             f"a network that reads the token ids of dataset {data.dataset} ({data.vocabulary})",
             hint=f"It was trained with others ({own.vocabulary}); dataset.teacher_tokenizer gives them",
         )
+    _refuse_other_columns(own, data, key, value)
     order, said = class_order(own, data, key, value)
     normalise = None
     if data.mean and own.mean is None:
@@ -200,6 +204,16 @@ def class_order(own: Interface, data: Interface, key: str, value: object) -> tup
         return None, [f"its classes ({_some(names)}) are matched by place, not by name, to those of {data.dataset}"]
     allowed = f"a network that knows the classes of dataset {data.dataset}"
     raise UserError(key, value, allowed, hint=f"It has {len(names)} classes ({_some(names)}), and not {_some(missing)}")
+
+
+def _refuse_other_columns(own: Interface, data: Interface, key: str, value: object) -> None:
+    """Raise UserError for a table whose columns are others, or in another order: each weight is of one column."""
+    if not own.columns or not data.columns or own.columns == data.columns:
+        return
+    place = next((i for i, pair in enumerate(zip(own.columns, data.columns)) if pair[0] != pair[1]), 0)
+    differs = f"input {place} of the network is {own.columns[place]}, of dataset {data.dataset} {data.columns[place]}"
+    allowed = f"a network that was trained on the columns of dataset {data.dataset}, in their order"
+    raise UserError(key, value, allowed, hint=f"{differs}; dataset.keys.inputs lists columns in an order")
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

@@ -34,7 +34,7 @@ def interface_of_run(folder: Path) -> Interface:
 
 def _refuse_edited(path: Path, about: Mapping[str, object], written: Mapping[str, object]) -> None:
     """Raise a UserError if a network.json says something else than the header of the weights, which has it too."""
-    for key in ("classes", "mean", "std", "size", "resize"):
+    for key in ("classes", "columns", "mean", "std", "size", "resize"):
         if key in written and key in about and written[key] != about[key]:
             raise UserError(
                 f"{path}: its {key} ({show(about[key])}) is not what the network was trained with as {STUDENT} has "

@@ -80,7 +80,7 @@ def interface_of(data: Bundle) -> Interface:
     """What data give a network, and what they ask of it."""
     size = data.info.image_size if isinstance(data.info, ImageInfo) else None
     kept = (data.name, tuple(data.classes), tuple(data.mean), tuple(data.std))
-    return Interface(*kept, size, data.resize, data.vocabulary or None)
+    return Interface(*kept, size, data.resize, data.vocabulary or None, columns=data.columns or None)
 
 
 def save_config(folder: Path, tree: Mapping[str, object]) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import kdbench
 from kdbench.data.load import load_bundle
+from kdbench.deploy.prediction import predictions
 from kdbench.errors import UserError
 from kdbench.types import VectorInfo
 from tests.support.procedures import result, train
@@ -97,6 +99,36 @@ def test_columns_and_arrays_are_joined():
     assert data.info.dimensions == 3
     table = load(csv("x.csv"), keys={"inputs": ["d", "a"]})
     assert torch.equal(table.train.inputs[:, 1], load("x.csv").train.inputs[:, 0])
+
+
+def shuffled(path: str, order: list[str]) -> Path:
+    """The table of `csv` with its columns in another order, or some of them alone."""
+    head, *rows = [line.split(",") for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    lines = [",".join(row[head.index(name)] for name in order) for row in [head, *rows]]
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Path(path)
+
+
+def test_columns_of_a_test_table_are_found_by_name():
+    Path("folder").mkdir()
+    csv("folder/train.csv", INPUTS[:40], NAMES[:40]), csv("folder/test.csv", INPUTS[40:], NAMES[40:])
+    straight = load("folder")
+    shuffled("folder/test.csv", ["d", "label", "b", "a", "c"])
+    data = load("folder")
+    assert data.columns == ("a", "b", "c", "d") and torch.equal(data.test.inputs, straight.test.inputs)
+    shuffled("folder/test.csv", ["d", "label", "a"])
+    with pytest.raises(UserError, match=r"test.csv: there is no column b and 1 more, which the network is trained on"):
+        load("folder")
+    shuffled("folder/train.csv", ["a", "d", "label"])  # what the training table lacks is left out
+    csv("folder/test.csv", INPUTS[40:], NAMES[40:])
+    assert torch.equal(load("folder").test.inputs, straight.test.inputs[:, [0, 3]])
+
+
+def test_infinity_is_no_number_in_float16():
+    INF = INPUTS.astype(np.float16)
+    INF[7, 2] = np.inf
+    with pytest.raises(UserError, match=r"1 of 240 inputs are no number up to 1e\+15, the first \(inf\) in row 7"):
+        load(npz(x=INF, y=LABELS))
 
 
 def test_frames_see_their_neighbours_within_their_group():
@@ -224,6 +256,16 @@ def test_a_table_is_trained_on_end_to_end():
     live = result(train(*words, "teacher.table=off", plain=True, out="live"))
     table = result(train(*words, "teacher.table=on", plain=True, out="table"))
     assert live["last"]["test/top1"] > 0.6 and table["student"] == live["student"]
+    student = kdbench.load("table")
+    straight, turned = (
+        torch.stack([one.probabilities for one in predictions(student, path)])
+        for path in (Path("x.csv"), shuffled("x.csv", ["c", "label", "a", "d", "b"]))
+    )
+    assert torch.equal(straight, turned)
+    with pytest.raises(UserError, match=r"trained on the columns of dataset tensors, in their order.* input 0 of the"):
+        train(*words, "teacher.run=table", plain=True, out="other")
+    with pytest.raises(UserError, match=r"x.csv: there is no column a, which the network is trained on; it has c, d"):
+        next(iter(predictions(student, shuffled("x.csv", ["c", "d", "b"]))))
 
 
 TABLE = "".join(f"{n},{n % 3},{('pos', 'POS', 'neg')[n % 3]}\n" for n in range(30))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -31,7 +31,9 @@ _USUAL = {
     "val_labels": ("val_labels", "y_val", "y_valid"),
 }
 Frames = Annotated[int, within(0, 1000)]
-_LARGEST = 1e15  # its square is well inside of float32; beside one of 1e37 the others would have no digit left
+# Its square is well inside of float32; beside one of 1e37 the others would have no digit left. Of numpy's own kind:
+# beside float16 a Python number would be one, too, which makes it infinite.
+_LARGEST = np.float32(1e15)
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ class Part(NamedTuple):
     inputs: np.ndarray  # float32 [N, D]
     labels: np.ndarray  # [N] numbers or text
     groups: np.ndarray | None  # [N] what belongs together: the utterance of a frame, the patient of a measurement
+    columns: tuple[str, ...] = ()  # of a table, those of its inputs in order
 
     def select(self, rows: np.ndarray) -> Part:
-        return Part(self.inputs[rows], self.labels[rows], None if self.groups is None else self.groups[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return self._replace(inputs=self.inputs[rows], labels=self.labels[rows], groups=groups)
 
 
 def tensors(
@@ -63,7 +67,8 @@ def tensors(
     val: float = 0.0,
     context: tuple[Frames, Frames] = (0, 0),
 ) -> Source:
-    """One file of arrays or columns, or a folder with train.*, test.* and perhaps val.* in any usual spelling.
+    """One file of arrays or columns, or a folder with train.*, test.* and perhaps val.* in any usual spelling; columns
+    of tables are those of the training file by name, in whatever order another file has them.
 
     Inputs become float32; labels are class names, or whole numbers that stand for them, in order. A part that is not
     there is set aside from the training set, always the same: a stratified share (or number) of the samples, `test`
@@ -80,15 +85,22 @@ def tensors(
     if "-1" in names and len(names) > 2:
         log.warning("label -1 is a class like any other; rows that have no label are to be left out of the file")
     made = {name: (torch.from_numpy(parts[name].inputs), labels[name]) for name in parts}
-    return Source(names, *made["train"], *made["test"], val=made.get("val"))
+    return Source(names, *made["train"], *made["test"], val=made.get("val"), columns=parts["train"].columns)
 
 
-def vectors_in(path: Path, keys: Mapping[str, object] | None = None, context: tuple[int, int] = (0, 0)) -> np.ndarray:
+def vectors_in(
+    path: Path,
+    keys: Mapping[str, object] | None = None,
+    context: tuple[int, int] = (0, 0),
+    columns: Sequence[str] | None = None,
+) -> np.ndarray:
     """The inputs of a file alone, float32 [N, D], read as `tensors` reads them; labels may be there, and are left out.
 
-    Raises UserError naming the file and what in it cannot be.
+    columns: those of the table that a network was trained on, in order; of a table they are found by name. Raises
+    UserError naming the file and what in it cannot be.
     """
     wanted, file = call(Keys, keys or {}, "dataset.keys"), read_arrays(path)
+    wanted = _by_name(file, wanted, columns or ())
     given = {name for name in (wanted.labels, wanted.groups) if name in file.names}
     label = None if wanted.labels else _called(file, wanted, "labels")
     names = _input_names(file, wanted, "", given | ({label} if label else set()))
@@ -113,10 +125,26 @@ def _parts(root: str | None, wanted: Keys) -> dict[str, Part]:
             raise UserError(f"dataset.root: {both} in {place} would both be the {part} set: move one")
         found |= {part: path} if part else {}
     require("train" in found, "dataset.root", root, f"{allowed}; it holds no train file")
-    parts = {name: _part(read_arrays(path), wanted, "") for name, path in found.items()}
-    for name, read in parts.items():
-        _refuse_other_width(read, parts["train"], str(found[name]))
+    parts = {"train": _part(read_arrays(found.pop("train")), wanted, "")}
+    for name, path in found.items():
+        file = read_arrays(path)
+        parts[name] = _part(file, _by_name(file, wanted, parts["train"].columns), "")
+        _refuse_other_width(parts[name], parts["train"], str(path))
     return parts
+
+
+def _by_name(file: File, wanted: Keys, columns: Sequence[str]) -> Keys:
+    """The keys with which a table gives the inputs `columns`, in their order. Raises UserError for what it lacks."""
+    if not file.table or not columns:
+        return wanted
+    lacking = [name for name in columns if name not in file.names]
+    if lacking:
+        there, others = ", ".join(file.names[:12]), f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise UserError(
+            f"{file.path}: there is no column {lacking[0]}{others}, which the network is trained on; it has {there}"
+            f"{', ...' if len(file.names) > 12 else ''}"
+        )
+    return replace(wanted, inputs=list(columns))
 
 
 def _of_file(file: File, wanted: Keys) -> dict[str, Part]:
@@ -150,7 +178,7 @@ def _part(file: File, wanted: Keys, prefix: str) -> Part:
     for name, column in ((label, labels), (group, groups)):
         if column is not None and len(column) != len(inputs):
             raise UserError(f"{file.path}: {', '.join(names[:3])} has {len(inputs)} rows, {name} has {len(column)}")
-    return Part(_finite(inputs, names, file), labels, groups)
+    return Part(_finite(inputs, names, file), labels, groups, tuple(names) if file.table else ())
 
 
 def _input_names(file: File, wanted: Keys, prefix: str, taken: set[str]) -> list[str]:
