@@ -48,7 +48,6 @@ class CohortGraph:
         self._device = device
         self._learners: list[Learner] = []
         self._moved_by: list[Callable[..., object]] = []  # what sets each learner's rate: made anew by `restore`
-        self._refused: set[int] = set()  # learners that cannot be recorded, by id
         self._drawing: set[int] = set()  # learners that draw random numbers, by id
         self._groups: list[list[Learner]] = []  # those of one graph
         self._recordings: list[Recording] = []
@@ -128,9 +127,9 @@ class CohortGraph:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 if learner.trainer.cuda_graph != "on":
                     self._refuse(learner, f"cannot be compared with its recording ({reason})")
-        if any(id(learner) in self._refused for group in self._groups for learner in group):
+        if any(not learner.recorded for group in self._groups for learner in group):
             self._groups, self._recordings = self._grouped(), []
-        return [twin for twin in twins if id(twin.learner) not in self._refused]
+        return twins
 
     def _compare(self, twins: Sequence[Twin]) -> None:
         for twin in twins:
@@ -146,7 +145,7 @@ class CohortGraph:
         if learner.trainer.cuda_graph == "on":
             learner.fail(UserError("trainer.cuda_graph", "on", f"auto or off: {said}"))
         log.warning("%s: not recorded, it runs step by step", said)
-        self._refused.add(id(learner))
+        learner.recorded = False
 
     def _eager(self, learner: Learner, watched: bool) -> None:
         assert self._next is not None
@@ -176,7 +175,7 @@ class CohortGraph:
 
     def _grouped(self) -> list[list[Learner]]:
         """Learners by graph: together those that draw no random numbers, and each of the others."""
-        fit = [one for one in self._learners if one.recorded and not one.failure and id(one) not in self._refused]
+        fit = [one for one in self._learners if one.recorded and not one.failure]
         together = [one for one in fit if id(one) not in self._drawing]
         return [group for group in [together, *([one] for one in fit if id(one) in self._drawing)] if group]
 
