@@ -166,6 +166,10 @@ def _parse() -> argparse.Namespace:
     one = (arguments.input is None) != (not arguments.text)
     require(one, "input", arguments.input, "one file or folder, or - for standard input, or --text TEXT in its place")
     for name in ("csv", "jsonl"):
-        if getattr(arguments, name) is not None and getattr(arguments, name).is_dir():
-            raise UserError(f"--{name}", str(getattr(arguments, name)), "a file")
+        path, given = getattr(arguments, name), Path(arguments.input or "")
+        if path is None:
+            continue
+        require(not path.is_dir(), f"--{name}", str(path), "a file")
+        own = path.exists() and given.exists() and path.samefile(given)
+        require(not own, f"--{name}", str(path), "another file than the input, which it would replace")
     return arguments

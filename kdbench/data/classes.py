@@ -31,6 +31,16 @@ def numbered(parts: Mapping[str, np.ndarray], key: str) -> tuple[tuple[str, ...]
     }
 
 
+def refuse_measurements(classes: Tensor, key: str) -> None:
+    """Raise UserError where most samples have a label that no other has: numbers that were measured, or identifiers.
+
+    classes: [N] the numbers of the samples' classes.
+    """
+    count, rows = len(torch.unique(classes)), len(classes)
+    many = f"{count:,} values in {rows:,} rows"
+    require(2 * count <= rows or rows < 10, key, many, "classes, of which each has several samples")
+
+
 def as_names(values: np.ndarray, key: str) -> np.ndarray:
     """Labels as int64 where all are whole numbers, else as text. Raises UserError for what names no class."""
     allowed = "one class a sample: a whole number or a name"

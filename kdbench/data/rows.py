@@ -24,6 +24,7 @@ class Rows(NamedTuple):
     names: list[str]
     column: Callable[[str], list[Any]]
     size: int
+    first: Sequence[str] = ()  # the first line of a file that does not name them
 
     def find(self, wanted: str) -> str | None:
         """The column that is called so in any case; "a|b": a, or else b. None if there is none."""
@@ -38,6 +39,9 @@ class Rows(NamedTuple):
         found = self.find(wanted)
         if found is None:
             some = ", ".join(self.names[:12]) + (", ..." if len(self.names) > 12 else "")
+            if self.first:
+                top = ", ".join(word[:40] for word in self.first[:12])
+                some += f" by number, since its first line names none that is looked for ({top})"
             raise UserError(key, wanted, f"a column of {self.path}: {some}", hint=nearest(wanted, self.names))
         return found
 
@@ -110,7 +114,8 @@ def _table(path: Path, wanted: Sequence[str]) -> Rows:
     named = {name.casefold() for name in top} & {name.casefold() for name in wanted if not name.isdigit()}
     names = _different(path, top) if named else [str(number) for number in range(wide)]
     places, body = {name: place for place, name in enumerate(names)}, [row for _, row in lines[bool(named) :]]
-    return Rows(path, names, lambda name: [row[places[name]] for row in body], len(body))
+    unnamed = [] if named else top
+    return Rows(path, names, lambda name: [row[places[name]] for row in body], len(body), unnamed)
 
 
 def _different(path: Path, names: list[str]) -> list[str]:

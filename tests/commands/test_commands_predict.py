@@ -38,8 +38,10 @@ def test_csv_has_every_class_and_names_what_is_broken(photos, photo_run, capsys)
         ([".", "--top", "0"], "--top = 0"),
         (["."], "no images in"),
         (["--text", "red"], "was trained on images"),
+        (["mine.csv", "--csv", "./mine.csv"], "--csv = mine.csv: must be another file than the input"),
     ],
 )
 def test_what_cannot_be_is_refused(photo_run, words, said, capsys):
+    Path("mine.csv").write_text("text\n")
     assert kdbench("predict", str(photo_run), *words) == 1
     assert said in capsys.readouterr().err

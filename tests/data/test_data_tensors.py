@@ -124,6 +124,11 @@ def test_columns_of_a_test_table_are_found_by_name():
     assert torch.equal(load("folder").test.inputs, straight.test.inputs[:, [0, 3]])
 
 
+def test_labels_that_are_measurements_are_refused():
+    with pytest.raises(UserError, match=r"dataset.keys.labels = 60 values in 60 rows: must be classes, of which each"):
+        load(npz(x=INPUTS, y=np.arange(60) / 7))
+
+
 def test_infinity_is_no_number_in_float16():
     INF = INPUTS.astype(np.float16)
     INF[7, 2] = np.inf

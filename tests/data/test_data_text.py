@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.data.readers.text import text
+from kdbench.data.readers.text import lines_in, text, texts_in
 from kdbench.data.tokenise import SEPARATOR
 from kdbench.errors import UserError
 from kdbench.types import TokenInfo
@@ -139,12 +139,38 @@ def test_benchmarks_are_read_as_they_are_published(name, caplog):
         ("label,text\nyes,a\nno,b\n", {}, r"dataset.test = 0.2: must be"),
         ("label,text\nyes,a\nno,b\n", {"text": ["text", "text", "label"]}, "dataset.text = .*: must be a column, or"),
         ("text,text\nyes,a\nno,b\n", {}, "own.csv: two of its columns are called 'text'"),
+        ("wort,art\na,b\n", {}, r"own.csv: 0, 1 by number, since its first line names none .*\(wort, art\)"),
+        ("text,label\na,yes\nb,no\n", {"text": "0", "label": "1"}, r"dataset.text = 0: must be the name of a column"),
+        (
+            "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)),
+            {},
+            r"dataset.label = 20 values in 20 rows: must be classes, of which each has several",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(content, keys, message):
     Path("own.csv").write_text(content)
     with pytest.raises(UserError, match=message):
         text("own.csv", "cache", **keys)
+
+
+def test_the_first_line_of_a_file_without_a_header_is_said(caplog):
+    Path("own.csv").write_text("wort,art\n" + "a,yes\nb,no\n" * 9)
+    with caplog.at_level(logging.INFO, logger="kdbench"):
+        source = text("own.csv", "cache", text="0", label="1")
+    assert ": its first line is a row like the others, and columns have numbers: 0 'wort', 1 'art'" in caplog.text
+    assert source.classes == ("art", "no", "yes")
+
+
+def test_a_table_to_predict_is_not_read_with_its_header_as_a_row():
+    Path("own.csv").write_text("text\na fine film\n")
+    with pytest.raises(UserError, match=r"the first line of own.csv has them"):
+        texts_in(Path("own.csv"), "0")
+    assert texts_in(Path("own.csv"), "text") == ["a fine film"]
+
+
+def test_only_an_end_of_line_ends_a_text():
+    assert lines_in("a\u2028b\x0cc\r\n\nd\x85e\n") == ["a\u2028b\x0cc", "d\x85e"]
 
 
 def test_files_that_are_none_are_refused_by_name():

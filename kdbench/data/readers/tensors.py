@@ -15,7 +15,7 @@ from kdbench.arguments import call
 from kdbench.arguments.ranges import within
 from kdbench.data.arrays import ENDINGS, File, known, read_arrays
 from kdbench.data.bundle import Source
-from kdbench.data.classes import numbered
+from kdbench.data.classes import numbered, refuse_measurements
 from kdbench.data.readers.folders import part_of
 from kdbench.data.sampling import count_of, order_keys, stratified
 from kdbench.errors import UserError, require
@@ -253,6 +253,7 @@ def _set_aside(part: Part, amount: float, name: str, joined: bool) -> tuple[Part
         held, how = np.isin(numbers, shuffled[:taken]), f"{taken} of {len(sizes)} groups"
     else:
         classes = torch.from_numpy(np.unique(part.labels, return_inverse=True)[1])
+        refuse_measurements(classes, "dataset.keys.labels")
         rows = stratified(classes, count, order_keys(len(classes), 0, f"tensors {name}"), leave=1)
         require(len(rows) == count, f"dataset.{name}", amount, f"at most {len(rows)}: each class keeps a sample")
         held, how = np.isin(np.arange(len(classes)), rows.numpy()), "stratified by class"

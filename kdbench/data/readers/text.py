@@ -15,7 +15,7 @@ import torch
 from kdbench.arguments import call
 from kdbench.arguments.ranges import Amount, Text
 from kdbench.data.bundle import Source
-from kdbench.data.classes import numbered
+from kdbench.data.classes import numbered, refuse_measurements
 from kdbench.data.readers.folders import PARTS
 from kdbench.data.rows import ENDINGS, Rows, read_rows, read_text
 from kdbench.data.sampling import count_of, order_keys, stratified
@@ -95,12 +95,15 @@ def texts_in(path: Path, text: str | list[str] | None) -> list[str]:
         return lines_in(read_text(path), len(wanted) == 2)
     rows = read_rows(path, [word.strip() for word in "|".join([*(wanted or [_TEXT]), _LABEL]).split("|")])
     label = rows.find(_LABEL) or ""
-    return _joined(rows, [rows.known(name, "dataset.text") for name in wanted] or [_text_column(rows, label)])
+    columns = [rows.known(name, "dataset.text") for name in wanted] or [_text_column(rows, label)]
+    _tell_first(rows, columns, None)
+    return _joined(rows, columns)
 
 
 def lines_in(text: str, pairs: bool = False) -> list[str]:
     """The texts of lines; of `pairs` the tab between the two is what stands between them in training."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    ends = text.replace("\r\n", "\n").split("\n")  # and no other: a text may hold a form feed, or what Unicode has
+    lines = [line for line in ends if line.strip()]
     return [line.replace("\t", SEPARATOR, 1) for line in lines] if pairs else lines
 
 
@@ -200,9 +203,22 @@ def _part(path: Path, texts: Sequence[str], label: str | None, name: str) -> Par
     if name == "test" and all(value in (-1, "-1", None) for value in labels.tolist()):
         return None
     columns = [rows.known(wanted, "dataset.text") for wanted in texts] or [_text_column(rows, own)]
+    _tell_first(rows, columns, own)
     apart = len({*columns, own}) > len(columns)
     require(apart, "dataset.text", ", ".join(columns), f"columns that differ, and none of them the labels' ({own})")
     return Part(_joined(rows, columns), labels)
+
+
+def _tell_first(rows: Rows, columns: Sequence[str], label: str | None) -> None:
+    """Say how the first line of a file without a header is read; raise UserError where it is one by its looks."""
+    if not rows.first:
+        return
+    usual = dict.fromkeys(columns, _TEXT) | ({label: _LABEL} if label else {})
+    header = all(rows.first[int(column)].casefold() in names.split("|") for column, names in usual.items())
+    said = f"the name of a column: the first line of {rows.path} has them ({', '.join(rows.first)})"
+    require(not header, "dataset.text", ", ".join(columns), said)
+    shown = ", ".join(f"{name} {rows.first[int(name)][:40]!r}" for name in usual)
+    log.info("%s: its first line is a row like the others, and columns have numbers: %s", rows.path, shown)
 
 
 def _joined(rows: Rows, columns: Sequence[str]) -> list[str]:
@@ -248,6 +264,7 @@ def _set_aside(part: Part, amount: float, name: str) -> tuple[Part, Part]:
     count = count_of(amount, len(part.labels), f"dataset.{name}", whole=False)
     require(count > 0, f"dataset.{name}", amount, f"above 0 where the data has no {name} set")
     classes = torch.from_numpy(np.unique(part.labels.astype(str), return_inverse=True)[1])
+    refuse_measurements(classes, "dataset.label")
     rows = stratified(classes, count, order_keys(len(classes), 0, f"text {name}"), leave=1)
     require(len(rows) == count, f"dataset.{name}", amount, f"at most {len(rows)}: each class keeps a text")
     held = np.isin(np.arange(len(classes)), rows.numpy())
