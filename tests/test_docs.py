@@ -13,8 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 import kdbench as kdbench_package
+from kdbench.configure import register
+from kdbench.configure.check import check
 from kdbench.configure.comments import explain
 from kdbench.configure.options import groups, options
 from kdbench.errors import UserError
@@ -33,6 +36,72 @@ def lines_of(page: str) -> list[str]:
     """The kdbench commands of a page's shell blocks."""
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL))
     return [line.split("  #")[0] for line in blocks.splitlines() if line.startswith("kdbench ")]
+
+
+def typed_on(page: Path) -> list[str]:
+    """The lines of a page, or of a configuration file's header, that name keys of a training, as they are typed: what
+    the page leaves out (...) and stand-ins (<a run>) not."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".yaml":
+        header = "".join(line[1:] for line in text.splitlines(keepends=True) if line.startswith("#"))
+        ends = r" -m\b|;|,? or | {3,}| \(|\n"
+        found = re.findall(rf"(?:^|[ ,])(kdbench train [^;]*?)(?={ends})", header, flags=re.MULTILINE)
+    else:
+        blocks = re.findall(r"```(\w*)\n(.*?)```", text.replace("\\\n", " "), flags=re.DOTALL)
+        shells = [block for language, block in blocks if language in ("", "bash")]
+        found = [re.split(r"\s#", line)[0] for block in shells for line in block.splitlines()]
+        found += re.findall(r"`(kdbench train [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    found = [re.sub(r"^torchrun .*? -m kdbench", "kdbench", line.replace(" ...", "").strip()) for line in found]
+    keyed = re.compile(r"kdbench (train|bench|table build|search-epsilon) (?!.*(<|--from|RUN loss)).*=")
+    return list(dict.fromkeys(line for line in found if keyed.match(line)))
+
+
+def lines() -> dict[str, str]:
+    """What all pages and headers tell to type, by page; of experiments of one paper that differ in nothing else, one.
+
+    own.md's lines are run by a test of their own, as are those of a loss of one's own; experiments without another word
+    are seen by the experiments' tests.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for page in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")), *sorted(Path(CONFIG_DIR).rglob("*.yaml"))]:
+        for line in typed_on(page) if page.name != "own.md" else ():
+            alone = re.fullmatch(r"kdbench train experiment=\w+( (teacher\.)?seed=\S+)*", line)
+            if not alone and "entropy_kd" not in line:
+                found.setdefault(re.sub(r"experiment=([a-z]+\d+)\w*", r"\1", line), (page.name, line))
+    return {f"{page}: {line.removeprefix('kdbench ')}": line for page, line in found.values()}
+
+
+def point(word: str) -> str:
+    """A word of a sweep as its first point has it."""
+    key, equals, value = word.partition("=")
+    if not equals or (re.fullmatch(r"\[.*\]|{.*}|'.*'", value) and not re.search(r"\],\[|},{", value)):
+        return word
+    value = re.sub(r"^interval\(([^,]*),.*", r"\1", value)
+    return key + equals + re.split(r",(?![^\[{]*[\]}])", value)[0]
+
+
+@pytest.mark.parametrize("line", lines().values(), ids=lines().keys())
+def test_every_command_of_a_page_composes(line, monkeypatch):
+    words = [word for word in shlex.split(line) if "=" in word or word == "--config-dir" or word == "my"]
+    if "my" in words:  # --config-dir my student=mine: the user's own file
+        Path("my/student").mkdir(parents=True)
+        text = "_target_: kdbench.models.resnet.ResNet\ndepth: 8\nwidths: [16, 16, 32, 64]\n"
+        Path("my/student/mine.yaml").write_text(text)
+        assert kdbench("train", *words, "--cfg", "job") == 0
+        register()  # without that folder, for the tests after this one
+        return
+    # Plugins of Hydra's that may not be here: what their launchers take is theirs.
+    words = [word for word in words if not re.match(r"\+?hydra[./]", word)]
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # of a command that ran in this process before
+    check(kdbench_package.compose(list(map(point, words))))
+
+
+def test_the_pages_lines_are_found():
+    """As many as there are: what no test sees rots."""
+    assert len(lines()) > 80
+    assert point("loss=kl,dkd") == "loss=kl" and point("loss.layers=[a,b]") == "loss.layers=[a,b]"
+    assert point("student.hidden=[30,30],[300,300]") == "student.hidden=[30,30]"
+    assert point("loss.weights={task:0,distill:1},{task:1}") == "loss.weights={task:0,distill:1}"
 
 
 def test_parts_of_ones_own_work_as_their_page_says(monkeypatch):

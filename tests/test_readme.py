@@ -7,8 +7,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import pytest
-
 from kdbench import cli
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -26,26 +24,6 @@ def kdbench(*words: str) -> int:
 def block(language: str, containing: str) -> str:
     blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
     return next(b for b in blocks if containing in b)
-
-
-def commands() -> list[str]:
-    """Every `kdbench train` line of the README's shell blocks, without comments and placeholders."""
-    lines = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)).splitlines()
-    found = [line.split("#")[0].strip() for line in lines]
-    return [line for line in found if line.startswith("kdbench train") and "<" not in line]
-
-
-@pytest.mark.parametrize("line", commands())
-def test_every_command_composes(line):
-    words = shlex.split(line)[1:]
-    if "my" in words:  # --config-dir my student=mine: the user's own file
-        Path("my/student").mkdir(parents=True)
-        Path("my/student/mine.yaml").write_text(
-            "_target_: kdbench.models.resnet.ResNet\ndepth: 8\nwidths: [16, 16, 32, 64]\n"
-        )
-    if "-m" in words:  # Hydra composes sweeps only when it runs them: take the first point
-        words = [w.split(",")[0] for w in words if w != "-m"]
-    assert kdbench(*words, "--cfg", "job") == 0
 
 
 def test_every_command_that_looks_at_runs_works():

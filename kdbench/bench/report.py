@@ -326,12 +326,13 @@ def _part_lines(result: Benchmark) -> list[str]:
 def _cost_lines(result: Benchmark) -> list[str]:
     cost, roofline, floor = result["cost"], result["roofline"], result["floor"]
     student, teacher = (Cost(one["flops"], one["moved"]) for one in (cost["student"], cost["teacher"]))
+    busy = ": the machine had other work while its rate was measured" if floor["reached"] > 1 else ""
     return [
         f"cost of a step: student {_cost(student)}; teacher {_cost(teacher)}",
         f"this machine: copies {roofline['bandwidth'] / 1e9:,.1f} GB/s, multiplies matrices in {roofline['dtype']} at "
         f"{roofline['rate'] / 1e9:,.0f} GFLOP/s",
         f"at that rate the arithmetic alone takes {1e3 * floor['seconds']:.2f} ms, "
-        f"{100 * floor['reached']:.0f} % of the fastest step above",
+        f"{100 * floor['reached']:.0f} % of the fastest step above{busy}",
         f"peak memory {result['peak_memory'] / 2**20:,.0f} MiB",
     ]
 

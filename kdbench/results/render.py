@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, show
 from kdbench.files import write_atomically
 from kdbench.results.metrics import METRICS, Metric
 from kdbench.results.rows import COSTS, Comparison, Figure, Row
@@ -311,4 +311,4 @@ def _short(value: Any) -> str:
         return str(value["_target_"]).rpartition(".")[2]
     if isinstance(value, (list, tuple)) and any(isinstance(one, Mapping) for one in value):
         return " + ".join(map(_short, value))
-    return str(value)
+    return show(value)

@@ -176,7 +176,7 @@ def settings(run: Run) -> dict[str, object]:
     places = [(v, k) for k, v in config.items() if k.startswith("paths.") and isinstance(v, str) and v]
     places.sort(key=lambda item: -len(item[0]))
     counted = ((key, value) for key, value in as_before(config).items() if _counted(key))
-    return {key: _neutral(value, places) if isinstance(value, (str, float)) else value for key, value in counted}
+    return {key: neutral(value, places) if isinstance(value, (str, float)) else value for key, value in counted}
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
@@ -280,7 +280,8 @@ def _teacher(run: Run) -> NetworkResult:
     return run.result.teacher or NetworkResult()
 
 
-def _neutral(value: Any, places: Sequence[tuple[str, str]]) -> Any:
+def neutral(value: Any, places: Sequence[tuple[str, str]] = ()) -> Any:
+    """A value as it counts: 4.0 is 4, and a path below one of the places begins with the key that stands beside it."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from kdbench.counted import is_seed
-from kdbench.errors import UserError, nearest, require
+from kdbench.errors import UserError, nearest, require, show
 from kdbench.results.read import Run
 from kdbench.results.render import figure, setting
-from kdbench.results.rows import Comparison, Row, named_choices
+from kdbench.results.rows import Comparison, Row, named_choices, neutral
 
 
 def conditions(text: str, option: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def value_of(run: Run, key: str) -> Any:
         return run.result.task
     if key in run.result.choices:
         return named_choices(run).get(key, run.result.choices[key])
-    return run.result.config.get(key)
+    return neutral(run.result.config.get(key))
 
 
 def _fits(run: Run, key: str, text: str) -> bool:
@@ -53,7 +53,7 @@ def where(runs: Sequence[Run], wanted: Mapping[str, str]) -> list[Run]:
         known = known_key(left, key, "--where")
         kept = [run for run in left if _fits(run, known, text)]
         if left and not kept:
-            values = ", ".join(_ordered({str(value_of(run, known)) for run in left}))
+            values = ", ".join(_ordered({show(value_of(run, known)) for run in left}))
             raise UserError(f"--where {key}={text}: no run has it; their values: {values}")
         left = kept
     return left
@@ -63,7 +63,7 @@ def by(runs: Sequence[Run], key: str) -> dict[str, list[Run]]:
     """Runs parted by their value of a key."""
     parts: dict[str, list[Run]] = {}
     for run in runs:
-        parts.setdefault(str(value_of(run, known_key(runs, key, "--by"))), []).append(run)
+        parts.setdefault(show(value_of(run, known_key(runs, key, "--by"))), []).append(run)
     return {value: parts[value] for value in _ordered(set(parts))}
 
 
@@ -92,7 +92,7 @@ def pivot(comparison: Comparison, rows: str, columns: str, metric: str) -> tuple
         require(not is_seed(key), option, key, "a key of settings: a cell is the mean over seeds")
     placed: dict[tuple[str, str], Row] = {}
     for row in comparison.rows:
-        place = (str(value_of(row.runs[0], rows)), str(value_of(row.runs[0], columns)))
+        place = (show(value_of(row.runs[0], rows)), show(value_of(row.runs[0], columns)))
         if place in placed:
             others = [key for key in comparison.columns if key not in (rows, columns)]
             both = " and ".join(setting(one, others) for one in (placed[place], row))

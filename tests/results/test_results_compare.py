@@ -353,6 +353,18 @@ def test_a_pivot(run_compare, clear_sweep):
     assert [line.split()[1] for line in lines[2:]] == ["ce", "dkd", "kl"] and "86.50 ± 1.29" in lines[3]
 
 
+def test_values_that_are_equal_are_one_and_stand_as_they_are_typed(run_compare, tmp_path):
+    """tau=4 as it was typed and dkd's own 4.0 were two columns; null and true read None and True."""
+    for loss, tau in (("kl", 4), ("dkd", 4.0), ("ce", 2)):
+        write(tmp_path / loss, result(0.5, choices={"loss": loss}, loss__tau=tau, trainer__drop_last=loss == "ce"))
+    _, out, _ = run_compare(tmp_path, "--rows", "loss", "--columns", "loss.tau", "--markdown")
+    assert out.splitlines()[0] == "| loss \\ loss.tau | 2 | 4 |"
+    _, out, _ = run_compare(tmp_path, "--by", "trainer.drop_last")
+    assert "trainer.drop_last=true" in out and "trainer.drop_last=false" in out
+    _, out, _ = run_compare(tmp_path)
+    assert "true" in out and "True" not in out
+
+
 def test_a_pivot_of_a_papers_size(run_compare, tmp_path):
     for loss in range(14):
         for student in range(13):
