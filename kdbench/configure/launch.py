@@ -91,9 +91,15 @@ def _in_own_words(sweep: Sweep, arguments: list[str]) -> Iterator[None]:
 
 
 def _in_hydras_order(own: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Flags and keys as Hydra's argparse wants them: -m first, and all overrides in one row."""
-    flags = [word for word in words if word in ("-m", "--multirun")]
-    rest = [word for word in words if word not in flags]
+    """Flags and keys as Hydra's argparse wants them: flags with their values first, and all overrides in one row."""
+    flags: list[str] = []
+    rest: list[str] = []
+    known = get_args_parser()._option_string_actions
+    for word, before in zip(words, ["", *words]):
+        action = known.get(word.partition("=")[0]) if word.startswith("-") else None
+        last = known.get(before)
+        value = last is not None and (last.nargs is None or (last.nargs == "?" and word in (last.choices or ())))
+        (flags if action or value else rest).append(word)
     typed = {key_of(word) for word in words}
     at = next((i for i, word in enumerate(rest) if "=" in word and not word.startswith("-")), len(rest))
     return [*flags, *rest[:at], *(word for word in own if key_of(word) not in typed), *rest[at:]]

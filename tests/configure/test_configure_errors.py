@@ -150,6 +150,17 @@ def test_an_unknown_flag_shows_the_usage(flag, monkeypatch, capsys):
     assert f"unrecognized arguments: {flag}" in err and "keys are typed without dashes: schedule.epochs=3" in err
 
 
+def test_flags_may_stand_between_keys(tmp_path, monkeypatch, capsys):
+    """argparse refused loss=kl --config-dir my student=mine: to it the first row of keys was all of them."""
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "mine.yaml").write_text("_target_: kdbench.models.mlp.MLP\nhidden: [3]\n")
+    line = ["train", "loss=ce", "--config-dir", str(tmp_path), "student=mine", "--cfg", "job", "seed=7"]
+    monkeypatch.setattr(sys, "argv", ["kdbench", *line])
+    assert cli.main() == 0
+    composed = capsys.readouterr().out
+    assert "losses.ce.CE" in composed and "- 3" in composed and "\nseed: 7\n" in composed
+
+
 def test_a_flag_before_nothing_takes_no_other_word_for_its_value(monkeypatch, capsys):
     """`kdbench table build --foo` was told to type foo=hydra.run.dir=..., which kdbench itself adds."""
     monkeypatch.setattr(sys, "argv", ["kdbench", "train", "--seed", "loss=kl"])
