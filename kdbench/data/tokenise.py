@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, nearest
 from kdbench.files import read_object
 
 PADDING, UNKNOWN = 0, 1
@@ -304,6 +304,9 @@ def _read(name: str, key: str) -> Tokeniser:
             return _of_file(file, name, key)
         if place.exists() or name.endswith(".json") or name.startswith((".", "/")):
             raise UserError(key, name, KINDS, hint=f"There is no {file}")
+        meant = "" if "/" in name else nearest(name, (*_OWN, "bpe"))
+        if meant:  # not looked for on a network, which takes half a minute where there is none
+            raise UserError(key, name, KINDS, hint=meant)
         return Subwords(library.Tokenizer.from_pretrained(name))
     except UserError:
         raise

@@ -77,6 +77,13 @@ def test_a_tokenizer_of_a_file_reads_pairs_and_keeps_its_own_padding(tmp_path):
         assert ids.tolist()[::2] == [[number + shift for number in row] for row in ends[::2]]
 
 
+def test_a_kind_with_a_slip_is_looked_for_on_no_network(monkeypatch):
+    library = pytest.importorskip("tokenizers")
+    monkeypatch.setattr(library.Tokenizer, "from_pretrained", None)
+    with pytest.raises(UserError, match=r"dataset.tokenizer = wordz: must be bytes, .* Did you mean words\?"):
+        make_tokeniser("wordz", list, 100, "dataset.tokenizer")
+
+
 @pytest.mark.parametrize("kind", ["nowhere.json", "./nowhere", "damaged.json"])
 def test_a_tokenizer_that_is_not_there_is_refused_by_name(kind):
     pytest.importorskip("tokenizers")
