@@ -95,3 +95,28 @@ def test_value_and_gradient_equal_the_peer_s(case, dtype, digits):
             torch.testing.assert_close(leaves[name].grad, expected, rtol=digits, atol=atol)
     if "theta" in case and dtype == torch.float64:
         assert loss.theta.grad.item() == pytest.approx(case["theta"], rel=digits)
+
+
+# What r and the term come to in the authors' src/distil_losses/taid.py in the first steps of 40, by (alpha, beta).
+COURSES = {
+    (0.2, 0.5): (
+        [0.4, 0.460637561001, 0.51515151239, 0.564198668573, 0.608320215265, 0.647988720713],
+        [1.247545707758, 1.194517945873, 1.168725273135, 1.139542486986, 1.109344671388, 1.080201482397],
+    ),
+    (5e-4, 0.99): (
+        [0.4, 0.415, 0.43, 0.445, 0.46, 0.475],
+        [1.247545707758, 1.194517945873, 1.153630775044, 1.113989622171, 1.076488982786, 1.043528617241],
+    ),
+}
+
+
+@pytest.mark.parametrize(("pace", "course"), COURSES.items())
+def test_taid_s_mixture_moves_to_the_teacher_as_the_authors_code_moves_it(pace, course):
+    loss = build("taid", weights={"task": 0.0, "distill": 1.0}, alpha=pace[0], beta=pace[1]).double()
+    for step, (share, value) in enumerate(zip(*course)):
+        student = Outputs(wave((5, 6), 0.3 + 0.2 * step, 3.0 * (1 + 0.1 * step)), {})
+        target = Target(LABEL, torch.arange(5), torch.tensor(step / 40, dtype=torch.float64))
+        assert loss(student, Outputs(wave((5, 6), 1.1 + 0.1 * step, 4.0), {}), target).total.item() == pytest.approx(
+            value
+        )
+        assert loss.start + loss.gone.item() == pytest.approx(share)
