@@ -7,11 +7,11 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from kdbench.errors import UserError
 from kdbench.files import read_object
-from kdbench.results.result import RESULT, RunResult, is_finished, read_result
+from kdbench.results.result import RESULT, RunResult, is_finished, lacking, read_result
 
 LATENCY = "latency.json"  # what `kdbench bench --latency` measured of a run's student
 _MARKS = (RESULT, "run.json", "config.yaml", "train.log", ".hydra")  # any of these makes a folder a run's
@@ -26,6 +26,16 @@ class Run(NamedTuple):
         if name == "latency":
             return latency(self.folder, self.result.student.weights)
         return self.result.figure(f"cost/{name}")
+
+
+def _lacking(_run: Run, name: str) -> NoReturn:
+    """Only for what there is not."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    raise lacking(Run, name, ["folder", "result"], "What a run found is in .result.")
+
+
+setattr(Run, "__getattr__", _lacking)  # noqa: B010 - in the class it would make any name right to a type checker
 
 
 def latency(folder: Path, weights: str) -> float | None:

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdbench import world
-from kdbench.errors import UserError, printable
+from kdbench.errors import UserError, nearest, printable
 from kdbench.files import read_json, write_json
 from kdbench.results.metrics import TASKS, metric_of
 
@@ -18,6 +18,12 @@ FILE_FORMAT = 2  # raise it when a field changes its meaning; 1 is the first edi
 
 Figures = Mapping[str, "float | None"]  # numbers by name; None: not defined in this run
 Entry = TypeVar("Entry")
+
+
+def lacking(kind: type, name: str, names: Sequence[str], hint: str) -> AttributeError:
+    """The error for an attribute that a result has not, or not any more, with what comes nearest."""
+    near = nearest(name, names, "Did you mean .{}? ")
+    return AttributeError(f"{kind.__name__} has no attribute '{name}'. {near}{hint} It has {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,15 @@ class RunResult:
     stages: Sequence[StageResult] = ()
     tables: Mapping[str, Sequence[Mapping[str, object]]] = field(default_factory=dict)  # a procedure's rows by name
     more: Mapping[str, object] = field(default_factory=dict)
+
+    if not TYPE_CHECKING:  # which would then take any name
+
+        def __getattr__(self, name: str) -> Any:
+            """Only for what there is not: a notebook may know a result by other names."""
+            if name.startswith("_"):  # pickle and copy ask for some
+                raise AttributeError(name)
+            hint = "Figures are had by name: .figure('last'), .figure('test/nll'); .figure_names() has them all."
+            raise lacking(RunResult, name, [one.name for one in fields(RunResult)], hint)
 
     def figure(self, name: str) -> float | None:
         """A number by its name; None if this run has none of that name.

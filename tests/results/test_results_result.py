@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from kdbench.errors import UserError
+from kdbench.results.read import Run
 from kdbench.results.result import FILE_FORMAT, RESULT, NetworkResult, RunResult, StageResult, read_result
 
 MEMBER = NetworkResult("mlp", "teachers/a", 10, "ab", {"test/top1": 0.5})
@@ -104,6 +107,18 @@ def test_no_file_and_bytes_that_are_no_text(tmp_path):
     (tmp_path / RESULT).write_bytes(b'{"choices": "\xff\xfe"}')
     with pytest.raises(UserError, match="not a readable JSON file"):
         read_result(tmp_path)
+
+
+def test_an_attribute_that_there_is_not_is_told_with_what_there_is():
+    made = RunResult(choices={}, config={}, student=NetworkResult(), last={"test/top1": 0.9})
+    with pytest.raises(AttributeError, match=r"has no attribute 'formulas'\. Did you mean \.formula\?"):
+        _ = made.formulas
+    with pytest.raises(AttributeError, match=r"'test_top1'\. Figures are had by name: \.figure\('last'\)"):
+        _ = made.test_top1
+    with pytest.raises(AttributeError, match=r"Run has no attribute 'student'\. What a run found is in \.result\."):
+        _ = Run(Path(), made).student
+    for one in (made, Run(Path(), made)):
+        assert pickle.loads(pickle.dumps(one)) == one and copy.deepcopy(one) == one and not hasattr(one, "_x")
 
 
 def test_figures_by_name():
