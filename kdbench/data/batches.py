@@ -40,7 +40,7 @@ class Loading:
 AHEAD = {"cuda": 1024}
 
 
-def _parts(bounds: Bounds, inputs: int) -> Iterator[Bounds]:
+def parts(bounds: Bounds, inputs: int) -> Iterator[Bounds]:
     """Batches that follow each other, together so many inputs or one batch."""
     steps = max(1, inputs // max((last - first for first, last in bounds), default=1))
     yield from (bounds[i : i + steps] for i in range(0, len(bounds), steps))
@@ -72,7 +72,7 @@ class ResidentInputs:
     def epoch(self, place: Tensor, view: Tensor, bounds: Bounds) -> Iterator[Tensor]:
         # All that is random in an epoch goes to the device here, at once; a step only slices it.
         place, view = place.to(self.inputs.device), view.to(self.inputs.device)
-        for part in _parts(bounds, AHEAD.get(self.inputs.device.type, 1)):
+        for part in parts(bounds, AHEAD.get(self.inputs.device.type, 1)):
             inputs = self.at(_within(place, part), _within(view, part))
             yield from inputs.split([last - first for first, last in part])
 

@@ -22,6 +22,7 @@ from kdbench.engine.learner import Learner
 from kdbench.engine.recording import Counting, Recording, drawn_on_host, host_waits, recording, side_stream, unrecorded
 from kdbench.engine.twin import Twin
 from kdbench.errors import UserError
+from kdbench.tables.feed import pinned
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import ANSWER, Batch, Outputs, Teacher
 
@@ -169,7 +170,7 @@ class CohortGraph:
         rates = [[one.lr * one.factors[one.steps_done + s] for one in self._learners] for s in range(len(data))]
         if self._lr.shape != (self._data.steps, len(self._learners)):
             self._lr = torch.zeros(self._data.steps, len(self._learners), device=self._device)
-        self._lr[: len(data)].copy_(_pinned(torch.tensor(rates), self._device), non_blocking=True)
+        self._lr[: len(data)].copy_(pinned(torch.tensor(rates), self._device), non_blocking=True)
         self._data.put(data)
         self._step.zero_()
 
@@ -260,7 +261,3 @@ def _split(answers: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """Answers to many inputs by batch; of texts each input has one for every position."""
     each = len(answers) // sum(sizes)
     return answers.split([each * size for size in sizes])
-
-
-def _pinned(values: Tensor, device: torch.device) -> Tensor:
-    return values.pin_memory() if device.type == "cuda" else values

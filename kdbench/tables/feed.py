@@ -6,12 +6,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.data.batches import TrainingBatches
+from kdbench.data.batches import TrainingBatches, parts
 from kdbench.tables.file import LogitTable
 from kdbench.teachers.live import LiveTeacher
 from kdbench.types import Batch, Outputs, Teacher
@@ -23,52 +25,62 @@ SLICE = 2048  # entries that are computed, then written, at once
 WAITING = 2  # slices that may wait to be written: with the one at work what a kill loses at most
 
 
-class Filler:
-    """Computes a table's missing entries exactly as the live teacher would: in chunks of the same size.
+class Found(NamedTuple):
+    """What a table had of some entries when it was looked at."""
 
-    What it computed is written by a thread of its own, so that the training does not wait for locks and disks.
-    `computed`: entries so far.
+    entries: np.ndarray  # [n] ascending
+    good: np.ndarray  # [n] bool: which of them were there and whole
+    logits: Tensor  # [those, C] on the CPU; page-locked if they are for a GPU
+
+
+class Filler:
+    """Reads a table's entries, and computes those that are missing exactly as the live teacher would: in chunks of the
+    same size.
+
+    The training waits for no lock and no disk: what it is going to ask for is looked up ahead by one thread, and what
+    it computed is written by another. `computed`: entries so far.
     """
 
     def __init__(self, table: LogitTable, live: LiveTeacher, batches: TrainingBatches) -> None:
         self.table, self.live, self.batches = table, live, batches
         self.computed = 0
-        self._thread: ThreadPoolExecutor | None = None
+        self.reader = ThreadPoolExecutor(1, "kdbench-table-reader")
+        self._writer = ThreadPoolExecutor(1, "kdbench-table-writer")
         self._pending: deque[Future[None]] = deque()
 
-    def load(self, entries: np.ndarray) -> Tensor:
-        """The logits [n, C] of entries [n], from the table or computed (and kept), on the device of the batches."""
+    def look(self, entries: np.ndarray) -> Found:
+        """What there is of entries [n], ascending. Raises OSError."""
         good = self.table.valid(entries)
-        if good.all():
-            return to_device(self.table.read(entries), self.batches.device)
-        shape = self.table.shape
+        return Found(entries, good, pinned(self.table.read(entries[good]), self.batches.device))
+
+    def load(self, found: Found) -> Tensor:
+        """The logits [n, C] of the entries, those found or computed now (and kept), on the device of the batches."""
+        if found.good.all():
+            return to_device(found.logits, self.batches.device)
+        entries, shape = found.entries, self.table.shape
         logits = torch.empty(len(entries), shape.classes, dtype=shape.dtype, device=self.batches.device)
-        self._read(logits, entries, np.flatnonzero(good))
-        for part in self._shares(np.flatnonzero(~good)):
-            # Another process may have written some since.
-            there = self.table.valid(entries[part])
-            self._read(logits, entries, part[there])
-            if not there.all():
-                _place(logits, part[~there], self._new(entries[part[~there]]))
+        _place(logits, np.flatnonzero(found.good), found.logits)
+        for part in self._shares(np.flatnonzero(~found.good)):
+            # Another process may have written some since. On a GPU this is while it computes the share before.
+            again = self.look(entries[part])
+            _place(logits, part[again.good], again.logits)
+            if not again.good.all():
+                _place(logits, part[~again.good], self._new(entries[part[~again.good]]))
         return logits
 
     def fill(self, entries: np.ndarray, advance: Callable[[int], None] = lambda done: None) -> None:
-        """Make sure that the table has the entries [n]; `advance` is told how many more are there."""
+        """Make sure that the table has the entries [n]; `advance` is told how many more are there or about to be."""
         for part in self._shares(np.arange(len(entries))):
             missing = part[~self.table.valid(entries[part])]
             if len(missing):
                 self._new(entries[missing])
-            self.flush()
             advance(len(part))
+        self.flush()
 
     def flush(self) -> None:
         """Until all that was computed is written. Raises what a write raised."""
         while self._pending:
             self._pending.popleft().result()
-
-    def _read(self, logits: Tensor, entries: np.ndarray, places: np.ndarray) -> None:
-        if len(places):
-            _place(logits, places, self.table.read(entries[places]))
 
     def _new(self, entries: np.ndarray) -> Tensor:
         """Entries' logits, computed now and written soon."""
@@ -77,10 +89,9 @@ class Filler:
         if logits.device.type == "cuda":
             done = torch.cuda.Event()
             done.record(torch.cuda.current_stream(logits.device))
-        self._thread = self._thread or ThreadPoolExecutor(1, "kdbench-table")
         while len(self._pending) >= WAITING:  # bounds the memory of what is not written yet
             self._pending.popleft().result()
-        self._pending.append(self._thread.submit(self._write, entries, logits, done))
+        self._pending.append(self._writer.submit(self._write, entries, logits, done))
         return logits
 
     def _write(self, entries: np.ndarray, logits: Tensor, done: torch.cuda.Event | None) -> None:
@@ -156,33 +167,54 @@ class TableTeacher(Teacher):
     def __call__(self, batch: Batch) -> Outputs:
         return Outputs(self.store.get(batch.target.row * self.views + batch.view), {})
 
-    def prepare(self, entries: np.ndarray) -> None:
-        """Have the entries [n] on the device."""
-        missing = self.store.missing(np.unique(entries))
-        if len(missing):
-            self.store.put(missing, self.filler.load(missing))
+    def look(self, entries: np.ndarray) -> Found:
+        """What the table has of those of the entries [n] that are not on the device."""
+        return self.filler.look(self.store.missing(np.unique(entries)))
+
+    def prepare(self, found: Found) -> None:
+        """Have the entries on the device, computed where they were not found."""
+        if len(found.entries):
+            self.store.put(found.entries, self.filler.load(found))
 
 
 class Fed:
-    """Batches whose teacher logits are ready when they come out (Epochs)."""
+    """Batches whose teacher logits are ready when they come out (Epochs).
+
+    A window's entries are looked up while the steps before it run, also those of the next epoch's first window.
+    """
 
     def __init__(self, batches: TrainingBatches, teacher: TableTeacher) -> None:
         self.batches, self.teacher = batches, teacher
         self.size, self.steps = batches.size, batches.steps
+        window = WINDOWS.get(torch.device(batches.device).type, WINDOW)
+        self._windows = [*parts(batches.order.own, window)]  # whole batches, so that no entry is in two of them
+        self._entries: Iterator[np.ndarray] = iter(())  # of the windows that nobody has looked for yet
+        self._found: Future[Found]  # of the next window
+        self._next: tuple[int, int] | None = None  # the epoch that this is of, and the last one
 
     def epoch(self, epoch: int, epochs: int) -> Iterator[Batch]:
-        rows, view = self.batches.plan(epoch)
-        entries = (rows * self.teacher.views + view).numpy()
-        here = ready = 0
-        window = WINDOWS.get(torch.device(self.batches.device).type, WINDOW)
-        for batch in self.batches.epoch(epoch, epochs):
-            after = here + len(batch.view)
-            if after > ready:  # whole batches, so that no entry is in two windows
-                ready = here + max(1, window // len(batch.view)) * len(batch.view)
-                self.teacher.prepare(entries[here:ready])
-            here = after
-            yield batch
+        if self._next != (epoch, epochs):
+            self._entries = self._from(epoch, epochs)
+            self._look_ahead()
+        self._next = None  # unless this one is seen to its end
+        stream = self.batches.epoch(epoch, epochs)
+        for window in self._windows:
+            self.teacher.prepare(self._found.result())
+            self._look_ahead()
+            yield from islice(stream, len(window))
         self.teacher.filler.flush()
+        self._next = (epoch + 1, epochs)
+
+    def _look_ahead(self) -> None:
+        entries = next(self._entries, np.zeros(0, np.int64))
+        self._found = self.teacher.filler.reader.submit(self.teacher.look, entries)
+
+    def _from(self, epoch: int, epochs: int) -> Iterator[np.ndarray]:
+        """Entries of each window, from an epoch to the last."""
+        sizes = [sum(last - first for first, last in window) for window in self._windows]
+        for number in range(epoch, epochs):
+            rows, view = self.batches.plan(number)
+            yield from np.split((rows * self.teacher.views + view).numpy(), np.cumsum(sizes[:-1]))
 
 
 def _place(logits: Tensor, places: np.ndarray, values: Tensor) -> None:
@@ -192,5 +224,9 @@ def _place(logits: Tensor, places: np.ndarray, values: Tensor) -> None:
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A copy that the host does not wait for; the same where it is there."""
-    here = values.device == device or device.type != "cuda"
-    return values.to(device) if here else values.pin_memory().to(device, non_blocking=True)
+    return values if values.device == device else pinned(values, device).to(device, non_blocking=device.type == "cuda")
+
+
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """In memory that a GPU reads by itself."""
+    return values.pin_memory() if device.type == "cuda" else values

@@ -73,6 +73,7 @@ class LogitTable:
 
     Read by position, never through a memory map: a hole of a map on a full tmpfs, or a file that somebody cuts, would
     end the process with SIGBUS. That costs 0.4 microseconds an entry. The tags lie in memory (4 bytes an entry).
+    Threads may look, read and write at the same time.
     """
 
     def __init__(self, path: Path, key: Mapping[str, object], shape: Shape) -> None:
@@ -110,10 +111,12 @@ class LogitTable:
         """Which of the entries [n] are there and whole: bool [n]. Each is checked once a process."""
         good = self._seen[entries]
         unsure = np.flatnonzero(~good)
-        unsure = unsure[self._tags_of(entries[unsure]) != 0]
+        tags = np.zeros(len(entries), np.uint32)  # of this look: another thread may be at one, too
+        tags[unsure] = self._tags_of(entries[unsure])
+        unsure = unsure[tags[unsure] != 0]
         for part in _blocks(unsure):
             found = self._words(entries[part], self.shape.data, self.shape.words)
-            good[part] = checksums(found, entries[part]) == self._tags[entries[part]]
+            good[part] = checksums(found, entries[part]) == tags[part]
         self._tags[entries[unsure[~good[unsure]]]] = 0  # looked up again: another process may have mended them
         if len(unsure):
             self._seen[entries[good]] = True

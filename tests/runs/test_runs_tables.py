@@ -58,8 +58,11 @@ def test_a_run_that_was_stopped_goes_on_from_the_table(computed):
     whole = train(*SHORT, "teacher.table=on", "hydra.run.dir=whole", "schedule.epochs=3")
     before = computed["entries"]
 
-    def stop(self, entries, read=LogitTable.read):
-        if len(list(Path("cut").glob("checkpoint.pt"))):
+    calls, read = [], LogitTable.read
+
+    def stop(self, entries):
+        calls.append(len(entries))
+        if len(calls) == 3:  # of the third epoch, needed at its begin
             raise KeyboardInterrupt
         return read(self, entries)
 
@@ -67,6 +70,7 @@ def test_a_run_that_was_stopped_goes_on_from_the_table(computed):
         patch.setattr(LogitTable, "read", stop)
         words = [*TINY, *SHORT, "teacher.table=on", "hydra.run.dir=cut", "schedule.epochs=3"]
         assert kdbench("train", *words) == 130
+    assert Path("cut/checkpoint.pt").exists()
     cut = train(*SHORT, "teacher.table=on", "hydra.run.dir=cut", "schedule.epochs=3")
     assert result(cut)["student"] == result(whole)["student"] and computed["entries"] == before
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbench.data.augment.views import CropFlip
 from kdbench.tables import feed
@@ -75,13 +77,13 @@ def test_a_damaged_entry_is_computed_again(tmp_path):
     live, data = make_live(), make_data()
     filler = make_filler(tmp_path, live, data, make_batches(data))
     entries = np.arange(200)
-    logits = filler.load(entries)
+    logits = filler.load(filler.look(entries))
     filler.flush()
     with open(filler.table.path, "r+b") as file:
         file.seek(filler.table.shape.data + 77 * 4 * CLASSES)
         file.write(b"\xff" * 4)
     again = make_filler(tmp_path, live, data, make_batches(data))
-    assert torch.equal(again.load(entries), logits) and again.computed == 1 and again.table.damaged
+    assert torch.equal(again.load(again.look(entries)), logits) and again.computed == 1 and again.table.damaged
     again.flush()
     assert make_filler(tmp_path, live, data, make_batches(data)).table.valid(entries).all()
 
@@ -91,7 +93,7 @@ def test_an_entry_that_was_not_made_ready_is_not_a_number(tmp_path):
     filler = make_filler(tmp_path, live, data, make_batches(data))
     for store in (WindowLogits(CPU), DeviceLogits(filler.table, CPU)):
         teacher = TableTeacher(filler, store)
-        teacher.prepare(np.arange(40))
+        teacher.prepare(teacher.look(np.arange(40)))
         batch = next(make_batches(data).epoch(0, 1))
         entries = batch.target.row * VIEWS + batch.view
         assert (entries >= 40).any()
@@ -197,7 +199,7 @@ def test_a_gpu_makes_larger_windows_ready(tmp_path, monkeypatch):
     batches, sizes = make_batches(data), []
     teacher = TableTeacher(make_filler(tmp_path, live, data, batches), WindowLogits(CPU))
     prepare = teacher.prepare
-    monkeypatch.setattr(teacher, "prepare", lambda entries: (sizes.append(len(entries)), prepare(entries)))
+    monkeypatch.setattr(teacher, "prepare", lambda found: (sizes.append(len(found.entries)), prepare(found)))
     monkeypatch.setattr(feed, "WINDOW", 30)
     monkeypatch.setitem(feed.WINDOWS, "cpu", IMAGES)
     for _ in Fed(batches, teacher).epoch(0, 1):
@@ -212,6 +214,109 @@ def test_only_entries_that_are_there_are_read(tmp_path, monkeypatch):
     filler.fill(np.arange(0, 60, 2))
     asked, read = [], filler.table.read
     monkeypatch.setattr(filler.table, "read", lambda entries: (asked.extend(entries.tolist()), read(entries))[1])
-    logits = filler.load(np.arange(60))
+    logits = filler.load(filler.look(np.arange(60)))
     assert sorted(asked) == list(range(0, 60, 2)) and filler.computed == 60
-    assert torch.equal(logits, make_filler(tmp_path / "other", live, data, make_batches(data)).load(np.arange(60)))
+    other = make_filler(tmp_path / "other", live, data, make_batches(data))
+    assert torch.equal(logits, other.load(other.look(np.arange(60))))
+
+
+def test_the_next_window_is_looked_up_by_another_thread_while_this_one_is_trained_on(tmp_path, monkeypatch):
+    """Also that of the next epoch, and anew where an epoch was left before its end."""
+    live, data = make_live(), make_data()
+    filler = make_filler(tmp_path, live, data, batches := make_batches(data))
+    threads, begun, valid = set(), [threading.Event() for _ in range(12)], filler.table.valid
+    looks = iter(begun)
+
+    def look(entries: np.ndarray) -> np.ndarray:
+        if len(entries) > 48:  # a window, not what it lacks
+            threads.add(threading.get_ident())
+            next(looks).set()
+        return valid(entries)
+
+    filler.fill(np.arange(IMAGES * VIEWS))
+    monkeypatch.setattr(filler.table, "valid", look)
+    monkeypatch.setattr(feed, "WINDOW", 120)  # 3 of them
+    fed = Fed(batches, teacher := TableTeacher(filler, WindowLogits(CPU)))
+    stream = fed.epoch(0, 3)
+    for number in (1, 2, 3):
+        window = [next(stream) for _ in range(5 if number < 3 else 3)]
+        assert begun[number].wait(10) and not begun[min(number + 1, 6)].is_set()
+        assert [torch.equal(teacher(batch).logits, live(batch).logits) for batch in window] == [True] * len(window)
+    assert next(stream, None) is None
+    batch, plain = next(fed.epoch(1, 3)), next(batches.epoch(1, 3))  # and no further
+    assert begun[4].wait(10) and torch.equal(teacher(batch).logits, live(plain).logits)
+    batch, plain = next(fed.epoch(2, 3)), next(batches.epoch(2, 3))
+    assert begun[6].wait(10) and torch.equal(teacher(batch).logits, live(plain).logits)
+    *_, batch = fed.epoch(0, 1)
+    batch, plain = next(fed.epoch(1, 2)), next(batches.epoch(1, 2))  # of a longer training
+    assert torch.equal(teacher(batch).logits, live(plain).logits)
+    assert threading.get_ident() not in threads
+
+
+def test_what_a_look_ahead_raises_comes_where_its_entries_are_needed(tmp_path, monkeypatch):
+    live, data = make_live(), make_data()
+    filler = make_filler(tmp_path, live, data, batches := make_batches(data))
+    filler.fill(np.arange(IMAGES * VIEWS))
+    calls, read = [], filler.table.read
+
+    def broken(entries: np.ndarray) -> torch.Tensor:
+        calls.append(len(entries))
+        if len(calls) > 1:
+            raise OSError(5, "Input/output error")
+        return read(entries)
+
+    monkeypatch.setattr(filler.table, "read", broken)
+    monkeypatch.setattr(feed, "WINDOW", 240)
+    seen = []
+    with pytest.raises(OSError, match="Input/output"):
+        seen.extend(Fed(batches, TableTeacher(filler, WindowLogits(CPU))).epoch(0, 1))
+    assert len(seen) == 10  # the first window's batches
+
+
+def test_a_table_is_filled_while_what_was_computed_before_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(feed, "SLICE", 100)
+    live, data = make_live(), make_data()
+    filler = make_filler(tmp_path, live, data, make_batches(data))
+    gate, write, compute = threading.Event(), filler.table.write, filler.compute
+    monkeypatch.setattr(filler.table, "write", lambda *given: (gate.wait(10), write(*given)))
+    monkeypatch.setattr(filler, "compute", lambda entries: (filler.computed and gate.set(), compute(entries))[1])
+    told = []
+    filler.fill(np.arange(300), told.append)  # would wait 10 seconds and more for the first write
+    assert gate.is_set() and told == [100] * 3 and filler.table.filled == 300
+
+
+class Moves(TorchDispatchMode):
+    """What is moved to a GPU by the thread that launches kernels, and whether it waits for that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.seen.append(bool((kwargs or {}).get("non_blocking")))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_is_given_what_another_thread_has_read_into_page_locked_memory(tmp_path, monkeypatch):
+    """The thread that launches kernels reads no file, and no copy makes it wait."""
+    live, data, pinned = make_live(), make_data(), {}
+    filler = make_filler(tmp_path, live, data, batches := make_batches(data))
+    filler.fill(np.arange(IMAGES * VIEWS))
+    monkeypatch.setattr(batches, "device", torch.device("cuda"))
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.setdefault(tuple(tensor.shape), threading.get_ident())
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    entries = np.arange(0, 1000, 5)
+    for whole in (False, True):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            store = DeviceLogits(filler.table, batches.device) if whole else WindowLogits(batches.device)
+        teacher = TableTeacher(filler, store)
+        found = filler.reader.submit(teacher.look, entries).result()
+        with FakeTensorMode(allow_non_fake_inputs=True), Moves() as moves:
+            teacher.prepare(found)
+        assert moves.seen == [True, True] and store.logits.device.type == "cuda"
+    assert pinned[200, CLASSES] != threading.get_ident()

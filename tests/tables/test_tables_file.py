@@ -65,6 +65,23 @@ def damage(path, offset, data=None):
         file.write(bytes(b ^ 0x10 for b in found) if data is None else data)
 
 
+def test_a_thread_that_looks_too_early_makes_no_entry_a_damaged_one(tmp_path, monkeypatch):
+    """It noted that there is no tag, after another one had seen the tag and before that one compared it."""
+    table = make(tmp_path)
+    entries, logits = some(SHAPE, 10)
+    make(tmp_path).write(entries, logits)  # another process
+    words = table._words
+
+    def late(places, offset, width):
+        found = words(places, offset, width)
+        if offset != HEADER:
+            table._tags[entries] = 0
+        return found
+
+    monkeypatch.setattr(table, "_words", late)
+    assert table.valid(entries).all() and not table.damaged
+
+
 @pytest.mark.parametrize("part", ["entry", "tag"])
 def test_a_flipped_bit_costs_one_entry(tmp_path, caplog, part):
     table = make(tmp_path)
