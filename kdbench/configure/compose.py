@@ -13,6 +13,7 @@ Before it composes, Hydra must know the teachers derived from the students, and 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pickle
@@ -24,6 +25,7 @@ from typing import Any
 
 import hydra._internal.defaults_list
 import hydra._internal.hydra
+import omegaconf.base
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -48,6 +50,7 @@ from kdbench.paths import CONFIG_DIR, are_configs
 
 log = logging.getLogger(__name__)
 _every_choice = hydra._internal.defaults_list._create_interpolation_map
+_parsed = functools.lru_cache(maxsize=1024)(omegaconf.base.parse)
 
 
 def register(arguments: Sequence[str] = ()) -> None:
@@ -143,6 +146,7 @@ def install() -> None:
     """Let Hydra compose with the rules above. Other programs' configurations are composed as ever."""
     hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[misc]
     hydra._internal.defaults_list._create_interpolation_map = _choices_to_name
+    omegaconf.base.parse = _parsed  # type: ignore[attr-defined] # an interpolation's grammar, read each time it is asked
 
 
 def _choices_to_name(overrides: Overrides, defaults_list: list[InputDefault], self_added: bool) -> DictConfig:

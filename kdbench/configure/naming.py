@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,21 @@ NAMED = ("dataset", "teacher", "student", "loss")  # what a run is first of all
 _RUNS = ("teacher.", "procedure.")  # below which a value may name a run
 
 
-class Reference(NamedTuple):
-    config: DictConfig  # the task's configuration, without Hydra's node
+@dataclass(frozen=True)
+class Reference:
+    config: DictConfig  # the task's configuration, without Hydra's node; not to be changed
     defaults: dict[str, str | None]  # the option of every group when only those of NAMED are chosen
     roots: frozenset[str]  # the keys at the top then
+
+    @functools.cached_property
+    def values(self) -> dict[str, object]:
+        """The configuration by dotted key."""
+        return flat(self.config)
+
+    @functools.cached_property
+    def forms(self) -> dict[str, object]:
+        """The same as it is written, interpolations as they stand."""
+        return flat(self.config, resolve=False)
 
 
 def group_choices(hydra: Any) -> dict[str, str | None]:
@@ -64,9 +76,9 @@ def _reference(
             known |= group_choices(more.hydra).keys() - given.keys()
     overrides = _typed(wanted, known)
     roots = frozenset(str(key) for key in plain) - {"hydra"}
-    if usual == dict(chosen):
-        return Reference(without_hydra(plain), usual, roots)
-    return Reference(compose(name, overrides=[*sources, *overrides]), usual, roots)
+    same = usual == dict(chosen)
+    config = without_hydra(plain) if same else compose(name, overrides=[*sources, *overrides])
+    return Reference(config, usual, roots)
 
 
 def _typed(chosen: Mapping[str, str], known: Collection[str]) -> list[str]:
@@ -131,7 +143,11 @@ class Counted(NamedTuple):
 
 def counted_in(cfg: DictConfig) -> Counted:
     """What counts of a resolved configuration, without the keys that change no result."""
-    task = without_hydra(cfg)
+    return _counted_of(without_hydra(cfg))
+
+
+def _counted_of(task: DictConfig) -> Counted:
+    """The same of a copy, whose paths are changed."""
     if "paths" in task:
         for key in task.paths:
             task.paths[key] = f"<{key}>"  # a dataset's folder, say, may lie anywhere
@@ -156,9 +172,10 @@ def run_name(root: DictConfig) -> str:
     run and could not go on to the next one): a configuration that cannot be resolved is refused by the job itself.
     """
     try:
-        digest = config_hash(root)
+        task = without_hydra(root)
         chosen = group_choices(root.hydra)
-        changed = _changed(root, chosen)
+        changed = _changed(task, chosen, reference(root))
+        digest = _counted_of(task).hash
     except Exception:  # of any kind: the job's own check says what is wrong
         return "refused/" + hashlib.sha256(OmegaConf.to_yaml(without_hydra(root)).encode()).hexdigest()[:8]
     names = {group: _slug(chosen.get(group) or "none") for group in NAMED}
@@ -192,20 +209,18 @@ def _rank(key: str) -> tuple[int, str]:
     return (_FIRST.index(group) if group in _FIRST else len(_FIRST), key)
 
 
-def _changed(root: DictConfig, chosen: Mapping[str, str | None]) -> dict[str, object]:
+def _changed(task: DictConfig, chosen: Mapping[str, str | None], plain: Reference) -> dict[str, object]:
     """What differs from the defaults: other choices of groups, then values set by hand or by an experiment."""
-    task = without_hydra(root)
-    plain = reference(root)
     changed: dict[str, object] = {}
     for group, option in chosen.items():
         usual = chosen.get(group.partition("@")[0]) if "@" in group else plain.defaults.get(group)
         if group not in NAMED and option != usual:
             changed[group] = option
-    usual_values, usual_forms, forms = flat(plain.config), flat(plain.config, resolve=False), flat(task, resolve=False)
+    forms = flat(task, resolve=False)
     for key, value in sorted(_counted(flat(task)).items()):
-        form = usual_forms.get(key)
+        form = plain.forms.get(key)
         interpolated = isinstance(form, str) and "${" in form
-        same = value == usual_values.get(key, ...) or (interpolated and forms.get(key) == form)
+        same = value == plain.values.get(key, ...) or (interpolated and forms.get(key) == form)
         if not same and not (interpolated and _follows(task, key, form)):
             changed[key] = _plain_number(value)
     return changed
