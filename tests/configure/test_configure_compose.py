@@ -14,11 +14,13 @@ from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import kdbench
 from kdbench.configure import naming
 from kdbench.configure.check import check
+from kdbench.configure.compose import Loader
 from kdbench.configure.launch import launch
 from kdbench.configure.text import in_quotes, quoted, readable
 from kdbench.errors import UserError
@@ -251,6 +253,21 @@ def test_a_file_is_parsed_once_until_it_changes(tmp_path, monkeypatch):
         assert kdbench.compose(words).loss.weights == {"task": 1.0}
     file.write_text("_target_: kdbench.losses.kl.KL\nweights: {task: 0.25}\n", encoding="utf-8")
     assert kdbench.compose(words).loss.weights == {"task": 0.25}
+
+
+def test_what_is_merged_is_merged_once_until_a_part_changes(monkeypatch):
+    """Files that stay the same are laid over each other once; each configuration is nevertheless one's own."""
+    store = ConfigStore.instance()
+    monkeypatch.setitem(store.repo, "loss", {})
+    for weight in (1.0, 0.25):
+        store.store(group="loss", name="stored", node={"_target_": "kdbench.losses.kl.KL", "weight": weight})
+        first = kdbench.compose(["loss=stored"])
+        assert first.loss.weight == weight
+        first.loss.weight = 7
+        with monkeypatch.context() as patched:
+            patched.setattr(Loader, "_load_single_config", lambda *_: pytest.fail("merged again"))
+            again = kdbench.compose(["loss=stored", "seed=4"])
+        assert (again.loss.weight, again.seed) == (weight, 4)
 
 
 def test_options_of_another_library_take_any_of_its_arguments():
