@@ -22,7 +22,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from kdbench.arguments import locate, parameters
 from kdbench.configure.check import OPTIONS, unresolved
 from kdbench.configure.comments import of_option, usual
-from kdbench.configure.compose import together
+from kdbench.configure.loader import together
 from kdbench.configure.options import folders, has_key, options
 from kdbench.configure.text import quoted
 from kdbench.errors import nearest
