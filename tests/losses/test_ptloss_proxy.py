@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor
 from kdbench.errors import UserError
 from kdbench.losses.ptloss import differentiable_proxy, perturbed_kl, proxy_teacher
 from kdbench.losses.ptloss.functional import horner, orders, pull
+from tests.support.shell import processor_seconds
 
 several = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 10**6)
@@ -244,7 +244,7 @@ def test_a_start_changes_only_the_work():
 
 def test_fifty_thousand_rows_in_seconds():
     t = torch.randn(50_000, 100, generator=torch.Generator().manual_seed(0)).mul(3).softmax(-1)
-    began = time.perf_counter()
+    began = processor_seconds()
     proxy = proxy_teacher(t, torch.tensor([0.5, -0.2, 0.3, 0.0, 0.1]))
     assert proxy.residual.max() < 1e-10
-    assert time.perf_counter() - began < 30  # about 1.5 s alone on two cores
+    assert processor_seconds() - began < 30  # about 3 s

@@ -13,6 +13,7 @@ from filelock import FileLock
 from kdbench.errors import UserError
 from kdbench.results.status import note_failure, note_points, read_status
 from tests.support.results import result, write
+from tests.support.shell import processor_seconds
 
 
 def begun(name: str, epochs_done: int = 0, epoch: int = 0, seconds: float = 0.0) -> Path:
@@ -97,6 +98,6 @@ def test_damaged_files_and_a_folder_that_is_not_there():
 def test_a_thousand_runs_are_read_in_a_moment():
     for number in range(300):
         begun(f"run{number}", epoch=3)
-    start = time.perf_counter()
+    start = processor_seconds()
     assert len(read_status([Path("outputs")]).points) == 300
-    assert time.perf_counter() - start < 2
+    assert processor_seconds() - start < 2
