@@ -40,7 +40,7 @@ from kdbench.engine.loggers import Logger
 from kdbench.engine.optimizer import make_optimizer
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
 from kdbench.engine.schedule import ScheduleOptions, check_durations
-from kdbench.errors import UserError, nearest, require, under
+from kdbench.errors import UserError, in_your_code, nearest, require, under
 from kdbench.losses.base import DistillationLoss
 from kdbench.models.base import refuse_kind
 from kdbench.models.own import adopted
@@ -232,7 +232,7 @@ def _built(network: Callable[..., Any], options: Node, prefix: str, info: Info) 
         except Exception as error:
             if given is fields and fields != least and isinstance(error, TypeError):
                 continue
-            said = f"It raises {type(error).__name__}: {error}"
+            said = f"It raises {type(error).__name__}: {error}{in_your_code(error)}"
             raise UserError(f"{prefix}._target_", options["_target_"], "a network that can be built", said) from error
     raise AssertionError("the last attempt returns or raises")
 

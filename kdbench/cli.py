@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kdbench import __version__, world
-from kdbench.errors import UserError, nearest, printable, traced
+from kdbench.errors import UserError, in_your_code, nearest, printable, told, traced
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -226,12 +226,14 @@ def _report(error: Exception) -> int:
     if isinstance(error, (UserError, OSError)):  # OSError: a full disk, a folder that may not be written
         _say(printable(f"kdbench: {_of_system(error) if isinstance(error, OSError) else error}"))
         return 1
-    what = f"unexpected {type(error).__name__}"
-    hint = "This should not happen. With KDBENCH_TRACEBACK=1 the same command shows where it did."
+    hint = "With KDBENCH_TRACEBACK=1 the same command shows where it did."
+    said = told(error)
+    if not in_your_code(error):
+        said, hint = f"unexpected {said}", f"This should not happen. {hint}"
     if _is_memory(error):
-        what, hint = "out of memory", "Smaller batches take less (schedule.batch_size, trainer.accumulate)."
-    first = str(error).partition("\n")[0]
-    _say(f"{printable(f'kdbench: {what}: {first}'.removesuffix(': '))}\n{hint}")
+        said = said.replace(type(error).__name__, "out of memory", 1).removeprefix("unexpected ")
+        hint = "Smaller batches take less (schedule.batch_size, trainer.accumulate)."
+    _say(f"{printable(f'kdbench: {said}')}\n{hint}")
     return 1
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+from kdbench.paths import is_yours
 
 _CONTROL = ("Cc", "Cs")  # Unicode's control and surrogate characters
 _BACKWARDS = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
@@ -132,6 +135,25 @@ def _steers(character: str) -> bool:
 
 def _code(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def in_your_code(error: BaseException) -> str:
+    """Where in code that is neither kdbench's nor installed an exception arose, ", in mine.py, line 7 (forward)"; ""
+    if it passed through none: the innermost place, since that is where whoever wrote it has to look."""
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = os.path.abspath(frame.f_code.co_filename)
+        if is_yours(file):
+            found = f", in {os.path.relpath(file)}, line {line} ({frame.f_code.co_name})"
+    return found
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line: a UserError as it is, any other with its kind and, if it is the user's, its place."""
+    if isinstance(error, (UserError, OSError)):
+        return str(error)
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first}".removesuffix(": ") + in_your_code(error)
 
 
 def traced() -> bool:

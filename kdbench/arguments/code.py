@@ -16,15 +16,14 @@ import json
 import os
 import re
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from kdbench.errors import UserError, nearest
-from kdbench.paths import CONFIG_DIR
+from kdbench.errors import UserError, in_your_code, nearest
+from kdbench.paths import CONFIG_DIR, is_installed, is_pythons
 
 # Modules under the names that configurations of the first edition (0.1) give them: their run folders can still be read.
 _FIRST_EDITION = {
@@ -43,7 +42,7 @@ def locate(path: object, key: str = "_target_") -> Any:
         except Exception as error:  # whatever a user's own module raises while it is imported
             if isinstance(error, ModuleNotFoundError) and length > 1 and error.name == module_name:
                 continue
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}{in_your_code(error)}"
             raise UserError(f"{key} = {path}: cannot import {module_name} ({reason})") from error
         for name in parts[length:]:
             if not hasattr(found, name):
@@ -152,8 +151,6 @@ def _named_in(folder: Path) -> Iterator[str]:
 
 Code = dict[str, dict[str, str]]  # digests by module, by what is named: {"loss mine.Loss": {"mine": "9f..."}}
 UNSEEN = "unseen"  # of what has no source, such as a class typed into a console
-_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_SYSTEM = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
 _imported: dict[str, str] = {}  # of modules that this process has imported: what runs is the source of that time
 
 
@@ -182,7 +179,7 @@ def modules_of(path: str) -> dict[str, str]:
         found: dict[str, str] = {}
         _follow(name, found)
         return dict(sorted(found.items()))
-    return {} if spec.origin.startswith(_SYSTEM) and not _is_installed(spec.origin) else {name: _digest(name, spec)}
+    return {} if is_pythons(spec.origin) else {name: _digest(name, spec)}
 
 
 def code_of(thing: object) -> dict[str, str]:
@@ -281,8 +278,4 @@ def _hashed(source: bytes) -> str:
 
 
 def _is_own(path: str) -> bool:
-    return not _is_installed(path) and not path.startswith(_SYSTEM)
-
-
-def _is_installed(path: str) -> bool:
-    return any(place in path for place in _INSTALLED)
+    return not (is_installed(path) or is_pythons(path))

@@ -64,10 +64,10 @@ def explain(key: str, chosen: dict[str, str], places: Sequence[Path]) -> list[Co
         root = of_root()
         below = [root[name] for name in root if name == key or name.startswith(f"{key}.")]
         if not below:
-            names = [*root, *known]
-            raise UserError(
-                f"{key}: there is no such key. {nearest(group, names, 'Did you mean {}? ')}Groups: {', '.join(known)}"
-            )
+            inside = [f"{one}.{key}" for one in known if f"{one}.{key}" in _of_group(one, known[one], places)]
+            close = nearest(group, [*root, *known], "Did you mean {}? ")
+            hint = f"Did you mean {' or '.join(inside)}? " if inside else close
+            raise UserError(f"{key}: there is no such key. {hint}Groups: {', '.join(known)}")
         return below
     found = _of_group(group, known[group], places)
     below = _matching(found, key)

@@ -26,7 +26,7 @@ from kdbench.configure.explain import explain, typed_as
 from kdbench.configure.idle import idle, tell_idle
 from kdbench.configure.sweep import Better, Finished, Sweep, Task
 from kdbench.configure.text import readable
-from kdbench.errors import Busy, UserError, traced
+from kdbench.errors import Busy, UserError, told, traced
 from kdbench.paths import CONFIG_DIR
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _job(task: Task, failures: list[Exception], finished: Finished | None) -> Ta
             if isinstance(error, UserError):
                 tell_stand_in(words, error)
             if sweeping and not isinstance(error, Busy):
-                log.error("failed: %s", error)
+                log.error("failed: %s", told(error))
             if sweeping and traced():
                 traceback.print_exc()
             if not isinstance(error, UserError):

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -27,7 +27,7 @@ from kdbench.configure.compose import tell_left_out
 from kdbench.configure.idle import idle, tell_idle
 from kdbench.configure.lots import Lot, chunks, cohort_launcher, in_order
 from kdbench.configure.naming import config_hash, without_hydra
-from kdbench.errors import Busy, UserError, require
+from kdbench.errors import Busy, UserError, require, told
 from kdbench.files import is_locked, lock
 from kdbench.results.status import LOCK, note_points
 
@@ -109,7 +109,7 @@ class Sweep:
         if not self.failed:
             return 0
         lines = [f"kdbench: {len(self.failed)} of {self.runs} runs failed. The same command runs only those again."]
-        lines += [f"  {overrides}: {error}" for overrides, error in self.failed]
+        lines += [f"  {overrides}: {told(error)}" for overrides, error in self.failed]
         print("\n".join(lines), file=sys.stderr)
         return 1
 
@@ -245,8 +245,12 @@ def _words(config: DictConfig) -> list[str]:
 
 
 def refuse_many(words: Sequence[str]) -> None:
-    """Raise a UserError for a sweep of no points or of too many: Hydra makes a list of all before the first one runs,
-    10 million in a minute and 5 GB."""
+    """Raise a UserError for a sweep of an interval, of no points, or of too many: Hydra makes a list of all before the
+    first one runs, 10 million in a minute and 5 GB."""
+    for one in _sweeping(words):
+        if isinstance(one.value(), IntervalSweep):
+            allowed = "values, as 1,2,4 or range(1,20): an interval is for hydra/sweeper=optuna"
+            raise UserError(one.get_key_element().lstrip("+"), one.get_value_string(), allowed)
     counts = {one.key_or_group: (one.get_value_string(), _count(one)) for one in _sweeping(words)}
     for key, (value, count) in counts.items():
         require(count > 0, key, value, "one value or more to sweep over")

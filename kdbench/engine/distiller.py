@@ -13,12 +13,22 @@ from kdbench.engine import device as placements
 from kdbench.engine.device import Placement
 from kdbench.engine.options import TrainerOptions
 from kdbench.engine.together import Together
+from kdbench.errors import UserError
 from kdbench.losses.base import DistillationLoss
-from kdbench.types import Outputs, StepOutput, Target, counted
+from kdbench.types import LossTerms, Outputs, StepOutput, Target, counted
 
 LONG = 20_000  # steps: compiling takes about a minute the first time (later runs find it in the compiler's cache)
 _WIDTHS = 8  # tokens
 NETWORKS = 64  # that may share a forward method in one process, each with a compilation of its own; torch gives up at 8
+
+
+def _refuse(terms: object, loss: DistillationLoss) -> None:
+    """Raise the UserError for what a loss of the user's own returned in place of one number and its parts."""
+    found = f"a {type(terms).__name__}"
+    if isinstance(terms, LossTerms):
+        found = f"terms of shape {list(terms.total.shape)}: a mean over the batch is missing"
+    allowed = "a loss whose forward returns self.combine(task=..., distill=...) of 0-dim tensors"
+    raise UserError("loss._target_", type(loss).__qualname__, allowed, f"It returned {found}")
 
 
 class Distiller(nn.Module):
@@ -49,6 +59,8 @@ class Distiller(nn.Module):
                 outputs = by_view(network, input, self.loss.views) if apart else network(input)
         outputs = counted(outputs, target)
         terms = self.loss(outputs, teacher, target)
+        if not isinstance(terms, LossTerms) or terms.total.dim():
+            _refuse(terms, self.loss)
         return StepOutput(terms, outputs.logits.detach())
 
     @property

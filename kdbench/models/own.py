@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.errors import UserError, nearest, require
+from kdbench.errors import UserError, in_your_code, nearest, require
 from kdbench.models.adopt import Adopted, first_line
 from kdbench.models.base import evaluating
 from kdbench.types import CorpusInfo, ImageInfo, Info, Outputs, TokenInfo
@@ -108,7 +108,7 @@ def _tried(network: nn.Module, info: Info, key: str, kind: str) -> tuple[Any, st
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}{in_your_code(error)}"
 
 
 def _two(info: Info, network: nn.Module) -> Tensor:

@@ -93,7 +93,11 @@ def _parts(
     if notes:
         yield f"<h2>Warnings</h2><ul>{''.join(f'<li>{escape(note)}</li>' for note in notes[:MOST_ROWS])}</ul>"
     if plots:
-        yield '<h2>Plots</h2><div class="plots">'
+        yield "<h2>Plots</h2>"
+        if len(comparison.rows) > MOST_SERIES:
+            few = f"{MOST_SERIES} of the {len(comparison.rows):,} settings: the table's first, and the one that all"
+            yield f"<p>Curves, calibration and confusion are of {few} are compared with.</p>"
+        yield '<div class="plots">'
         for plot in plots:
             below = f"<figcaption>{escape(plot.note)}</figcaption>"
             yield f"<figure><h3>{escape(plot.title)}</h3>{svg(plot)}{below}</figure>"

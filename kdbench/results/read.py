@@ -67,6 +67,8 @@ def read_runs(paths: Iterable[Path]) -> Found:
         if not path.exists():
             raise UserError(f"{path}: there is no such folder")
         top = path if path.is_dir() else path.parent
+        if top != path and not any((top / mark).exists() for mark in _MARKS):  # a glob's: its folder has all the others
+            raise UserError(f"{path}: is neither a folder nor a file in a run's folder")
         real = os.path.realpath(top)  # links are not followed below: one look-up for all that lies there
         for folder in run_folders(top):
             result = _read(folder)

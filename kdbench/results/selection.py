@@ -76,13 +76,22 @@ def known_key(runs: Sequence[Run], key: str, option: str) -> str:
 
 
 def baseline(comparison: Comparison, text: str) -> Row:
-    """The one setting that --against names. Raises UserError if it names none, or several."""
-    wanted = conditions(text, "--against")
-    fitting = [row for row in comparison.rows if all(_fits(row.runs[0], k, v) for k, v in wanted.items())]
-    if len(fitting) == 1:
-        return fitting[0]
-    shown = "; ".join(setting(row, comparison.columns) for row in (fitting or comparison.rows)[:5])
-    raise UserError(f"--against {text}: must name one setting, names {len(fitting)}. Settings: {shown}")
+    """The one setting that --against names. Raises UserError if it names none, or several: of none with the values that
+    there are, of several with what they differ in."""
+    wanted, left = conditions(text, "--against"), list(comparison.rows)
+    for key, value in wanted.items():
+        require(not is_seed(key), "--against", text, "a setting, without a seed: it stands for all its seeds")
+        runs = [row.runs[0] for row in left]
+        known_key(runs, key, "--against")
+        left = [row for row in left if _fits(row.runs[0], key, value)]
+        if not left:
+            values = ", ".join(_ordered({show(value_of(run, key)) for run in runs}))
+            raise UserError(f"--against {text}: must name one setting, names 0; their values of {key}: {values}")
+    if len(left) == 1:
+        return left[0]
+    differ = [key for key in comparison.columns if len({show(row.differs.get(key)) for row in left}) > 1]
+    shown = "; ".join(setting(row, differ) for row in left[:5])
+    raise UserError(f"--against {text}: must name one setting, names {len(left)}, which differ: {shown}")
 
 
 def pivot(comparison: Comparison, rows: str, columns: str, metric: str) -> tuple[list[str], list[list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -118,6 +119,8 @@ MISTAKES = [
     ("bench --seconds nan", ["--seconds = nan: must be a number"]),
     ("bench --seconds inf", ["--seconds = inf: must be in (0, 86400]"]),
     ("bench --against plain", ["--against = plain: must be NAME=COMMAND"]),
+    ("explain lr", ["lr: there is no such key", "Did you mean optimizer.lr or schedule.lr?"]),
+    ("train -m loss.tau=interval(1,20)", ["loss.tau = interval(1,20): must be values", "hydra/sweeper=optuna"]),
     ("list los", ["there is no group 'los'", "Did you mean loss?"]),
     ("list --config-dir nowhere", ["nowhere: there is no such folder"]),
     ("evaluate nowhere", ["nowhere: there is no such folder"]),
@@ -148,6 +151,31 @@ def test_an_unknown_flag_shows_the_usage(flag, monkeypatch, capsys):
     assert cli.main() == 2
     err = capsys.readouterr().err
     assert f"unrecognized arguments: {flag}" in err and "keys are typed without dashes: schedule.epochs=3" in err
+
+
+@pytest.mark.parametrize("more", [[], ["-m", "seed=0,1"], ["-m", "seed=0,1", "hydra/launcher=cohort"]])
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [(["student=faulty", "loss=ce"], "line 7 (__init__)"), (["student=mlp_128", "loss=faulty"], "line 12 (setup)")],
+)
+def test_a_fault_in_code_of_the_users_names_its_place(words, place, more, tmp_path, monkeypatch, capsys):
+    """Whoever writes a loss was told that an unexpected RuntimeError should not happen, without its file and line."""
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "faulty.yaml").write_text("_target_: my_faulty.Net\nwidth: 8\n")
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "faulty.yaml").write_text("_target_: my_faulty.Loss\nweights: {task: 1}\n")
+    (tmp_path / "my_faulty.py").write_text(
+        "from torch import nn\nfrom kdbench.losses.ce import CE\n\n"
+        "class Net(nn.Module):\n    def __init__(self, num_classes, width: int = 8):\n"
+        "        super().__init__()\n        self.first = nn.Linear(width - 9, num_classes)\n"
+        "\n\nclass Loss(CE):\n    def setup(self, student, teacher):\n        self.made = nn.Linear(-1, 3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["debug=smoke", "teacher=none", *words, "--config-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["kdbench", "train", *words, *more])
+    assert cli.main() == 1
+    said = capsys.readouterr().err
+    assert f"my_faulty.py, {place}" in said and "should not happen" not in said
 
 
 def test_flags_may_stand_between_keys(tmp_path, monkeypatch, capsys):
@@ -202,7 +230,7 @@ def raising(error: BaseException):
 
 
 def test_a_bug_is_one_line_and_its_traceback_is_in_the_log(monkeypatch, capsys):
-    monkeypatch.setattr("kdbench.build.make_procedure", raising(RuntimeError("cannot be\nmore lines")))
+    monkeypatch.setattr("kdbench.build.make_procedure", Mock(side_effect=RuntimeError("cannot be\nmore lines")))
     monkeypatch.setattr(sys, "argv", ["kdbench", "train", *SMOKE])
     assert cli.main() == 1
     captured = capsys.readouterr()

@@ -11,6 +11,8 @@ from kdbench.engine import device as placement
 from kdbench.engine import distiller as distillers
 from kdbench.engine.distiller import Distiller, may_trim, trimmed, wants_compilation
 from kdbench.engine.options import TrainerOptions
+from kdbench.errors import UserError
+from kdbench.losses.ce import CE
 from kdbench.losses.hidden import Hidden
 from kdbench.losses.kl import KL
 from kdbench.models.bilstm import BiLSTM
@@ -105,3 +107,21 @@ def test_a_student_is_trimmed_on_a_cpu_where_its_loss_needs_no_features():
     assert not may_trim(network, KL(weights), replace(options, compile="on"), cpu)
     assert not may_trim(SmallNet(dropout=0.0), KL(weights), options, cpu)
     assert not may_trim(network, Hidden(weights, ["pooled"]), options, cpu), "its teacher reads the whole width"
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (lambda terms: terms.total, "It returned a Tensor"),
+        (lambda terms: None, "It returned a NoneType"),
+        (lambda terms: terms._replace(total=terms.total.repeat(4)), r"It returned terms of shape \[4\]: a mean over"),
+    ],
+)
+def test_what_a_loss_of_the_users_own_returns_otherwise_is_refused(returned, said):
+    class Own(CE):
+        def forward(self, student, teacher, target):
+            return returned(super().forward(student, teacher, target))
+
+    batch, placement = next(iter(Stream().epoch(0, 1))), make_learner().distiller.placement
+    with pytest.raises(UserError, match=rf"^loss._target_ = .*Own: must be a loss whose forward returns .*{said}"):
+        Distiller(SmallNet(), Own({"task": 1.0}), placement)(batch.input, None, batch.target)

@@ -181,8 +181,12 @@ def test_markdown(run_compare, sweep):
         (["runs", "--where", "loss=kl", "--where", "loss=dkd"], "one value a key, and loss has two"),
         (["runs", "--where", "los=ce"], "--where los: no run has this key"),
         (["runs", "--by", "studen"], "Did you mean student"),
-        (["runs", "--against", "loss=kl"], "must name one setting, names 2"),
-        (["runs", "--against", "loss=ce"], "must name one setting, names 0"),
+        (["runs", "--against", "loss=kl"], "must name one setting, names 2, which differ: loss.tau="),
+        (["runs", "--against", "loss=ce"], "must name one setting, names 0; their values of loss: dkd, kl"),
+        (["runs", "--against", "loss=kl,loss.tau=9"], "must name one setting, names 0; their values of loss.tau: "),
+        (["runs", "--against", "los=kl"], "--against los: no run has this key. Did you mean loss?"),
+        (["runs", "--against", "seed=0"], "must be a setting, without a seed"),
+        (["runs", "beside.csv"], "beside.csv: is neither a folder nor a file in a run's folder"),
         (["runs", "--rows", "loss"], "--rows and --columns go together"),
         (["runs", "--rows", "loss", "--columns", "studen"], "--columns studen: no run has this key"),
         (["runs", "--rows", "loss", "--columns", "seed"], "--columns = seed: must be a key of settings"),
@@ -193,6 +197,7 @@ def test_markdown(run_compare, sweep):
 )
 def test_mistakes_are_messages(run_compare, sweep, tmp_path, monkeypatch, arguments, words):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "beside.csv").touch()
     monkeypatch.chdir(tmp_path / "empty" if arguments == ["."] else tmp_path)
     code, out, err = run_compare(*arguments)
     assert code == 1 and words in err and "Traceback" not in err + out

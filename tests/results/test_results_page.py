@@ -33,7 +33,7 @@ def finished(folder: Path, loss: str, tau: float, seed: int) -> None:
     answer = np.where(hit, label, (label + 1) % 4)
     made = result(float(hit.mean()), loss__tau=tau, seed=seed, choices={"loss": loss}, images={"test": 100})
     made["student"] = {"name": "resnet8", "parameters": 1000 * (1 + len(loss))}
-    made["seconds"] = 10.0 + len(loss) + seed
+    made["seconds"], made["formula"] = 10.0 + len(loss) + seed, f"{loss}, tau = {tau}"
     write(folder, made)
     predictions(label, answer, random.random(100), label).write(folder)
     (folder / "network.json").write_text(json.dumps({"classes": ["cat", EVIL, "dog", "frog"]}))
@@ -89,6 +89,7 @@ def test_the_page_has_table_verdicts_and_plots_and_needs_no_network(run_compare,
     titles = ["test/top1 over epochs", "train/loss over epochs", "against loss.tau", "against parameters"]
     titles += ["against seconds", "Reliability", "Differences by class", "Teacher and student", "epsilon", "Versions"]
     assert all(title in text for title in titles)
+    assert "are of 7 of the 8 settings" in text and text.count("have different formulas") == 1
     assert "prefers-color-scheme:dark" in text and "@media print" in text and 'name="viewport"' in text
 
 

@@ -210,10 +210,10 @@ class CohortLauncher(Launcher):
         HydraConfig.instance().set_config(job.config)
         job.result.status = JobStatus.FAILED if isinstance(outcome, Exception) else JobStatus.COMPLETED
         job.result.return_value, job.result.task_name = outcome, JobRuntime.instance().get("name")
-        from kdbench.errors import Busy
+        from kdbench.errors import Busy, told
 
         if isinstance(outcome, Exception) and not isinstance(outcome, Busy):
-            log.error("%s failed: %s", job.out.name, outcome, extra={"run": str(job.out)})
+            log.error("%s failed: %s", job.out.name, told(outcome), extra={"run": str(job.out)})
             if file is not None:
                 trace = "".join(traceback.format_exception(outcome))
                 file.handle(logging.makeLogRecord({"name": __name__, "levelname": "ERROR", "msg": trace}))

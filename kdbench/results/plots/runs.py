@@ -42,6 +42,8 @@ def curves(rows: Sequence[Row], columns: Sequence[str], metric: str) -> Iterator
         y = linear(_unit(name, kind), [*filter(math.isfinite, drawn)])
         x = linear("epoch", [value for one in series for value in one.x])
         note = "Mean over seeds; the band is a sample standard deviation to both sides."
+        if name == "train/loss" and len({run.result.formula for row in rows for run in row.runs}) > 1:
+            note += " The losses have different formulas, so their heights say nothing of each other."
         yield Plot(f"curves-{_file(name)}", f"{name} over epochs", note, x, y, series)
 
 
