@@ -131,7 +131,10 @@ def _trained(words: list[str]) -> list[Run]:
         command.ended(all_of_them)
 
     with _as_it_was():
-        code = configure.launch(task, command.refuse, words=words, ended=ended, finished=finished)
+        try:
+            code = configure.launch(task, command.refuse, words=words, ended=ended, finished=finished)
+        except SystemExit as stop:  # argparse's, of flags: it would end the caller's program
+            raise UserError(f"{' '.join(words)}: cannot be read as keys and values, as was said above") from stop
     if code:
         raise UserError(
             f"{' '.join(words)}: runs of this sweep failed, as was said above; the same call runs only those"

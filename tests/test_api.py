@@ -52,7 +52,7 @@ def test_without_pandas_the_table_is_a_list(monkeypatch):
     assert [row["loss"] for row in kdbench.read_runs()] == ["ce"]
 
 
-@pytest.mark.parametrize("words", ["loss=kll", "loss.tau=-1", "-m seed=0,1", "--cfg job", "name='open"])
+@pytest.mark.parametrize("words", ["loss=kll", "loss.tau=-1", "-m seed=0,1", "--cfg job", "name='open", "--epochs 3"])
 def test_what_is_no_training_is_refused(words):
     with pytest.raises(UserError):
         kdbench.train(words)

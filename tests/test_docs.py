@@ -107,20 +107,20 @@ def test_the_pages_lines_are_found():
 def test_parts_of_ones_own_work_as_their_page_says(monkeypatch):
     page = (DOCS / "own.md").read_text(encoding="utf-8")
     files = files_of(page)
-    assert len(files) == 6
+    assert len(files) == 8
     for name, text in files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    for name in ("mynet", "mydata", "myprocedure"):
+    for name in ("mynet", "myloss", "mydata", "myprocedure"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     lines = lines_of(page)
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         assert kdbench(*shlex.split(line)[1:], "trainer.progress=none") == 0, line
     results = sorted(str(path.parent.name) for path in Path("outputs/runs").rglob("result.json"))
     assert any("stripes" in name or "torch_dataset" in name for name in map(str, Path("outputs/runs").iterdir()))
-    assert len([name for name in results if not name[0].isdigit()]) == 5
+    assert len([name for name in results if not name[0].isdigit()]) == 6
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
