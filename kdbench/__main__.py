@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
+from kdbench import world
 from kdbench.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    world.end(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from kdbench.deploy.student import Student
 
 Words = str | Sequence[str]
+# Threads take turns: Hydra's state, sys.argv, the loggers and torch's generator are the process's, and two trainings at
+# once would take each other's configuration. For several at once: a cohort, or processes.
+_turn = threading.RLock()
 
 
 def compose(*words: Words) -> DictConfig:
@@ -37,20 +41,21 @@ def compose(*words: Words) -> DictConfig:
     Relative paths in it count from the current folder. Raises UserError for words that do not fit.
     """
     typed = _listed(words)
-    kept = Singleton.get_state()  # a notebook may have a Hydra of its own
-    GlobalHydra.instance().clear()
-    try:
-        return configure.compose(typed)
-    except HydraException as error:
-        raise UserError(explain(error, typed) or str(error)) from error
-    finally:
-        Singleton.set_state(kept)
+    with _turn:
+        kept = Singleton.get_state()  # a notebook may have a Hydra of its own
+        GlobalHydra.instance().clear()
+        try:
+            return configure.compose(typed)
+        except HydraException as error:
+            raise UserError(explain(error, typed) or str(error)) from error
+        finally:
+            Singleton.set_state(kept)
 
 
 def train(*words: Words) -> Run:
     """`kdbench train WORDS`, e.g. train("loss=dkd seed=1"): its folder and its result. A finished run is read.
 
-    Raises UserError for what cannot run, before any work, and whatever ends the training.
+    Threads take turns. Raises UserError for what cannot run, before any work, and whatever ends the training.
     """
     typed = _listed(words)
     require(not {"-m", "--multirun"} & set(typed), "words", typed, "one run; kdbench.sweep runs several")
@@ -130,7 +135,7 @@ def _trained(words: list[str]) -> list[Run]:
         folders[:] = all_of_them
         command.ended(all_of_them)
 
-    with _as_it_was():
+    with _turn, _as_it_was():
         try:
             code = configure.launch(task, command.refuse, words=words, ended=ended, finished=finished)
         except SystemExit as stop:  # argparse's, of flags: it would end the caller's program

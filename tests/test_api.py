@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def test_a_training_is_a_folder_and_a_result_and_leaves_the_process_as_it_was():
     assert student.predict([picture]).sum().item() == pytest.approx(1, abs=1e-5)
     if run.result.best is not None:
         assert kdbench.load(run, "best.safetensors").classes == student.classes
+
+
+def test_threads_take_turns():
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda seed: kdbench.train(f"{TINY} seed={seed}"), (1, 2, 1)))
+        losses = list(threads.map(lambda name: kdbench.compose(f"loss={name}").loss["_target_"], ["dkd", "kl"] * 3))
+    assert [run.result.seed for run in found] == [1, 2, 1] and found[0] == found[2]
+    assert [name.rpartition(".")[2] for name in losses] == ["DKD", "KL"] * 3
 
 
 def test_a_sweep_and_its_table():

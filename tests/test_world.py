@@ -10,6 +10,8 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+
 from kdbench import cli, world
 from kdbench.errors import Busy, UserError
 from tests.support import together
@@ -47,6 +49,17 @@ def test_one_process_is_the_whole_world():
     assert world.agreed(lambda: 3) == 3
     with world.after_first():
         pass
+
+
+def test_one_of_several_ends_at_once_when_what_waits_for_its_end_is_done(monkeypatch):
+    with pytest.raises(SystemExit, match="3"):
+        world.end(3)
+    done: list[object] = []
+    monkeypatch.setattr(world._world, "size", 2)
+    monkeypatch.setattr(world.atexit, "_run_exitfuncs", lambda: done.append("registered"))
+    monkeypatch.setattr(world.os, "_exit", done.append)
+    world.end(4)
+    assert done == ["registered", 4]
 
 
 def test_shares_are_even_and_leave_nothing_out(monkeypatch):

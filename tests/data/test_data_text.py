@@ -173,6 +173,13 @@ def test_only_an_end_of_line_ends_a_text():
     assert lines_in("a\u2028b\x0cc\r\n\nd\x85e\n") == ["a\u2028b\x0cc", "d\x85e"]
 
 
+def test_the_folder_above_a_folder_of_texts_names_it():
+    Path("GLUE/SST-2").mkdir(parents=True)
+    Path("GLUE/SST-2/train.tsv").write_text("sentence\tlabel\n")
+    with pytest.raises(UserError, match=r"dataset.root = GLUE: must be .*GLUE/SST-2 has a train file"):
+        text("GLUE", "cache")
+
+
 def test_files_that_are_none_are_refused_by_name():
     for content, message in ((b"\xff\xfe\x00", "own.jsonl: cannot be read"), (b"[1]\n", "line 1 is no object"),
                              (b"{}{\n", "line 1 is no JSON")):  # fmt: skip

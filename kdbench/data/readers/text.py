@@ -254,7 +254,9 @@ def _class_folders(place: Path) -> dict[str, Part]:
             texts += [path.read_text(encoding="utf-8-sig", errors="replace") for path in files]
             labels += [one.name] * len(files)
         if not texts:
-            raise UserError("dataset.root", str(folder), "a folder with class folders of .txt files")
+            inner = [one for one in _folders(folder) if any(_part_of(path) == "train" for path in _listed(one))]
+            hint = f"{inner[0]} has a train file" if inner else ""
+            raise UserError("dataset.root", str(folder), "a folder with class folders of .txt files", hint=hint)
         found[part] = Part(texts, np.array(labels, object))
     return found
 
