@@ -148,7 +148,7 @@ def test_a_sweep_goes_through_its_points_together_and_ends_in_one_table():
 
 
 def test_a_process_that_is_killed_ends_all_with_a_message_and_the_run_goes_on():
-    many = (*MLPS, "schedule.epochs=12")
+    many = (*MLPS, "schedule.epochs=12", "trainer.checkpoint_every=1")
     composed(*TINY, *many)
     for rank in (1, 0):
         begun = together.start(lambda: attempt(many))

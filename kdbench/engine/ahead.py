@@ -28,7 +28,7 @@ class Ahead:
         self._layouts: list[tuple[torch.Size, tuple[int, ...]]] = []
         self._parts: list[tuple[slice, torch.dtype]] = []  # of a row, in words
         words = 0
-        for tensor in map(_dense, tensors_of(example)):
+        for tensor in map(dense, tensors_of(example)):
             first, words = words, words - (-tensor.numel() * tensor.element_size() // (_WORD * _APART)) * _APART
             self._parts.append((slice(first, words), tensor.dtype))
             self._layouts.append((tensor.shape, tensor.stride()))
@@ -65,9 +65,10 @@ def tensors_of(data: tuple[Batch, Outputs | None]) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(_whole(data)) if leaf is not None]
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-    return tensor if dense else tensor.contiguous()
+def dense(tensor: Tensor) -> Tensor:
+    """The same numbers without gaps in memory: the tensor itself, or a copy."""
+    is_dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    return tensor if is_dense else tensor.contiguous()
 
 
 def _bytes_of(tensor: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from kdbench.engine.ahead import dense
 from kdbench.errors import UserError
 from kdbench.files import write_atomically
 from kdbench.models.weights import ABOUT, HASH, damaged_records, read_safetensors, weight_hash
@@ -23,44 +25,74 @@ from kdbench.types import OptimizerState, TeacherState
 
 CHECKPOINT, BEST, STUDENT = "checkpoint.pt", "best.safetensors", "student.safetensors"
 WAITING = 8  # writes that may wait: bounds the memory of their copies
+SMALL = 2**18  # numbers of a tensor that is copied with others: what is put side by side takes a GPU's memory, too
+PUT_OFF = 10.0  # seconds of training that a kill may cost where checkpoint_every is auto, or a longer epoch
 
 
 def snapshot(state: Any) -> Any:
     """A copy on the CPU of nested containers of tensors; the training may go on changing the original.
 
-    Of a GPU's tensors all copies are begun before the one wait for them: a training's state is some hundred tensors.
+    A GPU's small tensors of one type are put side by side there and come in one copy, and all are waited for once: a
+    training's state is some hundred tensors.
     """
-    devices: set[torch.device] = set()
-
-    def copied(tensor: Tensor) -> Tensor:
-        if tensor.device.type != "cuda":
-            return tensor.detach().to("cpu", copy=True)
-        devices.add(tensor.device)
-        there = torch.empty_like(tensor, device="cpu", pin_memory=True, requires_grad=False)
-        return there.copy_(tensor.detach(), non_blocking=True)
-
-    found = tree_map_only(Tensor, copied, state)
-    for device in devices:
+    found, spec = tree_flatten(state)
+    together: dict[tuple[torch.device, torch.dtype, int], list[int]] = {}
+    for place, leaf in enumerate(found):
+        if not isinstance(leaf, Tensor):
+            continue
+        if leaf.device.type == "cuda":
+            key = (leaf.device, leaf.dtype, -1 if leaf.numel() <= SMALL else place)
+            together.setdefault(key, []).append(place)
+        else:
+            found[place] = leaf.detach().to("cpu", copy=True)
+    for places in together.values():
+        for place, copied in zip(places, _side_by_side([found[place].detach() for place in places]), strict=True):
+            found[place] = copied
+    for device in {device for device, *_ in together}:
         torch.cuda.synchronize(device)
-    return found
+    return tree_unflatten(found, spec)
+
+
+def _side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one type and GPU, each with its own shape and strides, in one memory of the CPU; not waited for."""
+    found = [*map(dense, tensors)]
+    rows = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in found]
+    flat = torch.cat(rows) if len(rows) > 1 else rows[0]
+    there = torch.empty(len(flat), dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
+    parts = there.split([tensor.numel() for tensor in found])
+    return [part.as_strided(one.shape, one.stride()) for part, one in zip(parts, found, strict=True)]
 
 
 class Writer:
     """One background thread that runs writes in the order they are given, so that a later file never precedes one it
-    speaks of. Leaving the `with` block waits for all of them, also when an exception leaves it.
+    speaks of. Leaving the `with` block waits for all of them, also for those put off, also when an exception leaves it.
 
     Every write is atomic in itself (files.write_atomically), so a process killed at any moment leaves whole files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._thread = ThreadPoolExecutor(1, "kdbench-writer")
         self._pending: deque[Future[None]] = deque()
+        self._put_off: dict[Path, Callable[[], None]] = {}
+        self._clock, self._caught_up = clock, clock()
 
     def add(self, write: Callable[[], None]) -> None:
         """Queue a write. Raises what an earlier one raised (a full disk), one call late."""
         while self._pending and (self._pending[0].done() or len(self._pending) >= WAITING):
             self._pending.popleft().result()
         self._pending.append(self._thread.submit(write))
+
+    def put_off(self, path: Path, write: Callable[[], None]) -> None:
+        """Keep a file's write for later, in the place of an older one: a fast training would write all the time."""
+        self._put_off.pop(path, None)
+        self._put_off[path] = write
+
+    def catch_up(self) -> None:
+        """Queue what was put off, if that was last done `PUT_OFF` seconds ago. Raises as `add`."""
+        if self._clock() - self._caught_up >= PUT_OFF:
+            self._caught_up = self._clock()
+            while self._put_off:
+                self.add(self._put_off.pop(next(iter(self._put_off))))
 
     def flush(self) -> None:
         """Until every file is written."""
@@ -71,6 +103,7 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pending += [self._thread.submit(write) for write in self._put_off.values()]
         self._thread.shutdown(wait=True)
         if error is None:
             self.flush()
@@ -150,21 +183,30 @@ def load_checkpoint(path: Path) -> MemberState:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder that a training is continued from, and its best weights, written in the background."""
+    """The folder that a training is continued from, and its best weights, written in the background.
+
+    `every`: epochs between checkpoints; with `auto` each epoch's is put off until the writer catches up.
+    """
 
     folder: Path
-    every: int = 1
+    every: int | Literal["auto"] = "auto"
     about: Mapping[str, object] = field(default_factory=dict)  # kept in the header of the weights file
 
     def after(self, epoch: int, state: Callable[[], MemberState], writer: Writer, always: bool = False) -> None:
         """Keep the state where that is due after this epoch (counted from 0), or `always`."""
-        if always or (epoch + 1) % self.every == 0:
-            kept = snapshot(state())
-            writer.add(lambda: save_checkpoint(self.folder / CHECKPOINT, kept))
+        if self.every == "auto" or always or (epoch + 1) % self.every == 0:
+            path, kept = self.folder / CHECKPOINT, snapshot(state())
+            self._write(path, lambda: save_checkpoint(path, kept), writer)
 
     def keep_best(self, network: nn.Module, writer: Writer) -> None:
-        weights = snapshot(network.state_dict())
-        writer.add(lambda: save_state(self.folder / BEST, weights, dict(self.about)))
+        path, weights = self.folder / BEST, snapshot(network.state_dict())
+        self._write(path, lambda: save_state(path, weights, dict(self.about)), writer)
+
+    def _write(self, path: Path, write: Callable[[], None], writer: Writer) -> None:
+        if self.every == "auto":
+            writer.put_off(path, write)
+        else:
+            writer.add(write)
 
 
 def resume_epoch(folder: Path) -> tuple[int, MemberState | None]:

@@ -62,5 +62,5 @@ class TrainerOptions:
     accumulate: Annotated[int, within(1, 4096)] = 1  # parts of a batch whose gradients are added up
     eval_batch_size: Count | Literal["auto"] = "auto"
     evaluate_every: Count = 1
-    checkpoint_every: Count = 1
+    checkpoint_every: Count | Literal["auto"] = "auto"
     progress: Literal["auto", "bar", "plain", "none"] = "auto"

@@ -120,6 +120,7 @@ def fit(members: Sequence[Member], batches: Epochs, teacher: Teacher, until: int
                 for member in active:
                     member.cost = added(member.cost, cost)
                 view.epoch(epoch + 1, epochs, _end_epoch(active, epoch, images, time.perf_counter() - begin, writer))
+                writer.catch_up()
 
 
 def _end_epoch(members: Sequence[Member], epoch: int, images: int, seconds: float, writer: Writer) -> dict[str, float]:

@@ -20,6 +20,7 @@ from fault_suite.state import WHOLE, no_messages, state
 TINY = [
     "dataset=fake", "dataset.n=96", "dataset.n_test=48", "dataset.size=8", "dataset.num_classes=4",
     "dataset.validation=0.25", "student=resnet8", "schedule.epochs=5", "schedule.batch_size=24",
+    "trainer.checkpoint_every=1",
     "trainer.device=cpu", "trainer.progress=none",
 ]  # fmt: skip
 TAUGHT = ["teacher=resnet8", "teacher.schedule.epochs=3", "teacher.schedule.batch_size=24", "teacher.allow_chance=true"]

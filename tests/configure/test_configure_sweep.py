@@ -138,7 +138,8 @@ def test_a_sweep_has_a_point_and_not_millions(words, said):
 
 
 def test_three_processes_on_one_sweep_train_each_point_once_though_one_is_killed(monkeypatch):
-    sweep = ["train", "-m", *POINTS, "student.hidden=[16]", "schedule.epochs=4", "seed=0,1,2,3"]
+    words = ["student.hidden=[16]", "schedule.epochs=4", "trainer.checkpoint_every=1", "seed=0,1,2,3"]
+    sweep = ["train", "-m", *POINTS, *words]
     assert kdbench(*sweep, "paths.outputs=alone") == 0
     begin = lifecycle._begin
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdbench.engine.checkpoint import WAITING, Writer, snapshot
+from kdbench.engine.checkpoint import (
+    PUT_OFF,
+    SMALL,
+    WAITING,
+    Writer,
+    _side_by_side,
+    load_checkpoint,
+    save_checkpoint,
+    snapshot,
+)
 
 
 def test_writes_happen_in_order_elsewhere_and_all_before_the_block_ends():
@@ -58,6 +68,35 @@ def test_waiting_writes_are_bounded():
         assert started.is_set()
 
 
+def test_what_is_put_off_is_written_after_a_while_or_at_the_end_and_only_the_newest_of_a_file():
+    done: list[str] = []
+    now = [100.0]
+    best, last = Path("best"), Path("last")
+    with pytest.raises(KeyboardInterrupt), Writer(lambda: now[0]) as writer:
+        for epoch in range(1, 8):
+            if epoch in (2, 3, 6):
+                writer.put_off(best, lambda epoch=epoch: done.append(f"best {epoch}"))
+            writer.put_off(last, lambda epoch=epoch: done.append(f"last {epoch}"))
+            now[0] += 0.3 * PUT_OFF
+            writer.catch_up()
+            writer.flush()
+            if epoch < 4:
+                assert done == []
+            elif epoch == 4:
+                assert done == ["best 3", "last 4"]
+        now[0] += 100 * PUT_OFF  # whatever it took
+        raise KeyboardInterrupt
+    assert done == ["best 3", "last 4", "best 6", "last 7"]
+
+
+def test_a_write_that_was_put_off_and_fails_at_the_end_is_not_lost():
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), Writer() as writer:
+        writer.put_off(Path("last"), full)
+
+
 def test_a_snapshot_does_not_change_with_its_original():
     state = {"a": torch.ones(2), "b": [{"c": torch.zeros(1)}, 3, None], "best": {"val/top1": 0.5}}
     copy = snapshot(state)
@@ -84,12 +123,34 @@ class Copies(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_gpus_state_is_copied_with_one_wait_for_all(monkeypatch):
+def test_a_gpus_state_comes_in_one_copy_of_each_type_and_one_wait_for_all(monkeypatch):
     """Each tensor's own would be 10 us and more, 193 times an epoch for resnet20 with momentum."""
     waits = []
     with FakeTensorMode(), Copies() as copies:
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(len(copies.seen)))
-        state = {"weights": [torch.empty(3, device="cuda:1") for _ in range(50)], "steps": 7}
-        kept = snapshot(state)
-    assert copies.seen == [("cuda:1", "cpu", False)] * 50 and waits == [50]
-    assert {str(one.device) for one in kept["weights"]} == {"cpu"} and kept["steps"] == 7
+        weights = [torch.empty(3, number + 1, device="cuda:1") for number in range(50)]
+        weights.append(torch.empty(2, 3, 4, 5, device="cuda:1", memory_format=torch.channels_last))
+        weights.append(torch.empty(SMALL + 1, device="cuda:1"))  # by itself: no memory of the GPU for it
+        kept = snapshot(
+            {"weights": weights, "batches": torch.zeros((), dtype=torch.int64, device="cuda:1"), "steps": 7}
+        )
+    assert copies.seen == [("cuda:1", "cpu", False)] * 3 and waits == [3] and kept["steps"] == 7
+    for one, other in zip(kept["weights"], weights, strict=True):
+        assert (one.device.type, one.shape, one.stride()) == ("cpu", other.shape, other.stride())
+    assert kept["batches"].device.type == "cpu" and kept["batches"].shape == ()
+
+
+def test_what_comes_in_one_copy_has_every_tensors_numbers_and_strides(tmp_path, monkeypatch):
+    tensors = [
+        torch.randn(()),
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.randn(6, 4)[:, 1:3],
+    ]
+    tensors += [torch.empty(0), torch.randn(30)[7:12]]
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **given: empty(*size, **given))
+    found = _side_by_side(tensors)
+    save_checkpoint(tmp_path / "c.pt", {"w": found})
+    for one, read, other in zip(found, load_checkpoint(tmp_path / "c.pt")["w"], tensors, strict=True):
+        assert torch.equal(one, other) and torch.equal(read, other) and read.stride() == one.stride()
+    assert found[1].stride() == tensors[1].stride() and len({one.untyped_storage().data_ptr() for one in found}) == 1

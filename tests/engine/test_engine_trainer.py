@@ -1,10 +1,12 @@
 """Resume equals uninterrupted, a cohort equals its solo runs, and a diverging member stops alone."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 
+from kdbench.engine import checkpoint, trainer
 from kdbench.engine.checkpoint import Checkpoints, resume_epoch
 from kdbench.engine.device import place
 from kdbench.engine.evaluate import Evaluator, evaluating
@@ -73,6 +75,43 @@ def test_a_resumed_training_has_the_same_weights_to_the_last_bit(tmp_path, extra
         assert not torch.equal(
             next(whole.learner.network.parameters()), next(whole.learner.distiller.student.parameters())
         )
+
+
+@pytest.mark.parametrize(
+    ("every", "seconds", "stopped", "expected"),
+    [
+        ("auto", 4.0, None, [3, 6, 8]),  # and at the end of a stage
+        ("auto", 4.0, 5, [3, 4]),  # and on the way out: no whole epoch is lost
+        ("auto", 11.0, None, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (3, 11.0, None, [3, 6]),
+    ],
+    ids=["fast", "stopped", "slow", "by epochs"],
+)
+def test_checkpoints_of_fast_epochs_are_written_by_time(tmp_path, monkeypatch, every, seconds, stopped, expected):
+    now, written = [0.0], {}
+
+    class Timed(Stream):
+        def epoch(self, epoch, epochs):
+            if epoch + 1 == stopped:
+                raise KeyboardInterrupt
+            yield from super().epoch(epoch, epochs)
+            now[0] += seconds
+
+    def note(path: Path, state) -> None:
+        written.setdefault(path.parent.name, []).append(state["epochs_done"])
+        assert state["best"] is None or (path.parent / "best.safetensors").exists()
+        save(path, state)
+
+    save = checkpoint.save_checkpoint
+    monkeypatch.setattr(checkpoint, "save_checkpoint", note)
+    monkeypatch.setattr(trainer, "Writer", lambda: checkpoint.Writer(lambda: now[0]))
+    both = [member(tmp_path / name, epochs=9, seed=seed) for seed, name in enumerate("ab")]
+    for one in both:
+        one.epochs, one.checkpoints = 9, Checkpoints(one.checkpoints.folder, every)
+    with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
+        train(both, until=8, stream=Timed())
+    assert written == {"a": expected, "b": expected}
+    assert resume_epoch(tmp_path / "b")[0] == expected[-1]
 
 
 def test_a_cohort_member_has_the_numbers_of_its_solo_run(tmp_path):

@@ -33,7 +33,7 @@ def killed(state, file, *args):
     save(state, file, *args)
 torch.save = killed
 from tests.support.shell import train
-train({words})
+train('trainer.checkpoint_every=1', {words})
 """
 
 

@@ -23,10 +23,13 @@ def in_its_own_process(code: str) -> subprocess.CompletedProcess[str]:
 def kill_at(step: int, folder: str, checkpoints: int = 1) -> None:
     """Kill this process after its `step`th training step, as soon as `folder` has so many checkpoints.
 
-    They are written beside the training, so a short epoch may end before the last one's checkpoint is on the disk.
+    They are written beside the training, so a short epoch may end before the last one's checkpoint is on the disk; none
+    is put off.
     """
+    from kdbench.engine import checkpoint
     from kdbench.engine.learner import Learner
 
+    checkpoint.PUT_OFF = 0.0
     take, count = Learner.step, [0]
 
     def killed(self, *args):
