@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from kdbench.engine.learner import Learner
 from kdbench.types import Batch, Outputs
 
-CLOSE = 1e-3  # of the way that a step goes ...
-NOISE = 10  # ... or so many times as far as two plain steps end apart, whose kernels add up in no fixed order
+# How far apart two ends may lie, in parts of the step. A library may choose another kernel while it is recorded, and
+# Adam makes whole steps of the last bits of a gradient that is nothing else. A step that was not taken, or was of other
+# data, is wrong by half of itself and more.
+CLOSE = 0.1
+NOISE, MOST = 10, 0.5  # where plain steps do not repeat themselves: so many times as far as they end apart, but no more
 
 State = tuple[list[Tensor], list[Tensor]]  # weights and buffers
 
@@ -33,13 +36,18 @@ class Twin:
             if one.failure is not None:
                 raise one.failure
         self._end = state_of(self.plain.distiller)
-        self._limit = max(CLOSE, NOISE * apart(state_of(again.distiller), self._end, self._start))
+        self._limit = limit(CLOSE, apart(state_of(again.distiller), self._end, self._start))
 
     def strays(self) -> float | None:
         """How far the learner, its recorded step taken, is from the plain step's end, in parts of that step; None if it
         is where it should be. Waits for the device."""
         far = apart(state_of(self.learner.distiller), self._end, self._start)
         return far if far > self._limit else None
+
+
+def limit(close: float, noise: float) -> float:
+    """How far a recorded end may lie from a plain one, where plain ones lie `noise` apart."""
+    return min(MOST, max(close, NOISE * noise))
 
 
 def state_of(module: nn.Module) -> State:
