@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 # Raise it when a change of kdbench's code changes every run's figures. 1: the first edition, which did not say so.
@@ -42,6 +43,7 @@ ADDED: Mapping[str, object] = {
     "dataset.mix.switch": 0.5,
     "dataset.mix.probability": 1.0,
     "loss.as_published": False,
+    "loss.falls": None,
     "optimizer.layer_decay": None,
     "optimizer.no_decay": [],
     "schedule.warmup_from": 0.0,
@@ -83,7 +85,11 @@ def neutral(key: str) -> object:
     return ADDED.get(key, ADDED.get(key.removeprefix("teacher.")))
 
 
+_OF_PART = re.compile(r"^loss\.(parts\.\w+\.)+(?=falls$)")  # other keys that came later have counted in sums
+
+
 def _changes_nothing(key: str, value: object) -> bool:
+    key = _OF_PART.sub("loss.", key)
     later = key in ADDED or key.removeprefix("teacher.") in ADDED
     return later and value in (neutral(key), str(neutral(key)))  # flattened, a list is text
 

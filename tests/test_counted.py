@@ -44,6 +44,13 @@ def test_at_any_other_value_and_in_any_other_place_it_counts(key: str, value: ob
     assert hashed((key, value)) != hashed()
 
 
+def test_a_loss_s_later_key_changes_none_in_a_sum_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counted, "ADDED", {"loss.falls": None})
+    values = {"loss.parts.sskd.falls": None, "loss.parts.a.parts.b.falls": None, "loss.falls": None, "loss.tau": 4}
+    assert as_before(values) == {"loss.tau": 4}
+    assert as_before({"loss.parts.sskd.falls": "[0.5]"}) == {"loss.parts.sskd.falls": "[0.5]"}
+
+
 def test_a_group_of_its_own_is_read_with_its_place() -> None:
     assert as_before({"lr": 1, "later": None}, "optimizer.") == {"lr": 1}
     assert as_before({"lr": 1, "later": None}, "schedule.") == {"lr": 1, "later": None}

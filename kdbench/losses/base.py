@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -42,9 +42,10 @@ class First(NamedTuple):
 
     loss: DistillationLoss
     epochs: int
-    lr: float | None = None  # of its constant schedule; None: the main one's
+    lr: float | None = None  # its learning rate; None: the main one's
     student: bool = True  # whether the main training goes on with the student's weights, too
     place: str = ""  # of the loss within the main one, "parts.ft." for one of a sum
+    falls: Sequence[float] = ()  # shares of it after which its rate, which is constant otherwise, falls to a tenth
 
 
 class Seen(Protocol):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.arguments.ranges import Count, NotNegative, Positive
+from kdbench.arguments.ranges import Count, NotNegative, Positive, Share
 from kdbench.losses.adapters import BatchNorm
 from kdbench.losses.base import First, Smoothing, Weights, detached, number
 from kdbench.losses.features import FeatureLoss, Layers
@@ -98,12 +98,13 @@ class HSAKD(FeatureLoss):
     tau^2 KL(t/tau || s/tau) over all four views, 0 the upright one, the others turned by 90, 180 and 270 degrees, a and
     b classifiers of class and turn at once at every stage (Yang et al. 2021, HSAKD).
 
-    The teacher's a_l are trained first, for `epochs` at the constant rate `lr` (Joint), on the teacher as it is: the
-    authors' `--freezed`; in their published figures they train together with the teacher, for 240 epochs whose rate
-    falls. The student's b_l train with it and are left out afterwards. Both are residual blocks in place of the stages
-    that follow, `blocks` for each, and one stage more after the last: the authors' for ResNets, with as many blocks as
-    the network's stages have (their other networks have blocks of their own kind). All four views go through the
-    student in one batch, as in the authors' code. Needs four views: dataset/augment=rotations.
+    The teacher's a_l are trained first, for `epochs` at the rate `lr` (Joint), which falls to a tenth after the
+    shares `falls` of them, on the teacher as it is: the authors' `--freezed`, 100 epochs with falls after 30, 60 and
+    90, which their figures called HSAKD are of; for HSAKD* they train together with the teacher. The student's b_l
+    train with it and are left out afterwards. Both are residual blocks in place of the stages that follow, `blocks`
+    for each, and one stage more after the last: the authors' for ResNets, with as many blocks as the network's stages
+    have (their other networks have blocks of their own kind). All four views go through the student in one batch, as
+    in the authors' code. Needs four views: dataset/augment=rotations.
     """
 
     views = TURNS
@@ -121,11 +122,12 @@ class HSAKD(FeatureLoss):
         blocks: Count = 1,
         epochs: Count = 60,
         lr: NotNegative | None = None,
+        falls: list[Share] | None = None,
         label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, layers, label_smoothing)
         self.tau, self.blocks = tau, blocks
-        self.first_epochs, self.first_lr = epochs, lr
+        self.first_epochs, self.first_lr, self.first_falls = epochs, lr, falls or ()
         self.own = nn.ModuleList()
         self.theirs = nn.ModuleList()
 
@@ -138,7 +140,7 @@ class HSAKD(FeatureLoss):
 
     @property
     def first_training(self) -> First:
-        return First(Joint(self.layers, self.blocks), self.first_epochs, self.first_lr, student=False)
+        return First(Joint(self.layers, self.blocks), self.first_epochs, self.first_lr, False, falls=self.first_falls)
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         super().setup(student, teacher)

@@ -82,13 +82,13 @@ class SSKD(FeatureLoss):
     those turned by 90, 180 and 270 degrees, f the features "pooled", h two linear layers of each network (Xu et al.
     2020, SSKD).
 
-    Cosines are a softmax over the batch's upright images. The teacher's h is trained first, for `epochs` at the
-    constant rate `lr` (Contrast), and does not change after that (the authors divide the rate by ten after 30 and 45 of
-    60); the student's trains with it and is left out afterwards. Of the turned images that the teacher gets wrong only
-    the share `keep` counts in the third term, of those that it takes for another image the share `keep_contrast` in
-    the fourth: those whose answer is nearest to right. One without a label counts as right. All four views go through
-    the student in one batch, as in the authors' code. Needs four views: dataset/augment=rotations, and as published
-    dataset.augment.alike=flip.
+    Cosines are a softmax over the batch's upright images. The teacher's h is trained first, for `epochs` at the rate
+    `lr` (Contrast), which falls to a tenth after the shares `falls` of them (the authors: after 30 and 45 of 60), and
+    does not change after that; the student's trains with it and is left out afterwards. Of the turned images that the
+    teacher gets wrong only the share `keep` counts in the third term, of those that it takes for another image the
+    share `keep_contrast` in the fourth: those whose answer is nearest to right. One without a label counts as right.
+    All four views go through the student in one batch, as in the authors' code. Needs four views:
+    dataset/augment=rotations, and as published dataset.augment.alike=flip.
     """
 
     views = TURNS
@@ -106,11 +106,12 @@ class SSKD(FeatureLoss):
         keep_contrast: Share = 0.75,
         epochs: Count = 60,
         lr: NotNegative | None = None,
+        falls: list[Share] | None = None,
         label_smoothing: Smoothing = 0.0,
     ) -> None:
         super().__init__(weights, ["pooled"], label_smoothing)
         self.tau, self.tau_contrast, self.keep, self.keep_contrast = tau, tau_contrast, keep, keep_contrast
-        self.first_epochs, self.first_lr = epochs, lr
+        self.first_epochs, self.first_lr, self.first_falls = epochs, lr, falls or ()
         self.own: nn.Module = nn.Identity()
         self.theirs: nn.Module = nn.Identity()
 
@@ -125,7 +126,7 @@ class SSKD(FeatureLoss):
 
     @property
     def first_training(self) -> First:
-        return First(Contrast(), self.first_epochs, self.first_lr, student=False)
+        return First(Contrast(), self.first_epochs, self.first_lr, False, falls=self.first_falls)
 
     def setup(self, student: Outputs, teacher: Outputs | None) -> None:
         super().setup(student, teacher)

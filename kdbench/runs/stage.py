@@ -109,6 +109,8 @@ def first_stage(stage: Stage, first: First) -> Stage:
     schedule = replace(
         recipe.schedule, epochs=first.epochs, shape="constant", warmup=0, milestones=[], cycles=1, floor=0.0
     )
+    if first.falls:
+        schedule = replace(schedule, shape="step", gamma=0.1, milestones=[f"{100 * share:g}%" for share in first.falls])
     trainer = replace(recipe.trainer, ema=None, evaluate_every=first.epochs)
     tree = {**record.tree, "schedule": asdict(schedule)}
     own = hashlib.sha256(f"{record.hash}/first".encode()).hexdigest()

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from kdbench import build
 from kdbench.configure.naming import group_choices, without_hydra
 from kdbench.engine.learner import Learner
+from kdbench.engine.schedule import lr_factors
 from kdbench.results.result import RunResult
 from kdbench.runs.lifecycle import run_stages
 from kdbench.runs.obtain import obtain
 from kdbench.runs.recipe import Recipe
-from kdbench.runs.stage import student_stage
+from kdbench.runs.stage import first_stage, student_stage
+from tests.support.losses import build as build_loss
 from tests.support.procedures import TINY as SMALL
 from tests.support.procedures import composed, in_hydra
 from tests.support.shell import TINY, kdbench, result, train
@@ -149,6 +151,16 @@ def recipe(loss: str) -> Recipe:
     root = composed(*words)
     with in_hydra():
         return build.make_recipe(without_hydra(root), words, group_choices(root.hydra))
+
+
+def test_the_rate_of_a_first_training_may_fall():
+    """SSKD's authors divide it by ten after 30 and 45 of 60 epochs, HSAKD's after 30, 60 and 90 of 100."""
+    made = recipe("ft")
+    stage = student_stage(made, made.data(), Path("run"))
+    first = build_loss("sskd", epochs=4, falls=[0.5, 0.75]).first_training
+    falling, level = (first_stage(stage, one).recipe.schedule for one in (first, first._replace(falls=())))
+    assert [round(factor, 9) for factor in lr_factors(falling, 2)] == [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert lr_factors(level, 2) == [1.0] * 8 and build_loss("hsakd", falls=[0.3]).first_training.falls == [0.3]
 
 
 def test_a_cohort_of_them_is_as_alone():
