@@ -16,6 +16,7 @@ from kdbench.results.result import is_finished, read_result
 if TYPE_CHECKING:
     from kdbench.data.bundle import Bundle
     from kdbench.engine.device import Placement
+    from kdbench.types import Info
 
 
 def main() -> int:
@@ -65,7 +66,7 @@ def evaluate_run(
         trust.check(tree["dataset"], str(folder / "config.yaml"))
     catalogue = ConfigCatalogue(trust)
     _, network, info = network_of_run(folder, catalogue, weights)
-    network, data = as_trained(network, info, folder, _data(folder, tree["dataset"], overrides))
+    network, data = as_trained(network, info, folder, _data(folder, tree["dataset"], overrides, info))
     images = getattr(data, split)
     require(images is not None, "--split", split, "test or train: this dataset has no validation split")
     placement = _placement(tree["trainer"], folder / "config.yaml")
@@ -79,11 +80,17 @@ def evaluate_run(
     return count | compare_networks(network, placement.put(other), batches)
 
 
-def _data(folder: Path, dataset: dict[str, object], overrides: list[str]) -> Bundle:
-    """A run's data read again, or what the overrides make of them."""
+def _data(folder: Path, dataset: dict[str, object], overrides: list[str], info: Info) -> Bundle:
+    """A run's data read again, or what the overrides make of them: other texts are read with the run's own tokenizer,
+    and cut where it cuts."""
     from kdbench.build import dataset_node, load_data
+    from kdbench.data.tokenise import TOKENIZER
     from kdbench.runs.identity import tell_of_other_data
+    from kdbench.types import TokenInfo
 
+    if overrides and "tokenizer" in dataset and (folder / TOKENIZER).exists():
+        dataset = dataset | {"tokenizer": str(folder)}
+        dataset |= {"length": info.length} if isinstance(info, TokenInfo) and "length" in dataset else {}
     with nullcontext() if overrides else read_from(folder / "config.yaml"):
         data = load_data(json.dumps(dataset_node(dataset, overrides)))
     if not overrides:

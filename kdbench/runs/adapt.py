@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from kdbench.data.bundle import Bundle
+from kdbench.data.bundle import Bundle, Split
 from kdbench.engine.checkpoint import STUDENT
 from kdbench.errors import UserError, show
 from kdbench.files import read_object
 from kdbench.models.interface import Interface, adapt, channels_of
 from kdbench.models.weights import read_about
 from kdbench.runs.folder import NETWORK, interface_of, read_info
-from kdbench.types import CorpusInfo, Info
+from kdbench.types import CorpusInfo, Info, TokenInfo
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,10 @@ def as_trained(network: nn.Module, info: Info, folder: Path, data: Bundle) -> tu
     own = interface_of_run(folder)
     if data.reading is not None and data.reading.tokeniser.name == own.vocabulary:  # it was the teacher
         data = data.read_by_teacher()
+    if own.vocabulary and data.vocabulary and own.vocabulary != data.vocabulary:
+        raise UserError("dataset.tokenizer", data.vocabulary, f"{folder}, whose network reads {own.vocabulary}")
+    if isinstance(info, TokenInfo) and isinstance(data.info, TokenInfo) and data.info.length < info.length:
+        data = _padded(data, info.length)
     if _sizes(info) != _sizes(data.info) or not _takes(info, own, data):
         raise UserError("dataset", f"{data.name}, {data.info}", f"like the run's: {info}")
     said = _adapted(network, own, data, "run", folder)[1]
@@ -76,6 +81,17 @@ def as_trained(network: nn.Module, info: Info, folder: Path, data: Bundle) -> tu
         mean, std = (channels_of(values, len(data.mean)) for values in (own.mean, own.std))
         data = replace(data, mean=mean, std=std)
     return _adapted(network, own, data, "run", folder)[0], data
+
+
+def _padded(data: Bundle, length: int) -> Bundle:
+    """Texts with padding behind them up to what a network was made for; its answers do not depend on it."""
+
+    def padded(split: Split) -> Split:
+        assert isinstance(split.inputs, Tensor)
+        return replace(split, inputs=F.pad(split.inputs, (0, length - split.inputs.shape[1])))
+
+    val = None if data.val is None else padded(data.val)
+    return replace(data, train=padded(data.train), transfer=padded(data.transfer), val=val, test=padded(data.test))
 
 
 def _adapted(network: nn.Module, own: Interface, data: Bundle, key: str, value: object) -> tuple[nn.Module, list[str]]:

@@ -76,6 +76,30 @@ def table(path: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8"))))
 
 
+def test_other_texts_are_evaluated_with_the_runs_own_tokens(words_run, capsys):
+    Path("new").mkdir()
+    Path("new/train.csv").write_text("said,liked\nw,yes\nv,no\n")
+    Path("new/test.csv").write_text("said,liked\nso bad,no\na good film of some more words,yes\nfilm,yes\n")
+    assert kdbench("evaluate", str(words_run), "dataset.root=new", "--json") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert kdbench("predict", str(words_run), "new/test.csv", "--csv", "p.csv") == 0
+    shares = [float(row[f"p({name})"]) for row, name in zip(table("p.csv"), ("no", "yes", "yes"))]
+    assert found["texts"] == 3 and found["nll"] == pytest.approx(-np.log(shares).mean(), rel=1e-4)
+    capsys.readouterr()
+    assert kdbench("evaluate", str(words_run), "dataset.root=new", "dataset.tokenizer=bytes") == 1
+    assert "dataset.tokenizer = bytes: must be" in capsys.readouterr().err
+
+
+def test_another_running_text_is_evaluated_with_the_runs_own_tokens(speaker, capsys):
+    text = "the zebra sat on the dog .\n" * 7
+    Path("new").mkdir()
+    Path("new/train.txt").write_text("other words\n" * 20)
+    Path("new/test.txt").write_text(text)
+    assert kdbench("evaluate", str(speaker), "dataset.root=new", "--json") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["nll"] == pytest.approx(perplexity(load(speaker), "", text).nll, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["bytes", "characters", "words", "spaces", "bpe"])
 def test_a_kept_tokeniser_is_the_same(kind, tmp_path):
     if kind == "bpe":
