@@ -104,7 +104,7 @@ class _Files(CachingConfigRepository):
         if not all(map(any, zip(held[::2], held[1::2]))):  # from a source that cannot be asked whether it has changed
             return merge()
         known = self.laid.pop(names, None)
-        if known is None or any(one is not other for one, other in zip(known[0], held)):
+        if known is None or not all(map(_same, known[0], held)):
             known = held, pickle.dumps(merge())
         self.laid[names] = known  # the last
         if len(self.laid) > KEPT:
@@ -277,6 +277,11 @@ class Loader(ConfigLoaderImpl):
 
     def _packages(self) -> set[str]:
         return {package for _, package in self._choices.values() if package}
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two files, or stored nodes, hold the same: kdbench.compose leaves a copy of all that is stored behind."""
+    return one is other or pickle.dumps(one) == pickle.dumps(other)
 
 
 def _stored(name: str | None) -> object:

@@ -265,7 +265,7 @@ def test_what_is_merged_is_merged_once_until_a_part_changes(monkeypatch):
         assert first.loss.weight == weight
         first.loss.weight = 7
         with monkeypatch.context() as patched:
-            patched.setattr(Loader, "_load_single_config", lambda *_: pytest.fail("merged again"))
+            patched.setattr(Loader, "_load_single_config", lambda *_, **__: pytest.fail("merged again"))
             again = kdbench.compose(["loss=stored", "seed=4"])
         assert (again.loss.weight, again.seed) == (weight, 4)
 
