@@ -105,7 +105,11 @@ class _Files(CachingConfigRepository):
             return merge()
         known = self.laid.pop(names, None)
         if known is None or not all(map(_same, known[0], held)):
-            known = held, pickle.dumps(merge())
+            made = merge()
+            kept = _pickled(made)
+            if kept is None:
+                return made
+            known = held, kept
         self.laid[names] = known  # the last
         if len(self.laid) > KEPT:
             del self.laid[next(iter(self.laid))]
@@ -281,7 +285,15 @@ class Loader(ConfigLoaderImpl):
 
 def _same(one: object, other: object) -> bool:
     """Whether two files, or stored nodes, hold the same: kdbench.compose leaves a copy of all that is stored behind."""
-    return one is other or pickle.dumps(one) == pickle.dumps(other)
+    return one is other or (_pickled(one) or b"one") == (_pickled(other) or b"other")
+
+
+def _pickled(value: object) -> bytes | None:
+    """None for what holds a class whose module was loaded again since, as Hydra loads its plugins."""
+    try:
+        return pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
 
 
 def _stored(name: str | None) -> object:
