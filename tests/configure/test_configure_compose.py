@@ -21,6 +21,7 @@ import kdbench
 from kdbench.configure import naming
 from kdbench.configure.check import check
 from kdbench.configure.launch import launch
+from kdbench.configure.compose import compose, register
 from kdbench.configure.loader import Loader
 from kdbench.configure.text import in_quotes, quoted, readable
 from kdbench.errors import UserError
@@ -257,16 +258,17 @@ def test_a_file_is_parsed_once_until_it_changes(tmp_path, monkeypatch):
 
 def test_what_is_merged_is_merged_once_until_a_part_changes(monkeypatch):
     """Files that stay the same are laid over each other once; each configuration is nevertheless one's own."""
+    register()
     store = ConfigStore.instance()
     monkeypatch.setitem(store.repo, "loss", {})
     for weight in (1.0, 0.25):
         store.store(group="loss", name="stored", node={"_target_": "kdbench.losses.kl.KL", "weight": weight})
-        first = kdbench.compose(["loss=stored"])
+        first = compose(["loss=stored"])
         assert first.loss.weight == weight
         first.loss.weight = 7
         with monkeypatch.context() as patched:
             patched.setattr(Loader, "_load_single_config", lambda *_, **__: pytest.fail("merged again"))
-            again = kdbench.compose(["loss=stored", "seed=4"])
+            again = compose(["loss=stored", "seed=4"])
         assert (again.loss.weight, again.seed) == (weight, 4)
 
 
