@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 import kdbench
 from kdbench.configure import naming
 from kdbench.configure.check import check
-from kdbench.configure.launch import launch
 from kdbench.configure.compose import compose, register
+from kdbench.configure.launch import launch
 from kdbench.configure.loader import Loader
 from kdbench.configure.text import in_quotes, quoted, readable
 from kdbench.errors import UserError
