@@ -16,7 +16,7 @@ from kdbench.engine.learner import Learner
 from kdbench.runs import lifecycle as stages
 from kdbench.tables.file import LogitTable
 from kdbench.teachers.live import LiveTeacher
-from tests.support.killing import KILLED, in_its_own_process
+from tests.support.killing import KILLED, in_a_new_interpreter, in_its_own_process
 from tests.support.shell import TINY, kdbench, result
 from tests.support.tape import Tape
 
@@ -126,7 +126,7 @@ def test_a_finished_sweep_is_shown_without_torch():
     alone = ["teacher=none", "loss=ce", "student=mlp", "schedule.epochs=1", "trainer.progress=none"]
     words = ["train", "-m", "dataset=fake", "dataset.n=32", "dataset.size=8", *alone, "seed=0,1", COHORT]
     assert kdbench(*words) == 0
-    shown = in_its_own_process(
+    shown = in_a_new_interpreter(
         f"import sys; sys.argv = ['kdbench', *{words!r}]\n"
         "from kdbench import cli; assert cli.main() == 0; assert not {'torch', 'timm'} & set(sys.modules)"
     )
