@@ -98,13 +98,16 @@ def test_lots_fit_into_memory(needs, free, size, expected):
     assert list(lots([Need(*need) for need in needs], free, size)) == expected
 
 
-@pytest.mark.parametrize(("recorded", "expected"), [(False, [4]), (True, [1, 1, 1, 1])])
-def test_the_steps_of_recorded_students_keep_their_memory(monkeypatch, recorded, expected):
-    """A recording holds its step's activations for good, so that they add up."""
+@pytest.mark.parametrize(
+    ("free", "recorded", "expected"), [(100, False, [4]), (230, True, [2, 2]), (229, True, [1, 1, 1, 1])]
+)
+def test_the_steps_of_recorded_students_keep_their_memory(monkeypatch, free, recorded, expected):
+    """A recording holds its step's activations for good, so that they add up, and at first there are three copies of
+    each student: 90 each, and 50 for the copy that takes its step."""
     monkeypatch.setattr(room, "place", lambda options: SimpleNamespace(device=torch.device("cuda:0")))
     monkeypatch.setattr(room, "measure", lambda *_: Need(10, 50))
     monkeypatch.setattr(room, "wants_graph", lambda *_: recorded)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (125, 200))  # of which 100 are used
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free / 0.8 + 0.1, 999))  # of which 0.8 are used
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     assert [len(lot) for lot in room.parts([stage()] * 4, None)] == expected
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from kdbench.engine import graph
 from kdbench.engine.graph import WARM_UP
 from kdbench.engine.learner import Learner
 from kdbench.engine.loop import cohort_graph, train_epoch
-from kdbench.engine.recording import CudaRecording, uncollected
+from kdbench.engine.recording import CudaRecording, host_waits, uncollected
 from kdbench.errors import UserError
 from kdbench.teachers.constant import NoTeacher
 from tests.support.engine import Stream, make_learner
@@ -144,6 +145,26 @@ def test_a_recording_of_nothing_ends_the_run(tapes, monkeypatch):
     monkeypatch.setattr(graph, "recording", empty)
     with pytest.raises(UserError, match=r"trainer\.cuda_graph.*is empty.*trainer\.cuda_graph=off"):
         train([make_learner(stream=Stream(64), trainer=ON)])
+
+
+def test_what_makes_the_host_wait_is_seen_and_the_mode_is_as_before(monkeypatch):
+    """torch warns of each wait, and of the mode itself; what else it says is no wait."""
+    modes = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    cuda = torch.device("cuda")
+    with pytest.raises(RuntimeError, match="broken"), host_waits(cuda, True):
+        assert modes == [0, "warn"]
+        raise RuntimeError("broken")
+    assert modes == [0, "warn", 0]
+    with host_waits(cuda, True) as seen:
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally)\nmore", stacklevel=1)
+    assert seen == ["called a synchronizing CUDA operation (Triggered internally)"]
+    for device, watched in ((cuda, False), (torch.device("cpu"), True)):
+        with host_waits(device, watched) as seen:
+            pass
+        assert seen == [] and len(modes) == 5
 
 
 def test_a_student_that_waits_for_the_device_is_not_recorded(tapes, monkeypatch, caplog):
