@@ -180,7 +180,9 @@ def _group_fault(override: Override, usual: Mapping[str, object], line: _Line) -
         return f"{typed}: write it without the +: {str(typed).lstrip('+')}"
     if not override.is_add() and key not in usual:
         if key != group and names and any(value in names for value in _choices(override)):  # a place of its own
-            return f"{typed}: add it with a +: +{str(typed).lstrip('+')}"
+            whole = key.rpartition(".")[0]
+            parts = "" if any(one.startswith(whole) for one in usual) else "; what has parts is loss=sum"
+            return f"{typed}: add it with a +: +{str(typed).lstrip('+')}{parts if whole.endswith('.parts') else ''}"
         return f"{typed}: {key} is no choice of this command. {nearest(key, usual)}".rstrip()
     if override.is_sweep_override() and not line.multirun:
         return f"{typed}: several options for one run. To run each of them add -m{together(group)}"

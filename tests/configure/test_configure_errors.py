@@ -36,6 +36,7 @@ MISTAKES = [
     ("train loss=sum loss@loss.parts.crd=nd logger=none", ["logger=none: logger has no option 'none'"]),
     ("train loss=sum loss@loss.parts.crd=ndd", ["loss@loss.parts.crd=ndd", "Did you mean loss@loss.parts.crd=nd"]),
     ("train loss=sum loss@loss.parts.kd=kl", ["add it with a +: +loss@loss.parts.kd=kl"]),
+    ("train loss@loss.parts.kd=kl", ["add it with a +: +loss@loss.parts.kd=kl; what has parts is loss=sum"]),
     ("train loss=sum +loss@loss.parts.kd=kl loss.weights.kd=2", ["It can be added (+loss.weights.kd=2)"]),
     ("train loss=sum +loss@loss.parts.kd=kl +loss.weights.kx=2", ["loss.weights.kx: there is no such key"]),
     ("train loss=sum loss@loss.parts.crd=at student=mlp teacher=mlp", ["kdbench: loss.parts.crd: loss=at compares"]),
