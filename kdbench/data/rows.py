@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -103,9 +103,7 @@ def _table(path: Path, wanted: Sequence[str]) -> Rows:
         first = file.readline(2**24)
         file.seek(0)
         separator = "\t" if tabs else max(",;\t", key=first.count)
-        plain = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE)
-        reader = plain if tabs else csv.reader(file, delimiter=separator)
-        lines = [(reader.line_num, row) for row in reader if row]
+        lines = [(number, row) for number, row in _split(path, file, separator, quotes=not tabs) if row]
     wide = len(lines[0][1]) if lines else 0
     for number, row in lines:
         if len(row) != wide:
@@ -116,6 +114,32 @@ def _table(path: Path, wanted: Sequence[str]) -> Rows:
     places, body = {name: place for place, name in enumerate(names)}, [row for _, row in lines[bool(named) :]]
     unnamed = [] if named else top
     return Rows(path, names, lambda name: [row[places[name]] for row in body], len(body), unnamed)
+
+
+def _split(path: Path, file: Iterable[str], separator: str, quotes: bool) -> Iterator[tuple[int, list[str]]]:
+    """Rows, each with the number of its last line. A row of several lines must be written by the rules of .csv: a mark
+    that opens a field, and is closed by the next one that opens another, would make one row of all between them."""
+    seen: list[str] = []  # lines of the row that is being read
+
+    def noted() -> Iterator[str]:
+        for line in file:
+            seen.append(line)
+            yield line
+
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(noted(), delimiter=separator, quoting=quoting)
+    for row in reader:
+        if len(seen) > 1:
+            try:
+                list(csv.reader(seen, delimiter=separator, strict=True))
+            except csv.Error as error:
+                first = reader.line_num - len(seen) + 1
+                raise UserError(
+                    f"{path}: lines {first} to {reader.line_num} would be one row, since quotation marks in them do "
+                    f'not pair; in a text between quotation marks each is written twice ("")'
+                ) from error
+        seen.clear()
+        yield reader.line_num, row
 
 
 def _different(path: Path, names: list[str]) -> list[str]:

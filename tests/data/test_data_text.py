@@ -139,6 +139,11 @@ def test_benchmarks_are_read_as_they_are_published(name, caplog):
         ("label,text\nyes,a\nno,b\n", {}, r"dataset.test = 0.2: must be"),
         ("label,text\nyes,a\nno,b\n", {"text": ["text", "text", "label"]}, "dataset.text = .*: must be a column, or"),
         ("text,text\nyes,a\nno,b\n", {}, "own.csv: two of its columns are called 'text'"),
+        (
+            'text,label\nfine,a\n"odd,a\nlost,b\n"odd" too,b\nfine,b\n',
+            {},
+            "own.csv: lines 3 to 5 would be one row, since quotation marks in them do not pair",
+        ),
         ("wort,art\na,b\n", {}, r"own.csv: 0, 1 by number, since its first line names none .*\(wort, art\)"),
         ("text,label\na,yes\nb,no\n", {"text": "0", "label": "1"}, r"dataset.text = 0: must be the name of a column"),
         (
@@ -167,6 +172,11 @@ def test_a_table_to_predict_is_not_read_with_its_header_as_a_row():
     with pytest.raises(UserError, match=r"the first line of own.csv has them"):
         texts_in(Path("own.csv"), "0")
     assert texts_in(Path("own.csv"), "text") == ["a fine film"]
+
+
+def test_texts_of_several_lines_are_one_row_each():
+    Path("own.csv").write_text('text,label\n"a\n""b"", c\n",x\n"d" e,y\n"f\r\ng",x\n', newline="")
+    assert texts_in(Path("own.csv"), "text") == ['a\n"b", c\n', "d e", "f\r\ng"]
 
 
 def test_only_an_end_of_line_ends_a_text():
