@@ -92,7 +92,9 @@ class Writer:
         if self._clock() - self._caught_up >= PUT_OFF:
             self._caught_up = self._clock()
             while self._put_off:
-                self.add(self._put_off.pop(next(iter(self._put_off))))
+                path, write = next(iter(self._put_off.items()))
+                self.add(write)  # may wait: what stops the training meanwhile must not lose it
+                del self._put_off[path]
 
     def flush(self) -> None:
         """Until every file is written."""

@@ -89,6 +89,21 @@ def test_what_is_put_off_is_written_after_a_while_or_at_the_end_and_only_the_new
     assert done == ["best 3", "last 4", "best 6", "last 7"]
 
 
+def test_what_is_stopped_while_it_catches_up_loses_nothing(monkeypatch):
+    """It waits there for writes before; the weights of the best epoch go before the checkpoint that speaks of them."""
+    done: list[str] = []
+
+    def stopped(write) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Writer(iter([0.0, PUT_OFF, PUT_OFF]).__next__) as writer:
+        for name in ("best", "last"):
+            writer.put_off(Path(name), lambda name=name: done.append(name))
+        monkeypatch.setattr(writer, "add", stopped)
+        writer.catch_up()
+    assert done == ["best", "last"]
+
+
 def test_a_write_that_was_put_off_and_fails_at_the_end_is_not_lost():
     def full() -> None:
         raise OSError(28, "No space left on device")
