@@ -1,10 +1,8 @@
 """Where a teacher may come from, and what is refused."""
 
 import errno
-import os
 import re
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +22,7 @@ from kdbench.runs.taught import TaughtBy
 from kdbench.teachers.constant import NoTeacher
 from kdbench.teachers.live import freeze
 from kdbench.types import ImageInfo
-from tests.support.killing import PATHS
+from tests.support.killing import in_its_own_process
 from tests.support.shell import TINY, kdbench, result, tiny, train
 
 
@@ -123,11 +121,10 @@ def test_what_cannot_teach_is_refused_with_a_message(words, message, capsys):
 
 def test_parallel_runs_wait_for_one_training_of_their_teacher():
     code = "from tests.support.shell import train; train('hydra.run.dir=run{}', 'seed={}')"
-    environment = {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
-    commands = [[sys.executable, "-c", code.format(i, i)] for i in range(2)]
-    running = [subprocess.Popen(c, env=os.environ | environment, stdout=subprocess.PIPE, text=True) for c in commands]
-    outputs = [p.communicate(timeout=300)[0] for p in running]
-    assert [p.returncode for p in running] == [0, 0]
+    with ThreadPoolExecutor(2) as both:
+        done = list(both.map(in_its_own_process, [code.format(i, i) for i in range(2)]))
+    assert [process.returncode for process in done] == [0, 0], [process.stderr for process in done]
+    outputs = [process.stdout for process in done]
     assert sum("trained now" in output for output in outputs) == 1
     folders = {result(Path(f"run{i}"))["teacher"]["folder"] for i in range(2)}
     assert len(folders) == 1

@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PATHS = (REPOSITORY, REPOSITORY / "kdbench/_hydra")
 KILLED = -signal.SIGKILL  # the exit code of such a process
+_STARTING = threading.Lock()
 NEEDED = ["pytest", "torch._dynamo", "kdbench.build", "kdbench.commands.train", "tests.support.killing"]
 
 
@@ -34,12 +38,11 @@ def in_its_own_process(code: str) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         said = [str(Path(folder, name)) for name in ("stdout", "stderr")]
         process = server.Process(target=_become, args=(code, os.getcwd(), dict(os.environ), said))
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))  # the server's own, which the first call starts
-        try:
+        with _STARTING, pytest.MonkeyPatch.context() as patch:
+            patch.setenv(
+                "PYTHONPATH", os.pathsep.join(map(str, PATHS))
+            )  # the server's own
             process.start()
-        finally:
-            os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
         process.join(300)
         assert process.exitcode is not None, "it hangs"
         out, err = (Path(name).read_text(encoding="utf-8") for name in said)
