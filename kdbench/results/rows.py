@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdbench.counted import as_before, counted, is_seed
@@ -103,11 +105,16 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] = ("last", "best")) -> C
         of[i] = _numbered(of[i], drawn.setdefault((setting, config.get("dataset.data_seed")), []))
         settled.setdefault(setting, []).append(i)
         grouped.setdefault((setting, repr(of[i])), []).append(i)
+    apart = [_parted(members, of) for members in settled.values() if _several(of, members)]
+    versions = {part[0]: letter for parts in apart for letter, part in zip(_letters(), parts)}
+    columns += [VERSION] if versions else []
     rows = [_row([runs[i] for i in members], columns, metrics) for members in grouped.values()]
+    for row, members in zip(rows, grouped.values()):
+        row.differs.update({VERSION: versions[members[0]]} if members[0] in versions else {})
     shared = [name for name in names if runs and name in _ORDER and name not in varied]
     same: dict[str, object] = {name: choices[0].get(name) for name in shared}
-    apart = [_why_apart([runs[i] for i in members]) for members in settled.values() if _several(of, members)]
-    return Comparison(columns, same, rows, twice + apart + warnings(rows))
+    why = [_why_apart([runs[part[0]] for part in parts]) for parts in apart]
+    return Comparison(columns, same, rows, twice + why + warnings(rows))
 
 
 def named_choices(run: Run) -> dict[str, str]:
@@ -121,6 +128,7 @@ def named_choices(run: Run) -> dict[str, str]:
     return chosen
 
 
+VERSION = "version"  # the column that tells rows of one setting apart, which are of other data or code
 # Parts of an identity (kdbench.runs.identity) that no column shows, and what they are called.
 _PARTS = {"format": "edition of kdbench", "named": "files and runs", "code": "own code", "data": "data"}
 
@@ -143,16 +151,27 @@ def _several(of: Sequence[Any], members: Sequence[int]) -> bool:
     return any(of[i] != of[members[0]] for i in members)
 
 
+def _parted(members: Sequence[int], of: Sequence[Any]) -> list[list[int]]:
+    """Runs of one setting by what they are of."""
+    parts: dict[str, list[int]] = {}
+    for i in members:
+        parts.setdefault(repr(of[i]), []).append(i)
+    return list(parts.values())
+
+
+def _letters() -> Iterator[str]:
+    """A, B, ..., Z, A1, B1, ...: what stands in the column of versions."""
+    for count in itertools.count():
+        yield from (f"{letter}{count or ''}" for letter in string.ascii_uppercase)
+
+
 def _why_apart(runs: Sequence[Run]) -> str:
-    """Why runs of one setting are in several rows."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        first.setdefault(repr(_of(run)), run)
-    kinds = [_of(run) for run in first.values()]
+    """Why runs of one setting are in several rows; one run of each."""
+    kinds = [_of(run) for run in runs]
     parts = [words for part, words in _PARTS.items() if any(kind.get(part) != kinds[0].get(part) for kind in kinds)]
     why = f"of other {' and other '.join(parts)}" if all(kinds) else "of which some do not say what they are of"
-    folders = ", ".join(str(run.folder) for run in first.values())
-    return f"Runs of one setting are in {len(first)} rows, since they are {why}: {folders}"
+    folders = ", ".join(f"{VERSION}={letter} {run.folder}" for letter, run in zip(_letters(), runs))
+    return f"Runs of one setting are in {len(runs)} rows, since they are {why}: {folders}"
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

@@ -12,7 +12,7 @@ from kdbench.counted import is_seed
 from kdbench.errors import UserError, nearest, require, show
 from kdbench.results.read import Run
 from kdbench.results.render import figure, setting
-from kdbench.results.rows import Comparison, Row, named_choices, neutral
+from kdbench.results.rows import VERSION, Comparison, Row, named_choices, neutral
 
 
 def conditions(text: str, option: str) -> dict[str, str]:
@@ -81,11 +81,15 @@ def baseline(comparison: Comparison, text: str) -> Row:
     wanted, left = conditions(text, "--against"), list(comparison.rows)
     for key, value in wanted.items():
         require(not is_seed(key), "--against", text, "a setting, without a seed: it stands for all its seeds")
-        runs = [row.runs[0] for row in left]
-        known_key(runs, key, "--against")
-        left = [row for row in left if _fits(row.runs[0], key, value)]
+        before = left
+        if key == VERSION and key in comparison.columns:
+            left = [row for row in before if row.differs.get(key) == value]
+        else:
+            known_key([row.runs[0] for row in before], key, "--against")
+            left = [row for row in before if _fits(row.runs[0], key, value)]
         if not left:
-            values = ", ".join(_ordered({show(value_of(run, key)) for run in runs}))
+            given = (row.differs.get(key, value_of(row.runs[0], key)) for row in before)
+            values = ", ".join(_ordered({show(one) for one in given}))
             raise UserError(f"--against {text}: must name one setting, names 0; their values of {key}: {values}")
     if len(left) == 1:
         return left[0]

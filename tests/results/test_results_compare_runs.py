@@ -143,8 +143,13 @@ def test_runs_of_other_data_are_not_pooled_and_it_is_said(run_compare, tmp_path)
     rows = compare(read_runs([tmp_path]).runs).rows
     assert sorted(row.metrics["last"].mean for row in rows) == pytest.approx([0.7, 0.9])
     assert [len(row.runs) for row in rows] == [2, 2]
-    _, _, err = run_compare(tmp_path)
+    _, out, err = run_compare(tmp_path)
     assert "in 2 rows, since they are of other data" in err and "old-0" in err and "new-0" in err
+    assert re.search(r"version=A \S*new-0, version=B \S*old-0", err), "a table of equal names said not which is which"
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["version", "B", "A"]
+    _, out, _ = run_compare(tmp_path, "--against", "version=A")
+    assert "against version=A" in out and "version=B  " in out
+    assert "their values of version: A, B" in run_compare(tmp_path, "--against", "version=C")[2]
 
 
 @pytest.mark.parametrize(
