@@ -197,7 +197,8 @@ def _group_fault(override: Override, usual: Mapping[str, object], line: _Line) -
             return f"{key}={value}: it comes with a package that is not installed: pip install {package}"
         hint = _other_name(group, key, str(value)) or nearest(str(value), names, f"Did you mean {key}={{}}? ")
         listing = _listing(group, names, brief=bool(hint))
-        return f"{key}={value}: {group} has no option '{value}'. {hint}{listing}"
+        own = "" if hint or len(line.places) > 1 else ". One of your own needs --config-dir FOLDER"
+        return f"{key}={value}: {group} has no option '{value}'. {hint}{listing}{own}"
     return None
 
 

@@ -68,6 +68,7 @@ MISTAKES = [
     ("train teacher.epochs=3", ["Did you mean teacher.schedule.epochs=3?"]),
     ("train schedule=cosine_annealing", ["Did you mean schedule=cosine?"]),
     ("train loss=kd", ["Did you mean loss=kl?"]),
+    ("train loss=qqqq", ["loss has no option 'qqqq'", "wttm. One of your own needs --config-dir FOLDER"]),
     ("train student=mobilenetv3_small_050", ["student=timm student.name=mobilenetv3_small_050"]),
     ("train dataset.augment=none", ["Did you mean dataset/augment=none?"]),
     # options
