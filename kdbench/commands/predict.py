@@ -45,12 +45,12 @@ def main() -> int:
 
 def _classifier(student: Student, arguments: argparse.Namespace) -> list[str]:
     from kdbench.data.readers.text import lines_in
-    from kdbench.deploy.prediction import columns, pairs_of, predictions
+    from kdbench.deploy.prediction import columns, predictions
 
     given: Path | list[str] = arguments.text
     if not given:
         stdin = arguments.input == _STDIN
-        given = lines_in(_typed(), pairs_of(student)) if stdin else Path(arguments.input)
+        given = lines_in(_typed(), student.pairs) if stdin else Path(arguments.input)
     if student.embeds:
         there = (arguments.csv or arguments.jsonl) is not None
         require(there, "--csv", None, f"a file: {student.folder} answers with embeddings, which go there")

@@ -207,6 +207,10 @@ def _other_name(group: str, key: str, value: str) -> str:
     known = _OPTIONS_ELSEWHERE.get(group, {}).get(value.lower())
     if known:
         return f"Did you mean {key}={known}? "
+    if group in ("teacher", "dataset") and {"/", "."} & {*value} and Path(value).exists():
+        own = "run" if Path(value).is_dir() else "checkpoint"
+        place = f"{key}.{own}" if group == "teacher" else f"{key}=text (or tensors, imagefolder) {key}.root"
+        return f"Did you mean {place}={value}? "
     if group in ("student", "teacher") and re.fullmatch(r"[\w.]+", value):
         import timm  # only to explain: loads torch
 

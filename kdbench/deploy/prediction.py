@@ -72,12 +72,6 @@ def predictions(student: Student, given: Path | Sequence[str]) -> Iterator[Predi
         yield from _of_pictures(student, given)
 
 
-def pairs_of(student: Student) -> bool:
-    """Whether the network reads two texts at once."""
-    columns = options_of(student).get("text")
-    return isinstance(columns, list) and len(columns) == 2
-
-
 def _of_texts(student: Student, given: Path | Sequence[str]) -> Iterator[Prediction]:
     """Texts by their own names, those of a folder's files by the files'."""
     cut = 0

@@ -22,7 +22,7 @@ from kdbench.data.bundle import Bundle
 from kdbench.data.decode import decode
 from kdbench.data.pixels import RGB, as_seen, ground, span
 from kdbench.data.resize import centred
-from kdbench.data.tokenise import TOKENIZER, Bytes, Encoded, Tokeniser, encode, kept_tokeniser
+from kdbench.data.tokenise import SEPARATOR, TOKENIZER, Bytes, Encoded, Tokeniser, encode, kept_tokeniser
 from kdbench.engine.checkpoint import BEST, STUDENT
 from kdbench.engine.evaluate import evaluating
 from kdbench.errors import UserError, read_from, require
@@ -57,6 +57,7 @@ class Student:
     info: Info
     interface: Interface
     decoding: Decoding
+    pairs: bool = False  # whether it classifies two texts at once; a tab stands between them
     tokeniser: Tokeniser | None = None  # of texts; None, too, where it was not kept and cannot be learnt again
 
     @property
@@ -94,9 +95,13 @@ class Student:
     def read(self, texts: Sequence[str]) -> Encoded:
         """Texts as a network that classifies them takes them: ids int64 [N, length], and how many were cut there.
 
-        Raises UserError where the run's tokenizer is not known.
+        Raises UserError where the run's tokenizer is not known, and for one text where it reads two.
         """
         assert isinstance(self.info, TokenInfo)
+        if self.pairs:
+            texts = [text if SEPARATOR in text else text.replace("\t", SEPARATOR, 1) for text in texts]
+            alone = next((text for text in texts if SEPARATOR not in text), None)
+            require(alone is None, "text", alone, "two texts with a tab between them, as the run's own are")
         ids, cut = encode(self.speaks(), texts, self.info.length)
         return Encoded(F.pad(ids, (0, self.info.length - ids.shape[1])), cut)
 
@@ -225,7 +230,8 @@ def open_student(folder: Path, weights: str, trust: Trust) -> Student:
     with read_from(folder / "config.yaml"):
         decoding = Decoding(ground(tree.get("background") or "white"), span(tree.get("value_range")))
     own = interface_of_run(folder)
-    student = Student(spec.name, folder, network.eval(), info, own, decoding)
+    pairs = isinstance(tree.get("text"), list) and len(tree["text"]) == 2
+    student = Student(spec.name, folder, network.eval(), info, own, decoding, pairs)
     if not isinstance(info, TokenInfo | CorpusInfo):
         return student
     return replace(student, tokeniser=_kept(folder, own) or _learnt_again(student, trust))

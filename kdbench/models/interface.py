@@ -123,7 +123,8 @@ def adapt(network: nn.Module, own: Interface, data: Interface, key: str, value: 
             key,
             value,
             f"a network that reads the token ids of dataset {data.dataset} ({data.vocabulary})",
-            hint=f"It was trained with others ({own.vocabulary}); dataset.teacher_tokenizer gives them",
+            hint=f"It was trained with others ({own.vocabulary}); dataset.teacher_tokenizer gives them, and of running "
+            "text dataset.tokenizer",
         )
     _refuse_other_columns(own, data, key, value)
     order, said = class_order(own, data, key, value)

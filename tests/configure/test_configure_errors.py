@@ -51,6 +51,8 @@ MISTAKES = [
         "train experiment=tang2019_bilstm_small debug=smoke",
         ["dataset.augment = TokenDropout", "debug=short has the experiment's own data"],
     ),
+    ("train teacher=./", ["teacher has no option './'", "Did you mean teacher.run=./?"]),
+    ("train dataset=../", ["Did you mean dataset=text (or tensors, imagefolder) dataset.root=../?"]),
     # names of other programs and papers
     ("train tau=4", ["there is no key 'tau'", "Did you mean loss.tau=4?"]),
     ("train temperature=4", ["Did you mean loss.tau=4?"]),

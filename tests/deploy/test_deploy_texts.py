@@ -76,6 +76,22 @@ def table(path: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8"))))
 
 
+def test_a_pair_is_the_same_pair_wherever_it_stands(tmp_path, capsys):
+    lines = [f"{'good' if i % 3 else 'bad'} film\tseen {i}\t{'yes' if i % 3 else 'no'}" for i in range(20)]
+    Path("pairs.tsv").write_text("\n".join(["first\tsecond\tlabel", *lines]) + "\n")
+    words = ["dataset=text", "dataset.root=pairs.tsv", "dataset.text=[first,second]", "dataset.tokenizer=words"]
+    words += ["student=text_cnn_small", "schedule.epochs=1", "schedule.batch_size=8", *QUICK, "hydra.run.dir=pairs"]
+    assert kdbench("train", *words) == 0
+    assert kdbench("predict", "pairs", "pairs.tsv", "--csv", "rows.csv") == 0
+    assert kdbench("predict", "pairs", "--text", "good film\tseen 1", "--csv", "typed.csv") == 0
+    assert table("typed.csv")[0] == table("rows.csv")[1]
+    share = float(table("typed.csv")[0]["p(yes)"])
+    assert load("pairs").predict(["good film\tseen 1"])[0, 1].item() == pytest.approx(share, abs=1e-5)
+    capsys.readouterr()
+    assert kdbench("predict", "pairs", "--text", "good film") == 1
+    assert "text = good film: must be two texts with a tab between them" in capsys.readouterr().err
+
+
 def test_other_texts_are_evaluated_with_the_runs_own_tokens(words_run, capsys):
     Path("new").mkdir()
     Path("new/train.csv").write_text("said,liked\nw,yes\nv,no\n")
