@@ -22,7 +22,21 @@ def idle(cfg: DictConfig, words: Sequence[str]) -> set[str]:
     in some points. `cfg`: the composed configuration, checked."""
     typed = [word.partition("=")[0].lstrip("+~") for word in words]
     found = [(key, why) for prefix, why in _idle(cfg) for key in typed if key.startswith(prefix)]
-    return {f"{key}: changes nothing {why}" for key, why in found if key not in _REFUSED}
+    return {f"{key}: changes nothing {why}" for key, why in found if key not in _REFUSED} | set(_late(cfg, typed))
+
+
+def _late(cfg: DictConfig, typed: Sequence[str]) -> Iterator[str]:
+    """What is said of a learning rate that would fall after the training's end, where the schedule was typed: crd240
+    with schedule.epochs=60 trains at one rate throughout. A debug option shortens whatever there is, and means it."""
+    for place in ("schedule", "teacher.schedule") if "debug" not in typed else ():
+        if not any(key == place or key.startswith(f"{place}.") for key in typed):
+            continue
+        epochs, marks = _value(cfg, f"{place}.epochs"), _value(cfg, f"{place}.milestones") or ()
+        if _value(cfg, f"{place}.shape") == "step" and isinstance(epochs, int):
+            late = [str(mark) for mark in marks if isinstance(mark, (int, float)) and mark >= epochs]  # type: ignore
+            if late:
+                after = f"{', '.join(late)} after the training's end ({place}.epochs={epochs})"
+                yield f"{place}.milestones: {after}, so the learning rate does not fall there"
 
 
 def tell_idle(points: Sequence[set[str]]) -> None:
@@ -49,6 +63,8 @@ def _idle(cfg: DictConfig) -> Iterator[tuple[str, str]]:
     for part in ("mix", "noise"):
         if _value(cfg, f"dataset.{part}.kind") == "none":
             yield f"dataset.{part}.", f"with dataset.{part}.kind=none"
+    if _value(cfg, "dataset.noise.kind") not in (None, "none") and not _value(cfg, "dataset.noise.rate"):
+        yield from ((f"dataset.noise.{key}", "with dataset.noise.rate=0") for key in ("kind", "seed", "any_class"))
     if not _value(cfg, "dataset.validation") and _value(cfg, "dataset.subset") is None:
         yield "dataset.split_seed", "without dataset.validation and dataset.subset"
 

@@ -29,6 +29,7 @@ def said(*words: str) -> set[str]:
         (["optimizer=adamw", "schedule.lr=0.1"], "schedule.lr", "with optimizer adamw, which takes none from the s"),
         (["teacher.optimizer.lr=0.2", "teacher.schedule.lr=0.1"], "teacher.schedule.lr", "with teacher.optimizer sgd"),
         (["optimizer=adamw", "schedule.nesterov=true"], "schedule.nesterov", "with optimizer adamw"),
+        (["dataset.noise.kind=symmetric"], "dataset.noise.kind", "with dataset.noise.rate=0"),
         (["dataset.root=photos"], "dataset.root", "with dataset digits, which reads no file of yours"),
     ],
 )
@@ -50,6 +51,16 @@ def test_a_typed_key_that_nothing_reads_is_said(words, key, why):
 )
 def test_what_counts_is_not(words):
     assert said(*words) == set()
+
+
+def test_a_learning_rate_that_falls_after_the_end_is_said():
+    """schedule=crd240 schedule.epochs=60 trained at one rate throughout, without a word."""
+    (late,) = said("schedule=crd240", "schedule.epochs=60")
+    assert late.startswith("schedule.milestones: 150, 180, 210 after the training's end (schedule.epochs=60), so the")
+    (late,) = said("schedule=crd240", "teacher.schedule.epochs=180")
+    assert late.startswith("teacher.schedule.milestones: 180, 210 after the training's end (teacher.schedule.epochs=")
+    assert not said("schedule=crd240") | said("schedule=step", "schedule.epochs=4")
+    assert not said("schedule=crd240", "debug=smoke")
 
 
 def test_of_a_sweep_what_no_run_reads(caplog):
