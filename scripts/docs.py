@@ -115,7 +115,7 @@ def python_page() -> str:
         lines += _signature(f"kdbench.{name}", getattr(api, name))
     lines += ["## Student", "", _text(Student), ""]
     for name, thing in vars(Student).items():
-        if name.startswith("_") or thing is None or not thing.__doc__:  # None has a docstring since Python 3.13
+        if name.startswith("_") or name in Student.__dataclass_fields__ or not thing.__doc__:
             continue
         lines += _signature(f"Student.{name}", thing.fget if isinstance(thing, property) else thing)
     return "\n".join(lines)
