@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -129,9 +130,9 @@ def _lacks_locks(folder: Path) -> str:
 
     device = folder.stat().st_dev if folder.is_dir() else -1
     if device != -1 and device not in _lockless:
-        probe = folder / f".probe.{os.getpid()}{_TEMPORARY}"
         try:
-            with open(probe, "wb") as file:
+            # Without a name where that can be had: nothing of it is left by a kill.
+            with tempfile.TemporaryFile(dir=folder, prefix=".probe.", suffix=_TEMPORARY) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _lockless[device] = ""
         except OSError as error:
@@ -142,8 +143,6 @@ def _lacks_locks(folder: Path) -> str:
                 "%s: its file system gives no locks (%s): let one process at a time work in it; two would train the "
                 "same run", folder, _lockless[device],
             )  # fmt: skip
-        finally:
-            probe.unlink(missing_ok=True)
     return _lockless.get(device, "")
 
 
