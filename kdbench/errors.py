@@ -7,7 +7,7 @@ import shlex
 import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 
 from kdbench.paths import is_yours
@@ -142,9 +142,10 @@ def in_your_code(error: BaseException) -> str:
     if it passed through none: the innermost place, since that is where whoever wrote it has to look."""
     found = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        file = os.path.abspath(frame.f_code.co_filename)
-        if is_yours(file):
-            found = f", in {os.path.relpath(file)}, line {line} ({frame.f_code.co_name})"
+        with suppress(OSError, ValueError):  # a current folder that is gone, another drive of Windows
+            file = os.path.abspath(frame.f_code.co_filename)
+            if is_yours(file):
+                found = f", in {os.path.relpath(file)}, line {line} ({frame.f_code.co_name})"
     return found
 
 

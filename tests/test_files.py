@@ -15,7 +15,7 @@ from torch import nn
 
 from kdbench import files
 from kdbench.engine.checkpoint import load_checkpoint, save_checkpoint, save_state, save_weights
-from kdbench.errors import UserError, printable
+from kdbench.errors import UserError, printable, told
 from kdbench.files import read_object, remove_leftovers, write_atomically
 from kdbench.models.weights import read_safetensors, weight_hash
 from tests.support.full import POSIX, files_of_at_most
@@ -138,3 +138,18 @@ def test_a_lock_is_seen_and_waited_for(tmp_path):
         with pytest.raises(Timeout), files.lock(path, 0):
             pass
     assert not files.is_locked(path)
+
+
+def test_a_place_that_cannot_be_written_from_here_is_left_out(monkeypatch):
+    """A file on another drive of Windows, a current folder that is gone: the exception is told all the same."""
+    Path("mine.py").write_text("def forward():\n    raise KeyError('tau')\n")
+    monkeypatch.syspath_prepend(Path.cwd())
+    forward = __import__("mine").forward
+    for failure in (None, ValueError("path is on mount 'C:'"), FileNotFoundError()):
+        if failure is not None:
+            monkeypatch.setattr("os.path.relpath", lambda path, failure=failure: (_ for _ in ()).throw(failure))
+        with pytest.raises(KeyError) as caught:
+            forward()
+        place = "" if failure else ", in mine.py, line 2 (forward)"
+        assert told(caught.value) == f"KeyError: 'tau'{place}"
+    sys.modules.pop("mine")
