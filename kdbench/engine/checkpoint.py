@@ -84,8 +84,8 @@ class Writer:
 
     def put_off(self, path: Path, write: Callable[[], None]) -> None:
         """Keep a file's write for later, in the place of an older one: a fast training would write all the time."""
-        self._put_off.pop(path, None)
-        self._put_off[path] = write
+        later = {other: kept for other, kept in self._put_off.items() if other != path}
+        self._put_off = {**later, path: write}  # at once: a Ctrl-C in between would lose both
 
     def catch_up(self) -> None:
         """Queue what was put off, if that was last done `PUT_OFF` seconds ago. Raises as `add`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 from pathlib import Path
 
@@ -102,6 +104,31 @@ def test_what_is_stopped_while_it_catches_up_loses_nothing(monkeypatch):
         monkeypatch.setattr(writer, "add", stopped)
         writer.catch_up()
     assert done == ["best", "last"]
+
+
+@pytest.mark.parametrize("line", [1, 2, 3])
+def test_what_is_stopped_while_it_puts_off_has_the_older_or_the_newer_write(line):
+    """Ctrl-C comes between any two lines: it costs the epoch, and not all that was put off before it."""
+    done: list[str] = []
+    seen: list[int] = []
+    before = sys.gettrace()
+
+    def trace(frame, event, _):
+        if frame.f_code is not Writer.put_off.__code__:
+            return None
+        seen.extend([frame.f_lineno] if event == "line" else [])
+        if event == "line" and len(seen) == line:
+            raise KeyboardInterrupt
+        return trace
+
+    with contextlib.suppress(KeyboardInterrupt), Writer() as writer:
+        writer.put_off(Path("last"), lambda: done.append("older"))
+        try:
+            sys.settrace(trace)
+            writer.put_off(Path("last"), lambda: done.append("newer"))
+        finally:
+            sys.settrace(before)
+    assert seen and len(done) == 1
 
 
 def test_a_write_that_was_put_off_and_fails_at_the_end_is_not_lost():
