@@ -136,7 +136,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, or folders with runs in them")
     _add_choices(parser)
     _add_shapes(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     _refuse_impossible(arguments)
     for name in ("report", "parquet"):
         file = getattr(arguments, name)

@@ -46,4 +46,4 @@ def _parse() -> argparse.Namespace:
         "words", nargs="*", metavar="KEY", help="a key (trainer.clip), a group (trainer), or GROUP=OPTION"
     )
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="also look in this folder")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()

@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("group", nargs="?", help="a group of options, e.g. loss; without one, every group")
     parser.add_argument("pattern", nargs="?", default="", help="only names that contain this, or match it (res*)")
     parser.add_argument("--config-dir", "-cd", help="also list the options in this folder")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     places = folders(sys.argv[1:])
     if arguments.config_dir and not Path(arguments.config_dir).is_dir():
         raise UserError(f"--config-dir {arguments.config_dir}: there is no such folder")

@@ -160,7 +160,7 @@ def _parse() -> argparse.Namespace:
         "--generate", metavar="N", type=int, help="of a language model: print the text and its N most probable tokens"
     )
     add_trust(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     require(arguments.top >= 1, "--top", arguments.top, "1 or more")
     require(arguments.generate is None or arguments.generate >= 1, "--generate", arguments.generate, "1 or more")
     one = (arguments.input is None) != (not arguments.text)

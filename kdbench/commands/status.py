@@ -46,7 +46,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="everything, for programs")
     said = "look again every SECONDS (2), until nothing runs any more"
     parser.add_argument("--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help=said)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.watch is not None:
         require(0 < arguments.watch < 86400, "--watch", arguments.watch, "a number of seconds above 0")
         if arguments.json:

@@ -133,3 +133,20 @@ def test_too_little_memory_is_no_fault_of_the_program(kdbench, monkeypatch, ask)
     code, _, err = kdbench("list")
     assert code == 1 and err.startswith("kdbench: out of memory") and "schedule.batch_size" in err
     assert "unexpected" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("predict", "nowhere --top 2 pictures"),
+        ("compare", "nowhere --csv nowhere"),
+        ("status", "nowhere --json nowhere"),
+        ("list", f"loss --config-dir {CONFIG_DIR} kl"),
+        ("explain", f"loss --config-dir {CONFIG_DIR} trainer.clip"),
+        ("evaluate", "nowhere --split test dataset.root=elsewhere"),
+    ],
+)
+def test_flags_may_stand_between_what_they_do_not_belong_to(kdbench, command, words):
+    code, out, err = kdbench(command, *words.split())
+    assert "unrecognized" not in err  # argparse's own word, as it takes all of a row of words or none
+    assert "nowhere" in err if "nowhere" in words else code == 0 and out
