@@ -19,7 +19,16 @@ from torch import Tensor
 
 from kdbench.engine.ahead import Ahead, tensors_of
 from kdbench.engine.learner import Learner
-from kdbench.engine.recording import Counting, Recording, drawn_on_host, host_waits, recording, side_stream, unrecorded
+from kdbench.engine.recording import (
+    Counting,
+    Recording,
+    changes,
+    drawn_on_host,
+    host_waits,
+    recording,
+    side_stream,
+    unrecorded,
+)
 from kdbench.engine.twin import Twin
 from kdbench.errors import UserError
 from kdbench.tables.feed import pinned
@@ -37,12 +46,13 @@ MOST = 8192  # ... and samples
 class CohortGraph:
     """The recorded step of all learners that can be recorded, and the data that it reads.
 
-    The first `WARM_UP` steps run eagerly; the last of them tells whether a learner waits for the device, or draws
-    random numbers on the host, which every replay would repeat. It goes on eagerly then, with a warning. Learners that
-    draw on the device have a graph each, replayed after the others', because a graph has one random state. The first
-    `TRIED` replays are compared with plain steps from the same state, and a learner that ends elsewhere goes on eagerly
-    from where the plain step ends. A batch of another size than the first runs eagerly, and so does a text of which not
-    every position counts. It belongs to one training: the graphs and their memory go when it goes.
+    The first `WARM_UP` steps run eagerly; the last of them tells whether a learner waits for the device, draws random
+    numbers on the host, which every replay would repeat, or counts in Python, which none would. It goes on eagerly
+    then, with a warning. Learners that draw on the device have a graph each, replayed after the others', because a
+    graph has one random state. The first `TRIED` replays are compared with plain steps from the same state, and a
+    learner that ends elsewhere goes on eagerly from where the plain step ends. A batch of another size than the first
+    runs eagerly, and so does a text of which not every position counts. It belongs to one training: the graphs and
+    their memory go when it goes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -151,11 +161,12 @@ class CohortGraph:
     def _eager(self, learner: Learner, watched: bool) -> None:
         assert self._next is not None
         watched, before = watched and learner.recorded, learner.random_state
-        with host_waits(self._device, watched) as seen:
+        with host_waits(self._device, watched) as seen, changes(learner.distiller, watched) as changed:
             learner.step(*self._next)
         why = [f"waits for the device ({one})" for one in seen]
         if watched and drawn_on_host(before, learner.random_state):
             why.append("draws random numbers on the host")
+        why += [f"changes {name}, and a recording would not" for name in changed]
         if why and learner.failure is None:
             self._refuse(learner, why[0])
 

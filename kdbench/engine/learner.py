@@ -164,6 +164,8 @@ class Learner:
         own.distiller, own.optimizer, own.scaler, own.average, own.meters = copy.deepcopy(parts)
         own.distiller.plain()
         own.set_lr, own.parameters = lr_setter(own.optimizer), list(own.distiller.parameters())
+        for parameter, copied in zip(self.distiller.parameters(), own.parameters, strict=True):
+            _hook_alike(parameter, copied)
         return own
 
     def take(self, other: Learner) -> None:
@@ -191,3 +193,11 @@ class Learner:
         if self.average is not None and state["average"] is not None:
             self.average.restore(state["average"], state["steps_done"])
         self.steps_done = state["steps_done"]
+
+
+def _hook_alike(parameter: nn.Parameter, copied: nn.Parameter) -> None:
+    """Let a copy of a parameter have its hooks (a mask of its gradient, say), which deepcopy leaves out."""
+    for hook in list((parameter._backward_hooks or {}).values()):
+        copied.register_hook(hook)
+    for hook in list((getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()):
+        copied.register_post_accumulate_grad_hook(hook)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
+import pickle
+import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -129,6 +133,62 @@ def host_waits(device: torch.device, watched: bool) -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode(before)
     seen += [str(one.message).splitlines()[0] for one in caught if "called a synchroniz" in str(one.message)]
+
+
+@contextlib.contextmanager
+def changes(module: nn.Module, watched: bool) -> Iterator[list[str]]:
+    """What the block changes that no recording would: attributes of a network and its parts that are not on the device
+    (a counter, a mean that is put in the place of an older one), and the random numbers of Python and numpy. Empty
+    where it is not `watched`. Costs a pickle of those attributes twice.
+    """
+    changed: list[str] = []
+    if not watched:
+        yield changed
+        return
+    alive: list[object] = []  # so that none of what comes later has its id
+    before = _beside(module, alive)
+    yield changed
+    after = _beside(module, alive)
+    changed += [name for name in after if after[name] != before.get(name)]
+
+
+_TORCHS = frozenset(vars(nn.Module()))
+
+
+def _beside(module: nn.Module, alive: list[object]) -> dict[str, object]:
+    """By dotted name what a module's parts keep besides weights, buffers and hooks, and the host's random numbers."""
+    found = {
+        f"{path}.{name}".lstrip("."): _value(value, alive)
+        for path, part in module.named_modules()
+        for name, value in vars(part).items()
+        if name not in _TORCHS
+    }
+    drawn = {"Python's random numbers": random.getstate(), "numpy's random numbers": np.random.get_state()}
+    return found | {name: _value(state, alive) for name, state in drawn.items()}
+
+
+def _value(value: object, alive: list[object]) -> object:
+    file = io.BytesIO()
+    try:
+        _Same(file, alive).dump(value)
+    except Exception:  # whatever pickle raises: a lock, an object of another library
+        alive.append(value)
+        return id(value)
+    return file.getvalue()
+
+
+class _Same(pickle.Pickler):
+    """Pickles values; tensors, networks and functions by their being the same ones."""
+
+    def __init__(self, file: io.BytesIO, alive: list[object]) -> None:
+        super().__init__(file)
+        self._alive = alive
+
+    def persistent_id(self, value: object) -> int | None:
+        if isinstance(value, (Tensor, nn.Module)) or (callable(value) and not isinstance(value, type)):
+            self._alive.append(value)
+            return id(value)
+        return None
 
 
 def drawn_on_host(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:

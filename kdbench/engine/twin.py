@@ -24,19 +24,39 @@ class Twin:
     """Copies of a learner that have taken a step of the data plainly, made before it takes the recorded one.
 
     Costs two plain steps, and the memory of what a learner keeps twice over while it lives, three times while it is
-    made. Raises what a plain step or the copying of a loss raises.
+    made. Raises what a plain step or the copying of a loss raises, RuntimeError where a copy is not apart from it.
     """
 
     def __init__(self, learner: Learner, data: tuple[Batch, Outputs | None]) -> None:
         weights, buffers = state_of(learner.distiller)
         self.learner, self._start = learner, ([t.clone() for t in weights], [t.clone() for t in buffers])
         self.plain, again = learner.copied(), learner.copied()
+        without = [parameter for parameter in learner.distiller.parameters() if parameter.grad is None]
         for one in (self.plain, again):
             one.step(*data)
+            self._take_back(without)
             if one.failure is not None:
                 raise one.failure
         self._end = state_of(self.plain.distiller)
         self._limit = limit(CLOSE, apart(state_of(again.distiller), self._end, self._start))
+
+    def _take_back(self, without: list[nn.Parameter]) -> None:
+        """Raise RuntimeError if the copy's step has changed the learner, as it was before again: a function that the
+        copy shares with it (a forward put in the place of the class's, a hook) uses the learner's own network.
+
+        without: parameters that had no gradient before."""
+        changed: list[Tensor] = []
+        for parameter in without:
+            if parameter.grad is not None:
+                parameter.grad = None
+                changed.append(parameter)
+        pairs = list(zip(state_of(self.learner.distiller), self._start, strict=True))
+        for now, before in [pair for tensors in pairs for pair in zip(*tensors, strict=True)]:
+            if not torch.allclose(now, before, rtol=0, atol=0, equal_nan=True):
+                now.copy_(before)
+                changed.append(now)
+        if changed:
+            raise RuntimeError("a function of it is bound to the network that it was made for")
 
     def strays(self) -> float | None:
         """How far the learner, its recorded step taken, is from the plain step's end, in parts of that step; None if it

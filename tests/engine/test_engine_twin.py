@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from kdbench.engine import graph
 from kdbench.engine.loop import cohort_graph, train_epoch
 from kdbench.engine.twin import Twin, apart, state_of
 from kdbench.errors import UserError
-from tests.support.engine import Stream, make_learner
+from tests.support.engine import LogitDistance, Stream, make_learner
 from tests.support.recorded import OFF, ON, assert_same, make_teacher, train
 from tests.support.tape import Tape
 
@@ -93,6 +95,96 @@ def test_a_learner_that_cannot_be_copied(tapes, proven, caplog, mode):
     train([one])
     train([alone])
     assert len(tapes) == (mode == "on") and ("cannot be compared" in caplog.text) == (mode == "auto")
+    assert_same(one, alone)
+
+
+class Counts(LogitDistance):
+    """A loss whose weight creeps up, a thousandth a step, by a count in Python."""
+
+    count = 0
+
+    def forward(self, student, teacher, target):
+        self.count += 1
+        task = self.task(student.logits, target.label)
+        return self.combine(task=task * (1 + 0.001 * self.count))
+
+
+class Averages(LogitDistance):
+    """A loss that puts a mean in the place of the one before."""
+
+    mean = torch.zeros(())
+
+    def forward(self, student, teacher, target):
+        task = self.task(student.logits, target.label)
+        self.mean = 0.9 * self.mean + 0.1 * task.detach()
+        return self.combine(task=task - 0.01 * self.mean * student.logits.mean())
+
+
+class Draws(LogitDistance):
+    """A loss that draws from Python's or numpy's random numbers, one of them."""
+
+    draw = random.random
+
+    def forward(self, student, teacher, target):
+        return self.combine(task=self.task(student.logits, target.label) * (1 + 0.01 * type(self).draw()))
+
+
+class DrawsOfNumpy(Draws):
+    draw = np.random.rand
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (Counts, "loss.count"),
+        (Averages, "loss.mean"),
+        (Draws, "Python's random numbers"),
+        (DrawsOfNumpy, "numpy's random numbers"),
+    ],
+)
+def test_a_step_that_changes_what_a_recording_would_not_is_left_out(proven, monkeypatch, caplog, loss, what):
+    """Too little in three steps to be seen by where they end, and wrong for the whole training."""
+    one, alone, strict = (make_learner(stream=Stream(64), trainer=mode) for mode in (AUTO, OFF, ON))
+    for learner in (one, alone, strict):
+        learner.distiller.loss.__class__ = loss
+    for learner in (one, alone):
+        random.seed(0)
+        np.random.seed(0)
+        train([learner])
+    assert f"{loss.__name__}'s step changes {what}, and a recording would not" in caplog.text
+    assert_same(one, alone)
+    strict.begin_epoch(0)
+    steps = cohort_graph([strict], torch.device("cpu"))
+    train_epoch([strict], Stream(64).epoch(0, 1), make_teacher(), lambda: None, steps)
+    assert what in str(strict.failure)
+
+
+def test_a_copy_has_the_hooks_of_its_parameters(tapes, proven, caplog):
+    """A mask of a gradient, say, without which its plain steps would be others."""
+
+    def weaken(parameter) -> None:
+        parameter.grad.mul_(0.1)
+
+    one, alone = (make_learner(stream=Stream(64), trainer=mode) for mode in (AUTO, OFF))
+    for learner in (one, alone):
+        first, *_, last = learner.distiller.student.parameters()
+        first.register_hook(lambda gradient: 0.1 * gradient)
+        last.register_post_accumulate_grad_hook(weaken)
+    train([one])
+    train([alone])
+    assert tapes and not caplog.records
+    assert_same(one, alone)
+
+
+def test_a_learner_that_shares_its_network_with_its_copy_is_not_compared(tapes, proven, caplog):
+    """A forward that was put in the place of the class's knows one network, whichever copy calls it."""
+    one, alone = (make_learner(stream=Stream(64), trainer=mode) for mode in (AUTO, OFF))
+    for learner in (one, alone):
+        student = learner.distiller.student
+        student.forward = lambda image, student=student: type(student).forward(student, image)
+    train([one])
+    train([alone])
+    assert "is bound to the network that it was made for" in caplog.text and not tapes
     assert_same(one, alone)
 
 
