@@ -22,6 +22,7 @@ from kdbench.engine.learner import Learner
 from kdbench.engine.loop import cohort_graph, train_epoch
 from kdbench.engine.metrics import Meters
 from kdbench.engine.options import OptimizerOptions, TrainerOptions
+from kdbench.engine.recording import changes
 from kdbench.errors import UserError
 from kdbench.models.resnet import ResNet
 from kdbench.teachers.live import LiveTeacher
@@ -357,7 +358,9 @@ def check_recorded(name: str) -> None:
         expected = gradient(*given(step), of=eager)
         torch.manual_seed(step)
         if step < WARM_UP:
-            got = gradient(*given(step), of=loss)
+            with changes(loss, watched=step == WARM_UP - 1) as changed:
+                got = gradient(*given(step), of=loss)
+            assert not changed
         else:
             for old, new in zip(tree_leaves(static), tree_leaves(given(step)), strict=True):
                 if old is not None:  # what a target leaves out
