@@ -12,6 +12,7 @@ from difflib import get_close_matches
 
 from kdbench.paths import is_yours
 
+_LONGEST = 400  # characters of a value in a message
 _CONTROL = ("Cc", "Cs")  # Unicode's control and surrogate characters
 _BACKWARDS = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
 
@@ -33,7 +34,7 @@ class UserError(ValueError):
     def __str__(self) -> str:
         if not self.allowed:
             return f"{self.key}: {self.said}" if self.said else self.key
-        return f"{self.key} = {show(self.value)}: must be {self.allowed}{f'. {self.hint}' if self.hint else ''}"
+        return f"{self.key} = {_brief(show(self.value))}: must be {self.allowed}{f'. {self.hint}' if self.hint else ''}"
 
     def move_under(self, prefix: str) -> None:
         """Say that its key stands below `prefix`; one that begins with it already stays as it is."""
@@ -99,6 +100,17 @@ def show(value: object) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{show(key)}: {show(item)}' for key, item in value.items())}}}"
     return str(value)
+
+
+def some(names: Iterable[object], most: int = 12) -> str:
+    """Names for a message: all of a few, of many the first ones."""
+    words = list(map(str, names))
+    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
+
+
+def _brief(text: str) -> str:
+    """A value may be a whole text, or a list of all classes."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 class Busy(UserError):

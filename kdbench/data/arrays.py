@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, nearest, some
 
 ENDINGS = (".npz", ".pt", ".pth", ".safetensors", ".csv", ".tsv", ".parquet")
 _BROKEN = (
@@ -139,8 +139,7 @@ def known(file: File, name: str, key: str) -> str:
     """`name`, if the file has it. Raises UserError naming the key and what there is."""
     if name not in file.names:
         what = "a column" if file.table else "an array"
-        some = ", ".join(file.names[:12]) + (", ..." if len(file.names) > 12 else "")
-        raise UserError(key, name, f"{what} of {file.path}: {some}", hint=nearest(name, file.names))
+        raise UserError(key, name, f"{what} of {file.path}: {some(file.names)}", hint=nearest(name, file.names))
     return name
 
 

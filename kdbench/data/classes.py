@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.errors import UserError, require
+from kdbench.errors import UserError, require, some
 
 
 def numbered(parts: Mapping[str, np.ndarray], key: str) -> tuple[tuple[str, ...], dict[str, Tensor]]:
@@ -24,8 +24,8 @@ def numbered(parts: Mapping[str, np.ndarray], key: str) -> tuple[tuple[str, ...]
     for name, found in own.items():
         strange = np.setdiff1d(found, names)
         if len(strange):
-            some = ", ".join(map(str, strange[:5]))
-            raise UserError(f"{len(strange)} classes of the {name} set ({some}) are not in the training set")
+            shown = some(strange, 5)
+            raise UserError(f"{len(strange)} classes of the {name} set ({shown}) are not in the training set")
     return tuple(map(str, names)), {
         name: torch.from_numpy(np.searchsorted(names, found)).long() for name, found in own.items()
     }

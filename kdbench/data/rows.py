@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kdbench.data.arrays import Arrays, read_arrays, readable
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, nearest, some
 
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".parquet")
 
@@ -38,11 +38,11 @@ class Rows(NamedTuple):
         """The same; raises UserError naming `key` and the columns that there are."""
         found = self.find(wanted)
         if found is None:
-            some = ", ".join(self.names[:12]) + (", ..." if len(self.names) > 12 else "")
+            there = some(self.names)
             if self.first:
-                top = ", ".join(word[:40] for word in self.first[:12])
-                some += f" by number, since its first line names none that is looked for ({top})"
-            raise UserError(key, wanted, f"a column of {self.path}: {some}", hint=nearest(wanted, self.names))
+                top = some(word[:40] for word in self.first)
+                there += f" by number, since its first line names none that is looked for ({top})"
+            raise UserError(key, wanted, f"a column of {self.path}: {there}", hint=nearest(wanted, self.names))
         return found
 
     def texts(self, name: str) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, nearest, some
 
 _GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685  # of splitmix64, as int64
 
@@ -112,8 +112,7 @@ def class_numbers(wanted: Sequence[str | int], classes: Sequence[str], key: str)
         # A name wins over a number: the classes of digit sets are called "0" to "9", which is the same anyway.
         number = classes.index(str(item)) if str(item) in classes else int(item) if str(item).isdigit() else -1
         if isinstance(item, bool) or not 0 <= number < len(classes):
-            some = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-            allowed = f"a class: its name ({some}) or its number, up to {len(classes) - 1}"
+            allowed = f"a class: its name ({some(classes)}) or its number, up to {len(classes) - 1}"
             raise UserError(f"{key}[{place}]", item, allowed, nearest(str(item), classes))
         numbers.append(number)
     return sorted(set(numbers))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, some
 from kdbench.models.base import last_layer
 from kdbench.types import Outputs, Parts
 
@@ -196,15 +196,16 @@ def class_order(own: Interface, data: Interface, key: str, value: object) -> tup
             return order, [f"its classes are in another order; matched by name to those of dataset {data.dataset}"]
         left = [name for name in names if name not in set(wanted)]
         return order, [
-            f"answers without {len(left)} of its classes that dataset {data.dataset} has not ({_some(left)})"
+            f"answers without {len(left)} of its classes that dataset {data.dataset} has not ({some(left, _SHOWN)})"
         ]
     places, numbers = ([test(given) for given in (names, wanted)] for test in (_are_places, _are_numbers))
+    shown = some(names, _SHOWN)
     if alike and (own.published or all(places)):
         return None, []
     if alike and (not unique or (any(places) and not all(numbers))):
-        return None, [f"its classes ({_some(names)}) are matched by place, not by name, to those of {data.dataset}"]
+        return None, [f"its classes ({shown}) are matched by place, not by name, to those of {data.dataset}"]
     allowed = f"a network that knows the classes of dataset {data.dataset}"
-    raise UserError(key, value, allowed, hint=f"It has {len(names)} classes ({_some(names)}), and not {_some(missing)}")
+    raise UserError(key, value, allowed, hint=f"It has {len(names)} classes ({shown}), and not {some(missing, _SHOWN)}")
 
 
 def _refuse_other_columns(own: Interface, data: Interface, key: str, value: object) -> None:
@@ -239,10 +240,6 @@ def _numbers(mean: Sequence[float], std: Sequence[float]) -> str:
     return ", ".join(
         f"{name} {' '.join(f'{v:.4g}' for v in values)}" for name, values in (("mean", mean), ("std", std))
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _listed(about: Mapping[str, object], key: str, source: str) -> tuple[Any, ...] | None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, some
 from kdbench.models.names import plain_names, published_names
 from kdbench.models.recognise import recognise
 
@@ -138,7 +138,8 @@ def _in_folder(folder: Path) -> Path:
     if len(files) != 1:
         shown = files or below
         where = "has" if files else "has none, its folders have"
-        found = f"; it {where} {len(shown)}: {_some(str(file.relative_to(folder)) for file in shown)}" if shown else ""
+        names = some((file.relative_to(folder) for file in shown), _SHOWN)
+        found = f"; it {where} {len(shown)}: {names}" if shown else ""
         raise UserError(f"{folder}: a folder, not a file of weights{found}")
     log.info("weights %s: read from %s", folder, files[0].name)
     return files[0]
@@ -258,7 +259,7 @@ def _chosen(path: Path, content: Any, key: str | None) -> tuple[str | None, Mapp
         return None, content
     entries = list(_entries(content))
     if not entries:
-        names = f" of {_some(map(str, content))}" if isinstance(content, Mapping) else ""
+        names = f" of {some(content, _SHOWN)}" if isinstance(content, Mapping) else ""
         raise UserError(
             f"{path}: no weights in it, only a {type(content).__name__}{names}; "
             f"expected a state_dict or one under {', '.join(_KEYS)}"
@@ -314,12 +315,7 @@ def _problems(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> li
         if name in expected and value.shape != expected[name].shape
     ]
     labelled = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    return [f"{len(names)} {label} ({_some(names)})" for label, names in labelled if names]
-
-
-def _some(names: Any) -> str:
-    names = list(names)
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return [f"{len(names)} {label} ({some(names, _SHOWN)})" for label, names in labelled if names]
 
 
 def _hint(model: nn.Module, state: Mapping[str, Tensor], renamed: Mapping[str, Tensor]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdbench.counted import as_before, counted, is_seed
+from kdbench.errors import some
 from kdbench.results.metrics import CLASSIFICATION, LANGUAGE_MODELLING, TASKS, Metric, Task, metric_of
 from kdbench.results.read import Run
 from kdbench.results.result import NetworkResult
@@ -170,7 +171,7 @@ def _why_apart(runs: Sequence[Run]) -> str:
     kinds = [_of(run) for run in runs]
     parts = [words for part, words in _PARTS.items() if any(kind.get(part) != kinds[0].get(part) for kind in kinds)]
     why = f"of other {' and other '.join(parts)}" if all(kinds) else "of which some do not say what they are of"
-    folders = ", ".join(f"{VERSION}={letter} {run.folder}" for letter, run in zip(_letters(), runs))
+    folders = some(f"{VERSION}={letter} {run.folder}" for letter, run in zip(_letters(), runs))
     return f"Runs of one setting are in {len(runs)} rows, since they are {why}: {folders}"
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import yaml
 
 from kdbench.counted import is_seed
-from kdbench.errors import UserError, nearest, require, show
+from kdbench.errors import UserError, nearest, require, show, some
 from kdbench.results.read import Run
 from kdbench.results.render import figure, setting
 from kdbench.results.rows import VERSION, Comparison, Row, named_choices, neutral
+
+_VALUES = 20  # of a key that are printed where none of them was typed
 
 
 def conditions(text: str, option: str) -> dict[str, str]:
@@ -53,7 +55,7 @@ def where(runs: Sequence[Run], wanted: Mapping[str, str]) -> list[Run]:
         known = known_key(left, key, "--where")
         kept = [run for run in left if _fits(run, known, text)]
         if left and not kept:
-            values = ", ".join(_ordered({show(value_of(run, known)) for run in left}))
+            values = some(_ordered({show(value_of(run, known)) for run in left}), _VALUES)
             raise UserError(f"--where {key}={text}: no run has it; their values: {values}")
         left = kept
     return left
@@ -89,7 +91,7 @@ def baseline(comparison: Comparison, text: str) -> Row:
             left = [row for row in before if _fits(row.runs[0], key, value)]
         if not left:
             given = (row.differs.get(key, value_of(row.runs[0], key)) for row in before)
-            values = ", ".join(_ordered({show(one) for one in given}))
+            values = some(_ordered({show(one) for one in given}), _VALUES)
             raise UserError(f"--against {text}: must name one setting, names 0; their values of {key}: {values}")
     if len(left) == 1:
         return left[0]

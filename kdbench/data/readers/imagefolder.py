@@ -22,7 +22,7 @@ from kdbench.data.pack import packed_files
 from kdbench.data.pixels import Marked, ground, span
 from kdbench.data.readers.folders import class_folders, parts_of
 from kdbench.data.sampling import count_of, order_keys, stratified
-from kdbench.errors import UserError
+from kdbench.errors import UserError, some
 
 log = logging.getLogger("kdbench")
 
@@ -164,8 +164,7 @@ def listing(folder: Path, left_out: LeftOut, names: tuple[str, ...] | None = Non
     names = names or tuple(listed)
     absent = [name for name in names if name not in listed]
     if absent:
-        some = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        log.warning("%s has no images of %d of %d classes (%s)", folder, len(absent), len(names), some)
+        log.warning("%s has no images of %d of %d classes (%s)", folder, len(absent), len(names), some(absent, 5))
     labels = [torch.full((len(part),), names.index(name)) for name, part in listed.items()]
     return names, (np.concatenate([np.array(part) for part in listed.values()]), torch.cat(labels))
 
@@ -244,10 +243,9 @@ def _test_split(names: tuple[str, ...], train: Listing, test: float) -> tuple[Li
         raise UserError("dataset.test", test, "above 0 where the folder has no test/ or val/")
     single = [names[number] for number in (torch.bincount(labels) < 2).nonzero()[:, 0].tolist()]
     if single:
-        some = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
         raise UserError(
-            f"dataset.root: {len(single)} of {len(names)} classes have one image only ({some}): it cannot both be "
-            "trained on and tested. Add images, remove the class, or make train/ and test/ yourself"
+            f"dataset.root: {len(single)} of {len(names)} classes have one image only ({some(single, 5)}): it cannot "
+            "both be trained on and tested. Add images, remove the class, or make train/ and test/ yourself"
         )
     rows = stratified(labels, count, order_keys(len(labels), 0, "imagefolder test"), leave=1)
     if len(rows) < count:

@@ -12,7 +12,7 @@ from kdbench.data.bundle import Source
 from kdbench.data.files import LeftOut, find_images
 from kdbench.data.readers.folders import parts_of
 from kdbench.data.readers.imagefolder import Gigabytes, Listing, Parts, Reading, Side, listing, source
-from kdbench.errors import UserError, require
+from kdbench.errors import UserError, require, some
 from kdbench.results.metrics import EMBEDDING
 
 
@@ -65,8 +65,8 @@ def _probe(folder: Path) -> tuple[Listing, Listing | None]:
         raise UserError(str(error).replace("dataset.root", "dataset.probe")) from error
     for _, labels in (test, *([val] if val else [])):
         single = [names[number] for number in (torch.bincount(labels) == 1).nonzero()[:, 0].tolist()]
-        some = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
-        allowed = f"a folder with two images or more of each class: an image is named by the others, and {some} has one"
+        alone = f"an image is named by the others, and {some(single, 5)} has one"
+        allowed = f"a folder with two images or more of each class: {alone}"
         require(not single, "dataset.probe", str(folder), allowed)
     left_out.tell(folder)
     return test, val

@@ -18,7 +18,7 @@ from kdbench.data.bundle import Source
 from kdbench.data.classes import numbered, refuse_measurements
 from kdbench.data.readers.folders import part_of
 from kdbench.data.sampling import count_of, order_keys, stratified
-from kdbench.errors import UserError, require
+from kdbench.errors import UserError, require, some
 
 log = logging.getLogger("kdbench")
 # What arrays are called where no key says so, in any case.
@@ -139,11 +139,9 @@ def _by_name(file: File, wanted: Keys, columns: Sequence[str]) -> Keys:
         return wanted
     lacking = [name for name in columns if name not in file.names]
     if lacking:
-        there, others = ", ".join(file.names[:12]), f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise UserError(
-            f"{file.path}: there is no column {lacking[0]}{others}, which the network is trained on; it has {there}"
-            f"{', ...' if len(file.names) > 12 else ''}"
-        )
+        others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        said = f"there is no column {lacking[0]}{others}, which the network is trained on; it has {some(file.names)}"
+        raise UserError(f"{file.path}: {said}")
     return replace(wanted, inputs=list(columns))
 
 
@@ -198,7 +196,7 @@ def _input_names(file: File, wanted: Keys, prefix: str, taken: set[str]) -> list
         log.info("%s: inputs %s; not %s (dataset.keys)", file.path, shown, ", ".join(sorted(taken)))
         return names
     if name is None:
-        usual = f"one of {', '.join(_USUAL[key])} in {file.path}, which has {', '.join(file.names[:12])}"
+        usual = f"one of {', '.join(_USUAL[key])} in {file.path}, which has {some(file.names)}"
         raise UserError(f"dataset.keys.{key}", None, f"a name; there is none of the usual ones ({usual})")
     return [name]
 
