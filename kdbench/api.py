@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 Words = str | Sequence[str]
 # Threads take turns: Hydra's state, sys.argv, the loggers and torch's generator are the process's, and two trainings at
-# once would take each other's configuration. For several at once: a cohort, or processes.
+# once would take each other's configuration. A network that is loaded is first built, with numbers from that generator.
+# For several at once: a cohort, or processes.
 _turn = threading.RLock()
 
 
@@ -77,12 +78,14 @@ def load(run: str | Path | Run, weights: str = "student.safetensors", trust: boo
     """The student of a finished run: `.network`, `.transform`, `.classes`, `.predict` (kdbench.deploy.student.Student).
 
     weights: also "best.safetensors", chosen on the validation split. trust: run the code that the folder names where it
-    is not kdbench's own. Raises UserError for a folder that holds no finished student.
+    is not kdbench's own. Waits for another thread that trains. Raises UserError for a folder that holds no finished
+    student.
     """
     from kdbench.deploy.student import load
 
     folder = run.folder if isinstance(run, Run) else Path(run)
-    return load(folder, trust) if weights == "student.safetensors" else load(folder / weights, trust)
+    with _turn:
+        return load(folder, trust) if weights == "student.safetensors" else load(folder / weights, trust)
 
 
 def read_runs(*folders: str | Path) -> Any:

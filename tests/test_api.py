@@ -44,6 +44,16 @@ def test_threads_take_turns():
     assert [name.rpartition(".")[2] for name in losses] == ["DKD", "KL"] * 3
 
 
+def test_a_student_that_another_thread_loads_changes_no_training():
+    words = f"{TINY} student=mlp student.dropout=0.5"
+    alone = kdbench.train(f"{words} paths.outputs=alone")
+    with ThreadPoolExecutor(1) as threads:
+        found = threads.submit(kdbench.train, f"{words} paths.outputs=beside")
+        while not found.done():
+            kdbench.load(alone)
+    assert found.result().result.student.weights == alone.result.student.weights
+
+
 def test_a_sweep_and_its_table():
     found = kdbench.sweep(f"{TINY} seed=0,1")
     assert [run.result.seed for run in found] == [0, 1]
