@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from kdbench import world
 from kdbench.cli import main
 
-if __name__ == "__main__":
+
+def run() -> NoReturn:
+    """The command line as a process of its own: `kdbench`."""
     world.end(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -75,7 +75,7 @@ def test_the_metadata_names_what_is_needed(wheel):
         name = next(name for name in archive.namelist() if name.endswith("METADATA"))
         fields = Parser().parsestr(archive.read(name).decode())
         entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert "kdbench = kdbench.cli:main" in archive.read(entry).decode()
+        assert "kdbench = kdbench.__main__:run" in archive.read(entry).decode()
     needed = {re.split("[<>=!~ ]", word)[0] for word in fields.get_all("Requires-Dist") if "extra ==" not in word}
     assert {"torch", "torchvision", "timm", "hydra-core", "tensorboard"} <= needed
     assert fields["Requires-Python"] == ">=3.10"
