@@ -70,7 +70,7 @@ def _rehearsed(device: torch.device, kept: Path, about: dict[str, Any]) -> str:
     where = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # it finds what this process finds
     try:
         done = subprocess.run(
-            [*COMMAND, str(device)], capture_output=True, text=True, timeout=PATIENCE, check=False, env=where
+            [*COMMAND, str(device)], capture_output=True, text=True, errors="replace", timeout=PATIENCE, env=where
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"the trial of them came to no end ({error})"

@@ -253,7 +253,7 @@ def describe_git() -> dict[str, object] | None:
 
 def _git(*words: str) -> str:
     command = ["git", "-c", "core.fsmonitor=false", *words]  # a repository's configuration may name a program to run
-    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=5, check=True)
     return done.stdout.strip()
 
 

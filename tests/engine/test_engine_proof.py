@@ -50,6 +50,7 @@ def test_what_a_rehearsal_finds_is_kept_for_its_gpu_and_versions(asked, tmp_path
         ("raise RuntimeError('CUDA error: an illegal memory access')", r"exit code 1: RuntimeError: CUDA error"),
         ("import os; os.abort()", r"exit code -6"),
         ("pass", "it said nothing"),
+        (r"import os; os.write(2, b'a driver\xb4s word'); raise SystemExit(3)", "exit code 3: a driver"),
         ("print('3')", "broke"),
         ("import time; time.sleep(60)", "came to no end"),
     ],

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from kdbench import build
 from kdbench.data.content import Content, Part
 from kdbench.runs import identity as identities
+from kdbench.runs.folder import describe_git
 from kdbench.runs.identity import Identity, Kept, differences
 from tests.support.shell import kdbench
 
@@ -272,3 +274,19 @@ def test_the_start_of_a_run_says_what_it_is_of(train):
     assert train(*FAKE, *SHORT, *ALONE, HERE)[0] == 0
     kept = Kept(Path("run"))
     assert kept.start["identity"] == result()["identity"] and kept.unchanged()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files that are no UTF-8")
+def test_a_repository_with_a_name_in_another_encoding_is_described(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt")
+    for words in ("init -q", "config core.quotepath false", "add .", "-c user.name=a -c user.email=a commit -qm one"):
+        with open(file, "a") as text:
+            text.write("a line\n")
+        subprocess.run(["git", *words.split()], check=True)
+    describe_git.cache_clear()
+    try:
+        found = describe_git()
+    finally:
+        describe_git.cache_clear()
+    assert found is not None and found["changed"] and len(str(found["commit"])) == 40
