@@ -9,10 +9,12 @@ import functools
 import importlib
 import io
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -53,15 +55,17 @@ def main() -> int:
 
 
 def _stop_in_order() -> None:
-    """A terminal that hangs up, and whoever ends the process in an orderly way, stop it as Ctrl-C does.
+    """A terminal that hangs up, and whoever ends the process in an orderly way, stop it as Ctrl-C does. One that comes
+    twice at once counts once.
 
     Who started it may have chosen otherwise: nohup ignores a hang-up, submitit saves at a signal.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # Python lets no other thread choose
-    for number in (getattr(signal, name, None) for name in ("SIGHUP", "SIGTERM")):  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _stop)
+    stop = _Stop()
+    for number in (getattr(signal, name, None) for name in ("SIGHUP", "SIGTERM", "SIGINT")):  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, stop)
 
 
 def _stay_silent() -> None:
@@ -71,8 +75,23 @@ def _stay_silent() -> None:
     warnings.simplefilter("ignore")
 
 
-def _stop(number: int, _frame: object) -> None:
-    raise KeyboardInterrupt(number)
+class _Stop:
+    """What a signal does: it stops the work, unless an earlier one did a moment ago.
+
+    Ctrl-C comes twice where a launcher (uv run, a shell's script) passes on what the terminal has sent to all. The
+    second one would fall into what the first one has begun: files that were put off are being written.
+    """
+
+    AGAIN = 1.0  # seconds after which it is meant as another one
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._last = clock, -math.inf
+
+    def __call__(self, number: int, _frame: object) -> None:
+        now = self._clock()
+        if now - self._last >= self.AGAIN:
+            self._last = now
+            raise KeyboardInterrupt(number)
 
 
 def _stopped(stop: KeyboardInterrupt) -> int:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kdbench import cli
 from tests.support.killing import PATHS
 from tests.support.shell import kdbench, result
 
@@ -91,6 +93,30 @@ def test_who_ends_a_run_in_order_loses_no_epoch():
     assert kdbench(*quiet, "hydra.run.dir=cut") == 0 == kdbench(*quiet, "hydra.run.dir=whole")
     assert 0 < done < 20 and f"continues after epoch {done - done % 2}" in Path("cut/train.log").read_text()
     assert result(Path("cut"))["student"]["weights"] == result(Path("whole"))["student"]["weights"]
+
+
+def test_a_signal_that_comes_twice_at_once_counts_once(monkeypatch):
+    """A terminal sends Ctrl-C to all, and a launcher (uv run) passes it on: the second one would stop what the first
+    one has begun, the writing of what was put off."""
+    set_to: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)
+    monkeypatch.setattr(signal, "signal", set_to.__setitem__)
+    cli._stop_in_order()
+    assert {signal.SIGINT, signal.SIGTERM} <= set(set_to)
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_IGN)  # as nohup has it
+    monkeypatch.setattr(signal, "signal", None)
+    cli._stop_in_order()
+    now = [5.0]
+    stop = cli._Stop(lambda: now[0])
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        stop(signal.SIGINT, None)
+    assert stopped.value.args == (signal.SIGINT,)
+    for now[0] in (5.0, 5.0 + 0.9 * stop.AGAIN):
+        stop(signal.SIGINT, None)
+        stop(signal.SIGTERM, None)
+    now[0] = 5.0 + stop.AGAIN
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGTERM, None)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no hang-up")
