@@ -83,7 +83,7 @@ class _Files(CachingConfigRepository):
     """The files that a composition reads. Each is parsed once a process while it stays the same: half of the time that
     composing takes. Hydra's own copies the whole search path for every composition."""
 
-    parsed: dict[tuple[str, str], tuple[tuple[int, int], bytes]] = {}  # by folder and name; size and change, pickled
+    parsed: dict[tuple[str, str], tuple[bytes, bytes]] = {}  # by folder and name: what the file holds, and pickled
     laid: dict[object, tuple[list[object], bytes]] = {}  # by the names of files: what they held, and all of it merged
 
     def __init__(self, search_path: ConfigSearchPath) -> None:
@@ -136,14 +136,14 @@ class _Files(CachingConfigRepository):
         source = self.delegate._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or source.scheme() not in ("file", "pkg"):
             return self.delegate.load_config(config_path)
-        key, state = (source.full_path(), config_path), (0, 0)  # what Hydra brings itself stays as it is
-        if source.scheme() == "file":
-            about = os.stat(os.path.join(source.path, source._normalize_file_name(config_path)))
-            state = about.st_size, about.st_mtime_ns
-        if key not in self.parsed or self.parsed[key][0] != state:
+        key, held = (source.full_path(), config_path), b""  # what Hydra brings itself stays as it is
+        if source.scheme() == "file":  # read: times of change are up to two seconds coarse
+            with open(os.path.join(source.path, source._normalize_file_name(config_path)), "rb") as file:
+                held = file.read()
+        if key not in self.parsed or self.parsed[key][0] != held:
             loaded = self.delegate.load_config(config_path)
             assert loaded is not None
-            self.parsed[key] = state, pickle.dumps(loaded)
+            self.parsed[key] = held, pickle.dumps(loaded)
         self.read[config_path] = self.parsed[key][1]
         return pickle.loads(self.parsed[key][1])  # composing changes it; a deep copy takes five times as long
 

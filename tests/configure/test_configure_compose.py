@@ -254,6 +254,10 @@ def test_a_file_is_parsed_once_until_it_changes(tmp_path, monkeypatch):
         assert kdbench.compose(words).loss.weights == {"task": 1.0}
     file.write_text("_target_: kdbench.losses.kl.KL\nweights: {task: 0.25}\n", encoding="utf-8")
     assert kdbench.compose(words).loss.weights == {"task": 0.25}
+    before = file.stat()  # an edit of the same length, within what the file system counts as one moment
+    file.write_text("_target_: kdbench.losses.kl.KL\nweights: {task: 0.75}\n", encoding="utf-8")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert kdbench.compose(words).loss.weights == {"task": 0.75}
 
 
 def test_what_is_merged_is_merged_once_until_a_part_changes(monkeypatch):
