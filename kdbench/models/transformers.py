@@ -5,9 +5,11 @@ The library is imported when a network of it is built: that takes five seconds.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from kdbench.types import Outputs
 # Kinds whose answers are the same to rounding where a batch comes without what is padding in all of it: tested. Of
 # others some are not, such as those with convolutions, which see that padding as texts.
 ANY_LENGTH = ("bert", "distilbert", "roberta", "gpt2", "albert", "electra", "mpnet", "deberta-v2")
+_SLIP = 0.85  # how alike a kind with a slip is to it (difflib's ratio); no network of huggingface.co is to its kind
 
 
 def transformers_model(
@@ -118,10 +121,13 @@ def _config(library: Any, name: str, pretrained: bool, options: dict[str, object
         with _readable(name, pretrained):
             return library.AutoConfig.for_model(name, **fresh)
     own = {} if pretrained else {"vocab_size": vocab_size}
+    allowed = "a kind of network (bert, distilbert, ...), or one that is in a folder or that huggingface.co has"
+    slip = [] if "/" in name or os.path.isdir(name) else get_close_matches(name, kinds, n=1, cutoff=_SLIP)
+    if slip:  # not looked for on a network, which takes half a minute where there is none
+        raise UserError("name", name, allowed, hint=f"Did you mean {slip[0]}?")
     try:
         config = library.AutoConfig.from_pretrained(name, **own, **options)
     except (OSError, ValueError) as error:
-        allowed = "a kind of network (bert, distilbert, ...), or one that is in a folder or that huggingface.co has"
         raise UserError("name", name, allowed, hint=nearest(name, kinds) or first_line(error)) from error
     longest = getattr(config, "max_position_embeddings", None) or length
     require(length <= longest, "name", name, f"a network for {length} tokens: it reads {longest} (dataset.length)")

@@ -200,3 +200,10 @@ def test_kinds_that_are_asked_without_padding_answer_and_learn_the_same(kind):
 
 def test_other_kinds_read_the_whole_width():
     assert not build("convbert", options={**SMALL, "embedding_size": 16}).any_length
+
+
+def test_a_kind_with_a_slip_is_looked_for_on_no_network(monkeypatch):
+    library = pytest.importorskip("transformers")
+    monkeypatch.setattr(library.AutoConfig, "from_pretrained", None)
+    with pytest.raises(UserError, match=r"name = distilbrt: must be a kind of network .* Did you mean distilbert\?"):
+        transformers_model("distilbrt", num_classes=2, vocab_size=50, length=8)
