@@ -83,7 +83,6 @@ class LogitTable:
         self._open(path)
         tags = _read_whole(reader(self._file), self._file.fileno(), shape.entries * 4, HEADER)
         self._tags = np.frombuffer(tags, np.uint32)
-        self._seen = np.zeros(shape.entries, bool)  # entries whose checksum this process has found right
         self.damaged = False  # whether any entry was found damaged
 
     def _open(self, path: Path) -> None:
@@ -108,18 +107,16 @@ class LogitTable:
         return count_filled(self.path, self.shape)
 
     def valid(self, entries: np.ndarray) -> np.ndarray:
-        """Which of the entries [n] are there and whole: bool [n]. Each is checked once a process."""
-        good = self._seen[entries]
-        unsure = np.flatnonzero(~good)
-        tags = np.zeros(len(entries), np.uint32)  # of this look: another thread may be at one, too
-        tags[unsure] = self._tags_of(entries[unsure])
-        unsure = unsure[tags[unsure] != 0]
+        """Which of the entries [n] are there and whole: bool [n]. Looked at each time: a file may be cut or damaged
+        while it is in use."""
+        good = np.zeros(len(entries), bool)
+        tags = self._tags_of(entries)  # of this look: another thread may be at one, too
+        unsure = np.flatnonzero(tags)
         for part in _blocks(unsure):
             found = self._words(entries[part], self.shape.data, self.shape.words)
             good[part] = checksums(found, entries[part]) == tags[part]
         self._tags[entries[unsure[~good[unsure]]]] = 0  # looked up again: another process may have mended them
         if len(unsure):
-            self._seen[entries[good]] = True
             self._report(not good[unsure].all())
         return good
 
@@ -165,7 +162,7 @@ class LogitTable:
                 tags = checksums(words, places)
                 self._put(places, words, self.shape.data)
                 self._put(places, tags[:, None], HEADER)
-            self._tags[places], self._seen[places] = tags, True
+            self._tags[places] = tags
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise

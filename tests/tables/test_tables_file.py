@@ -288,3 +288,19 @@ def test_what_another_process_has_mended_is_good_again(tmp_path):
     assert not other.valid(entries)[2]
     make(tmp_path).write(entries, logits)
     assert other.valid(entries).all()
+
+
+@pytest.mark.parametrize("harm", ["cut", "damaged"])
+def test_what_was_whole_when_it_was_first_read_is_not_believed_for_ever(tmp_path, caplog, harm):
+    """A run reads an entry once an epoch; a file that is cut or damaged in between would be taught as it is."""
+    table, entries, logits = make(tmp_path), np.arange(6), some(SHAPE, 6)[1]
+    table.write(entries, logits)
+    assert table.valid(entries).all()
+    if harm == "cut":
+        os.truncate(table.path, SHAPE.data + 3 * SHAPE.words * 4)
+    else:
+        damage(table.path, SHAPE.data + 3 * SHAPE.words * 4, os.urandom(3 * SHAPE.words * 4))
+    assert table.valid(entries).tolist() == [True] * 3 + [False] * 3
+    assert "damaged entries found" in caplog.text
+    table.write(entries, logits)
+    assert table.valid(entries).all() and torch.equal(table.read(entries), logits)
