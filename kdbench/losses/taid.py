@@ -22,7 +22,8 @@ class TAID(DistillationLoss):
     r begins at `start` and never falls. After each step it is the larger of the line start + (end - start) progress and
     r + alpha sigmoid(v) (1 - r), at most `end`; v is the mean, with momentum `beta`, of how much of itself the
     distillation term lost in a step. alpha = 0: the line alone. r, v and the last value are kept in buffers, which a
-    checkpoint carries. The authors: no labels, tau = 1. `tau` in (0, 32]. Raises UserError for an `end` below `start`.
+    checkpoint carries; with trainer.accumulate every part of a batch moves them. The authors: no labels, tau = 1. `tau`
+    in (0, 32]. Raises UserError for an `end` below `start`.
     """
 
     gone: Tensor  # r - start

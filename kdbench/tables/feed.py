@@ -50,8 +50,8 @@ class Filler:
 
     def look(self, entries: np.ndarray) -> Found:
         """What there is of entries [n], ascending. Raises OSError."""
-        good = self.table.valid(entries)
-        return Found(entries, good, pinned(self.table.read(entries[good]), self.batches.device))
+        good, logits = self.table.find(entries)
+        return Found(entries, good, pinned(logits, self.batches.device))
 
     def load(self, found: Found) -> Tensor:
         """The logits [n, C] of the entries, those found or computed now (and kept), on the device of the batches."""

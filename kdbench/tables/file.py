@@ -107,24 +107,24 @@ class LogitTable:
         return count_filled(self.path, self.shape)
 
     def valid(self, entries: np.ndarray) -> np.ndarray:
-        """Which of the entries [n] are there and whole: bool [n]. Looked at each time: a file may be cut or damaged
-        while it is in use."""
-        good = np.zeros(len(entries), bool)
+        """Which of the entries [n] are there and whole: bool [n]."""
+        return self.find(entries)[0]
+
+    def find(self, entries: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """Which of the entries [n] are there and whole, bool [n], and the logits [those, classes] of those, on the CPU.
+
+        What is given was checked, each time: a file may be cut or damaged while it is in use.
+        """
+        good, shape = np.zeros(len(entries), bool), self.shape
         tags = self._tags_of(entries)  # of this look: another thread may be at one, too
         unsure = np.flatnonzero(tags)
-        for part in _blocks(unsure):
-            found = self._words(entries[part], self.shape.data, self.shape.words)
-            good[part] = checksums(found, entries[part]) == tags[part]
-        self._tags[entries[unsure[~good[unsure]]]] = 0  # looked up again: another process may have mended them
+        words = self._words(entries[unsure], shape.data, shape.words)
+        good[unsure] = whole = checksums(words, entries[unsure]) == tags[unsure]
+        self._tags[entries[unsure[~whole]]] = 0  # looked up again: another process may have mended them
         if len(unsure):
-            self._report(not good[unsure].all())
-        return good
-
-    def read(self, entries: np.ndarray) -> Tensor:
-        """The logits [n, classes] of entries [n], on the CPU; meaningless where not `valid`."""
-        shape = self.shape
-        words = torch.from_numpy(self._words(entries, shape.data, shape.words).view(np.int32))
-        return words.view(shape.dtype)[:, : shape.classes]
+            self._report(not whole.all())
+        words = words if whole.all() else words[whole]
+        return good, torch.from_numpy(words.view(np.int32)).view(shape.dtype)[:, : shape.classes]
 
     def _tags_of(self, entries: np.ndarray) -> np.ndarray:
         """Tags [n]; those that were not there before are looked up again, as other processes write them."""

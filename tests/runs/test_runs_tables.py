@@ -58,16 +58,16 @@ def test_a_run_that_was_stopped_goes_on_from_the_table(computed):
     whole = train(*SHORT, "teacher.table=on", "hydra.run.dir=whole", "schedule.epochs=3")
     before = computed["entries"]
 
-    calls, read = [], LogitTable.read
+    calls, find = [], LogitTable.find
 
     def stop(self, entries):
         calls.append(len(entries))
         if len(calls) == 3:  # of the third epoch, needed at its begin
             raise KeyboardInterrupt
-        return read(self, entries)
+        return find(self, entries)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LogitTable, "read", stop)
+        patch.setattr(LogitTable, "find", stop)
         words = [*TINY, *SHORT, "teacher.table=on", "hydra.run.dir=cut", "schedule.epochs=3"]
         assert kdbench("train", *words) == 130
     assert Path("cut/checkpoint.pt").exists()

@@ -122,7 +122,7 @@ def test_two_processes_fill_one_table_and_one_of_them_is_killed(tmp_path, monkey
     filler = make_filler(tmp_path, live, data, make_batches(data))
     entries = np.arange(IMAGES * VIEWS)
     assert filler.table.valid(entries).all() and not filler.table.damaged
-    assert torch.equal(filler.table.read(entries), all_live(live, data))
+    assert torch.equal(filler.table.find(entries)[1], all_live(live, data))
     told = [news.recv() for _ in range(len(entries) // 100 + 1)]
     assert sum(told[:-1]) == len(entries) and told[-1] <= len(entries)
 
@@ -212,8 +212,13 @@ def test_only_entries_that_are_there_are_read(tmp_path, monkeypatch):
     live, data = make_live(), make_data()
     filler = make_filler(tmp_path, live, data, make_batches(data))
     filler.fill(np.arange(0, 60, 2))
-    asked, read = [], filler.table.read
-    monkeypatch.setattr(filler.table, "read", lambda entries: (asked.extend(entries.tolist()), read(entries))[1])
+    asked, words, data_at = [], filler.table._words, filler.table.shape.data
+
+    def read(places, offset, width):
+        asked.extend(places.tolist() if offset == data_at else [])
+        return words(places, offset, width)
+
+    monkeypatch.setattr(filler.table, "_words", read)
     logits = filler.load(filler.look(np.arange(60)))
     assert sorted(asked) == list(range(0, 60, 2)) and filler.computed == 60
     other = make_filler(tmp_path / "other", live, data, make_batches(data))
@@ -224,17 +229,17 @@ def test_the_next_window_is_looked_up_by_another_thread_while_this_one_is_traine
     """Also that of the next epoch, and anew where an epoch was left before its end."""
     live, data = make_live(), make_data()
     filler = make_filler(tmp_path, live, data, batches := make_batches(data))
-    threads, begun, valid = set(), [threading.Event() for _ in range(12)], filler.table.valid
+    threads, begun, find = set(), [threading.Event() for _ in range(12)], filler.table.find
     looks = iter(begun)
 
-    def look(entries: np.ndarray) -> np.ndarray:
+    def look(entries: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         if len(entries) > 48:  # a window, not what it lacks
             threads.add(threading.get_ident())
             next(looks).set()
-        return valid(entries)
+        return find(entries)
 
     filler.fill(np.arange(IMAGES * VIEWS))
-    monkeypatch.setattr(filler.table, "valid", look)
+    monkeypatch.setattr(filler.table, "find", look)
     monkeypatch.setattr(feed, "WINDOW", 120)  # 3 of them
     fed = Fed(batches, teacher := TableTeacher(filler, WindowLogits(CPU)))
     stream = fed.epoch(0, 3)
@@ -257,15 +262,15 @@ def test_what_a_look_ahead_raises_comes_where_its_entries_are_needed(tmp_path, m
     live, data = make_live(), make_data()
     filler = make_filler(tmp_path, live, data, batches := make_batches(data))
     filler.fill(np.arange(IMAGES * VIEWS))
-    calls, read = [], filler.table.read
+    calls, find = [], filler.table.find
 
-    def broken(entries: np.ndarray) -> torch.Tensor:
+    def broken(entries: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         calls.append(len(entries))
         if len(calls) > 1:
             raise OSError(5, "Input/output error")
-        return read(entries)
+        return find(entries)
 
-    monkeypatch.setattr(filler.table, "read", broken)
+    monkeypatch.setattr(filler.table, "find", broken)
     monkeypatch.setattr(feed, "WINDOW", 240)
     seen = []
     with pytest.raises(OSError, match="Input/output"):

@@ -36,7 +36,7 @@ def test_what_is_written_is_read_by_every_process_that_opens_it(tmp_path, shape)
     assert not one.valid(entries).any()
     one.write(entries, logits)
     for seen in (one, other, make(tmp_path, shape)):
-        assert seen.valid(entries).all() and torch.equal(seen.read(entries), logits)
+        assert seen.valid(entries).all() and torch.equal(seen.find(entries)[1], logits)
         assert seen.filled == len(entries) and seen.valid(np.arange(shape.entries)).sum() == len(entries)
 
 
@@ -53,8 +53,8 @@ def test_whole_entries_are_not_written_again(tmp_path):
     entries, logits = some(SHAPE, 30)
     one.write(entries[:20], logits[:20])
     other.write(entries, logits + 1)
-    assert torch.equal(one.read(entries[:20]), logits[:20])
-    assert torch.equal(one.read(entries[20:]), logits[20:] + 1)
+    assert torch.equal(one.find(entries[:20])[1], logits[:20])
+    assert torch.equal(one.find(entries[20:])[1], logits[20:] + 1)
 
 
 def damage(path, offset, data=None):
@@ -93,7 +93,7 @@ def test_a_flipped_bit_costs_one_entry(tmp_path, caplog, part):
     good = again.valid(entries)
     assert not good[3] and good.sum() == 39 and again.damaged and "damaged" in caplog.text
     again.write(entries[3:4], logits[3:4])
-    assert make(tmp_path).valid(entries).all() and torch.equal(again.read(entries), logits)
+    assert make(tmp_path).valid(entries).all() and torch.equal(again.find(entries)[1], logits)
 
 
 def test_entries_that_changed_places_are_seen(tmp_path):
@@ -121,7 +121,7 @@ def test_a_file_of_wrong_length_is_repaired(tmp_path, length):
     again = make(tmp_path)
     good = again.valid(entries)
     kept = max(0, min((length - SHAPE.data) // 40, SHAPE.entries))
-    assert good[:kept].all() and not good[kept:].any() and torch.equal(again.read(entries)[good], logits[good])
+    assert good[:kept].all() and not good[kept:].any() and torch.equal(again.find(entries)[1], logits[good])
     again.write(entries, logits)
     assert make(tmp_path).valid(entries).all() and again.path.stat().st_size == SHAPE.bytes
 
@@ -144,7 +144,7 @@ def test_a_table_of_something_else_is_replaced_and_its_readers_keep_it(tmp_path,
         damage(old.path, 0, b"MZ\0\0")
     new = make(tmp_path, shape, key)
     assert not new.valid(np.arange(shape.entries)).any() and "started anew" in caplog.text
-    assert old.valid(entries).all() and torch.equal(old.read(entries), logits)
+    assert old.valid(entries).all() and torch.equal(old.find(entries)[1], logits)
     assert shape_in(read_header(new.path)) == shape and count_filled(new.path, shape) == 0
 
 
@@ -173,7 +173,7 @@ def test_an_entry_is_whole_before_its_tag_is_written(tmp_path, monkeypatch):
                 pass
         again = make(tmp_path / str(stop), shape)
         good = again.valid(entries)
-        assert torch.equal(again.read(entries)[good], logits[good]) and good.sum() == max(0, stop - 48) // 4
+        assert torch.equal(again.find(entries)[1], logits[good]) and good.sum() == max(0, stop - 48) // 4
         again.write(entries, logits)
         assert make(tmp_path / str(stop), shape).valid(entries).all()
 
@@ -249,7 +249,7 @@ def test_a_table_works_where_there_is_no_pread_and_no_pwrite(tmp_path, monkeypat
     entries, logits = some(SHAPE, 70)
     table.write(entries, logits)
     other = make(tmp_path)
-    assert other.valid(entries).all() and torch.equal(other.read(entries), logits) and other.filled == 70
+    assert other.valid(entries).all() and torch.equal(other.find(entries)[1], logits) and other.filled == 70
 
 
 def test_a_table_that_may_not_be_written_is_read(tmp_path, monkeypatch):
@@ -263,7 +263,7 @@ def test_a_table_that_may_not_be_written_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("kdbench.files.FileLock.acquire", refuse)
     before = table.path.read_bytes()
     other = make(tmp_path)
-    assert other.valid(entries).all() and torch.equal(other.read(entries), logits)
+    assert other.valid(entries).all() and torch.equal(other.find(entries)[1], logits)
     other.write(np.arange(SHAPE.entries), torch.zeros(SHAPE.entries, 10))
     assert table.path.read_bytes() == before
     with pytest.raises(OSError, match="Read-only"):
@@ -276,7 +276,7 @@ def test_a_table_that_is_cut_while_it_is_read_ends_no_process(tmp_path):
     table.write(entries, logits)
     other = make(tmp_path)
     os.truncate(table.path, HEADER)
-    assert not other.valid(entries).any() and other.read(entries).shape == (100, 10)
+    assert not other.valid(entries).any() and other.find(entries)[1].shape == (0, 10)
 
 
 def test_what_another_process_has_mended_is_good_again(tmp_path):
@@ -303,4 +303,4 @@ def test_what_was_whole_when_it_was_first_read_is_not_believed_for_ever(tmp_path
     assert table.valid(entries).tolist() == [True] * 3 + [False] * 3
     assert "damaged entries found" in caplog.text
     table.write(entries, logits)
-    assert table.valid(entries).all() and torch.equal(table.read(entries), logits)
+    assert table.valid(entries).all() and torch.equal(table.find(entries)[1], logits)
